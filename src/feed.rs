@@ -1,0 +1,22 @@
+//! How a sidecar follows the store of its bundles. A feed turns what it receives into snapshots and puts them into the
+//! `watch` channel that `app` made; it never sees a request.
+
+use std::time::SystemTime;
+
+/// How following goes, for `/readyz`, `/snapshot` and the metrics. The snapshot itself travels in a channel of its own.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// When the source was last read completely, whether it had changed or not.
+    pub last_read: Option<SystemTime>,
+    /// The newest version, if it was refused; the one before it is still in force.
+    pub rejection: Option<Rejection>,
+}
+
+/// A version that was refused.
+#[derive(Debug, Clone)]
+pub struct Rejection {
+    /// When.
+    pub at: SystemTime,
+    /// Why: every problem, one line each.
+    pub problems: Vec<String>,
+}

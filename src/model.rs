@@ -1,0 +1,403 @@
+//! The nouns that the whole program speaks in. No I/O, no Envoy, no tonic.
+//!
+//! A [`Query`] is what Cedar is asked; an [`Outcome`] is what became of it: a [`Decision`], a refusal to map the
+//! request ([`Unmapped`]), or the reason why *we* could not decide ([`Undecided`]).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+pub use cedar_policy::{EntityId, EntityTypeName, EntityUid, PolicyId};
+use smol_str::SmolStr;
+
+// === What is asked ===
+
+/// What Cedar is asked: plain data, canonical, so that equal requests are equal Queries.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Query {
+    /// Who asks, with what the request itself proves about them.
+    pub principal: Principal,
+    /// What they want to do.
+    pub action: EntityUid,
+    /// What they want to do it to.
+    pub resource: EntityUid,
+    /// The context, built from the types that the schema gives for the action, and only from what it names.
+    pub context: Record,
+}
+
+/// An entity that comes with the request: its id, and what the proof of identity says of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Principal {
+    /// The entity's type and id.
+    pub uid: EntityUid,
+    /// Attributes proved by the request (claims of a token, parts of a SPIFFE id). A bundle that knows the entity
+    /// has the last word: its attributes win.
+    pub attributes: Record,
+    /// Parents proved by the request (groups of a token), sorted. They add to those that the bundle knows.
+    pub parents: Vec<EntityUid>,
+    /// How the identity was proved, as policies see it in `context.identity`.
+    pub proof: Proof,
+}
+
+/// How an identity was proved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Proof {
+    /// By a token that Envoy's `jwt_authn` verified.
+    Jwt,
+    /// By the certificate of the mTLS peer.
+    Peer,
+    /// By a request header that the operator declared trusted.
+    TrustedHeader,
+    /// Not at all.
+    None,
+}
+
+impl Proof {
+    /// The word for it in policies, logs and headers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Jwt => "jwt",
+            Self::Peer => "peer",
+            Self::TrustedHeader => "trusted_header",
+            Self::None => "none",
+        }
+    }
+}
+
+/// A Cedar record, sorted by name.
+pub type Record = BTreeMap<SmolStr, Value>;
+
+/// A Cedar value as plain data.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Value {
+    /// `Bool`
+    Bool(bool),
+    /// `Long`
+    Long(i64),
+    /// `String`
+    String(SmolStr),
+    /// A reference to an entity.
+    Entity(EntityUid),
+    /// A value of an extension type, in Cedar's text form, known to be valid.
+    Extension(Extension, SmolStr),
+    /// `Set<T>`: sorted, without repetitions.
+    Set(Vec<Value>),
+    /// A record.
+    Record(Record),
+}
+
+impl Value {
+    /// A canonical set: sorted, without repetitions.
+    pub fn set(mut members: Vec<Value>) -> Self {
+        members.sort_unstable();
+        members.dedup();
+        Self::Set(members)
+    }
+}
+
+/// The extension types of Cedar 4 (<https://docs.cedarpolicy.com/policies/syntax-datatypes.html>).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Extension {
+    /// `ipaddr`: an address or a range.
+    Ipaddr,
+    /// `decimal`: up to four digits after the point.
+    Decimal,
+    /// `datetime`: an instant, to the millisecond.
+    Datetime,
+    /// `duration`: a length of time, to the millisecond.
+    Duration,
+}
+
+impl Extension {
+    /// The type's name in a Cedar schema.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ipaddr => "ipaddr",
+            Self::Decimal => "decimal",
+            Self::Datetime => "datetime",
+            Self::Duration => "duration",
+        }
+    }
+}
+
+/// The type of a [`Value`], as a schema declares it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Type {
+    /// `Bool`
+    Bool,
+    /// `Long`
+    Long,
+    /// `String`
+    String,
+    /// An entity type.
+    Entity(EntityTypeName),
+    /// An extension type.
+    Extension(Extension),
+    /// `Set<T>`
+    Set(Box<Type>),
+    /// A closed record.
+    Record(RecordType),
+}
+
+/// The attributes of a record or an entity, sorted by name.
+pub type RecordType = BTreeMap<SmolStr, AttributeType>;
+
+/// One attribute of a record or an entity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttributeType {
+    /// What it holds.
+    pub ty: Type,
+    /// Whether it must be there.
+    pub required: bool,
+}
+
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bool => f.write_str("Bool"),
+            Self::Long => f.write_str("Long"),
+            Self::String => f.write_str("String"),
+            Self::Entity(name) => write!(f, "{name}"),
+            Self::Extension(extension) => f.write_str(extension.as_str()),
+            Self::Set(member) => write!(f, "Set<{member}>"),
+            Self::Record(_) => f.write_str("record"),
+        }
+    }
+}
+
+// === What became of it ===
+
+/// Everything that can become of a request. There is no fourth case: an answer is built from this and nothing else.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// The policies decided.
+    Decided(Decision),
+    /// The request cannot be understood: the client's doing, denied with 400.
+    Unmapped(Unmapped),
+    /// *We* could not decide: never the client's doing, never cached. The operator's fail-open switch governs it.
+    Undecided(Undecided),
+}
+
+/// Allow or deny, with the determining policies and the revision it was made under.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// Allow or deny.
+    pub effect: Effect,
+    /// Why, in a word of bounded number.
+    pub reason: Reason,
+    /// The policies that determined it, sorted. Empty for a default denial.
+    pub determining: Vec<PolicyId>,
+    /// Evaluation errors; an erring `permit` is skipped as Cedar does, an erring `forbid` denies.
+    pub errors: Vec<PolicyError>,
+    /// What the `@mode("shadow")` policies would have done, if there are any.
+    pub shadow: Option<Shadow>,
+    /// How the policies want a denial to look; `None` on allow.
+    pub denial: Option<Arc<Denial>>,
+    /// The snapshot it was made under.
+    pub revision: Arc<Revision>,
+}
+
+/// Allow or deny.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// The request may proceed.
+    Allow,
+    /// It may not.
+    Deny,
+}
+
+impl Effect {
+    /// The word for it everywhere.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+/// Why a [`Decision`] came out as it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// At least one policy determined it.
+    Policy,
+    /// No policy spoke: denied.
+    DefaultDeny,
+    /// The schema does not let this type of principal do this action to this type of resource: denied.
+    NotApplicable,
+    /// A `forbid` in scope could not be evaluated. Cedar skips it, which would open access: denied.
+    PolicyError,
+}
+
+impl Reason {
+    /// The word for it in metrics, records and metadata.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::DefaultDeny => "default_deny",
+            Self::NotApplicable => "not_applicable",
+            Self::PolicyError => "policy_error",
+        }
+    }
+}
+
+/// A policy that could not be evaluated for a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyError {
+    /// The policy.
+    pub policy: PolicyId,
+    /// What Cedar says.
+    pub message: String,
+}
+
+/// What the policies would have decided if those in shadow mode were in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shadow {
+    /// The decision with the shadow policies counted in.
+    pub effect: Effect,
+    /// The shadow policies that were satisfied, sorted.
+    pub determining: Vec<PolicyId>,
+    /// Their evaluation errors.
+    pub errors: Vec<PolicyError>,
+}
+
+/// How a denial looks to the client. Built from annotations or `bundle.yaml`, checked when the bundle is loaded.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Denial {
+    /// HTTP status: 4xx or 5xx, or 3xx with a `location`.
+    pub status: u16,
+    /// Body, as `text/plain`; for gRPC callers the `grpc-message`.
+    pub message: String,
+    /// Response headers, lower-case names.
+    pub headers: Vec<(String, String)>,
+}
+
+/// Why a request could not be mapped to a [`Query`]. The client's doing: denied with 400.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmapped {
+    /// The kind, of bounded number, for metrics and the client.
+    pub kind: UnmappedKind,
+    /// What exactly, for the log and the client: names the attribute or the form, never a secret value.
+    pub detail: String,
+}
+
+/// The kinds of [`Unmapped`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UnmappedKind {
+    /// The message is not a CheckRequest.
+    Malformed,
+    /// The message is larger than the limit.
+    TooLarge,
+    /// Something without which a request cannot be understood is missing, or contradicts itself.
+    Incomplete,
+    /// The path is in a form that the path contract refuses.
+    Path,
+    /// The host is not a host.
+    Host,
+    /// The method has no action in the schema.
+    Action,
+    /// A proof of identity is there but not usable.
+    Identity,
+    /// An attribute that the schema declares is missing or does not fit its type.
+    Attribute,
+}
+
+impl UnmappedKind {
+    /// All of them, for metrics that exist from the start.
+    pub const ALL: [Self; 8] = [
+        Self::Malformed,
+        Self::TooLarge,
+        Self::Incomplete,
+        Self::Path,
+        Self::Host,
+        Self::Action,
+        Self::Identity,
+        Self::Attribute,
+    ];
+
+    /// The word for it in metrics, records and metadata.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::TooLarge => "too_large",
+            Self::Incomplete => "incomplete",
+            Self::Path => "path",
+            Self::Host => "host",
+            Self::Action => "action",
+            Self::Identity => "identity",
+            Self::Attribute => "attribute",
+        }
+    }
+}
+
+impl Unmapped {
+    /// A refusal of this kind, with what exactly was wrong.
+    pub fn new(kind: UnmappedKind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into() }
+    }
+}
+
+impl fmt::Display for Unmapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind.as_str(), self.detail)
+    }
+}
+
+/// Why we could not decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Undecided {
+    /// No snapshot is in force yet.
+    NotReady,
+    /// Too many checks are in flight.
+    Overloaded,
+    /// The caller's deadline passed before we could decide.
+    Deadline,
+    /// The decision log is full and the operator chose not to decide unlogged.
+    LogFull,
+    /// A fault of ours.
+    Internal,
+}
+
+impl Undecided {
+    /// All of them, for metrics that exist from the start.
+    pub const ALL: [Self; 5] = [Self::NotReady, Self::Overloaded, Self::Deadline, Self::LogFull, Self::Internal];
+
+    /// The word for it in metrics, records and metadata.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotReady => "not_ready",
+            Self::Overloaded => "overloaded",
+            Self::Deadline => "deadline",
+            Self::LogFull => "log_full",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+// === What it was decided under ===
+
+/// The identity of what is in force: the bundles it was compiled from, by digest.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Revision {
+    /// Short text that names it in headers, records and metadata: the first twelve hex digits of `digest`.
+    pub id: String,
+    /// SHA-256 over the content of all bundles, in hex.
+    pub digest: String,
+}
+
+/// When a snapshot came to be, for ages and lead times.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeline {
+    /// When the newest file of its bundles was changed, as the file system says.
+    pub changed: Option<SystemTime>,
+    /// When it was put in force.
+    pub enforced: SystemTime,
+}
+
+impl Timeline {
+    /// From the change of the bundle to its enforcement; `None` if the clock of the file system says nothing useful.
+    pub fn lead_time(&self) -> Option<Duration> {
+        self.enforced.duration_since(self.changed?).ok()
+    }
+}
