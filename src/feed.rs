@@ -1,7 +1,12 @@
 //! How a sidecar follows the store of its bundles. A feed turns what it receives into snapshots and puts them into the
 //! `watch` channel that `app` made; it never sees a request.
 
-use std::time::SystemTime;
+pub mod directory;
+mod files;
+
+use std::time::{Duration, SystemTime};
+
+pub use files::{Limits, read};
 
 /// How following goes, for `/readyz`, `/snapshot` and the metrics. The snapshot itself travels in a channel of its own.
 #[derive(Debug, Clone, Default)]
@@ -10,6 +15,12 @@ pub struct Status {
     pub last_read: Option<SystemTime>,
     /// The newest version, if it was refused; the one before it is still in force.
     pub rejection: Option<Rejection>,
+    /// How many versions were put in force since the start.
+    pub loads: u64,
+    /// How many versions were refused since the start.
+    pub rejections: u64,
+    /// How long the last version put in force took, from the first byte read to the swap.
+    pub last_load_duration: Option<Duration>,
 }
 
 /// A version that was refused.

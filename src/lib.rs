@@ -1,8 +1,31 @@
-//! Stockade.
+//! Stockade: a sidecar that answers Envoy's `ext_authz` calls with Cedar policies.
+//!
+//! A Check comes in through [`ext_authz`], is mapped to a [`model::Query`], decided by [`decision`] under the
+//! [`policy::Snapshot`] in force, and answered. Snapshots come from [`feed`], which follows the bundles; the two ways
+//! meet in one `watch` channel that [`app`] makes. ARCHITECTURE.md has the picture.
+//!
+//! In reading order: the nouns, Cedar's side, the decision, Envoy's side, the feed, what it tells about itself, and what
+//! holds it together.
+
+pub mod model;
+
+pub mod policy;
+
+pub mod decision;
+
+pub mod ext_authz;
 
 pub mod feed;
-pub mod model;
-pub mod policy;
+
+pub mod admin;
+pub mod observe;
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod listener;
+pub mod shutdown;
+
 pub mod problem;
 pub mod units;
 pub mod yaml;

@@ -87,6 +87,20 @@ pub enum Value {
     Record(Record),
 }
 
+/// As JSON: entities as Cedar writes them, extension values as text.
+impl serde::Serialize for Value {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Bool(value) => serializer.serialize_bool(*value),
+            Self::Long(value) => serializer.serialize_i64(*value),
+            Self::String(text) | Self::Extension(_, text) => serializer.serialize_str(text),
+            Self::Entity(uid) => serializer.collect_str(uid),
+            Self::Set(members) => serializer.collect_seq(members),
+            Self::Record(fields) => serializer.collect_map(fields),
+        }
+    }
+}
+
 impl Value {
     /// A canonical set: sorted, without repetitions.
     pub fn set(mut members: Vec<Value>) -> Self {
@@ -162,6 +176,110 @@ impl fmt::Display for Type {
             Self::Extension(extension) => f.write_str(extension.as_str()),
             Self::Set(member) => write!(f, "Set<{member}>"),
             Self::Record(_) => f.write_str("record"),
+        }
+    }
+}
+
+/// What an action's context is built from: one typed attribute for each [`Root`] that the schema names.
+pub type ContextType = Vec<(Root, AttributeType)>;
+
+/// The attributes that a context can have at its top. `docs/context.md` describes each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Root {
+    /// JSON or form fields of the request's body.
+    Body,
+    /// Whether Envoy sent only the beginning of the body.
+    BodyPartial,
+    /// The size of the whole body in bytes, if known.
+    BodySize,
+    /// Claims of the token that proved the principal.
+    Claims,
+    /// The service's side of the connection.
+    Destination,
+    /// `context_extensions` of the route, as the operator set them.
+    Extensions,
+    /// Service and method of a gRPC call.
+    Grpc,
+    /// Request headers.
+    Headers,
+    /// The host, in lower case, without a trailing dot; with its port, if there is one.
+    Host,
+    /// How the principal was proved: see [`Proof`].
+    Identity,
+    /// `metadata_context.filter_metadata`, by namespace.
+    Metadata,
+    /// The HTTP method.
+    Method,
+    /// Parameters of the route's path template.
+    Params,
+    /// The path in its one canonical form, without the query.
+    Path,
+    /// The HTTP protocol, such as `HTTP/1.1`.
+    Protocol,
+    /// Query parameters.
+    Query,
+    /// `route_metadata_context.filter_metadata`, by namespace.
+    RouteMetadata,
+    /// The URL scheme.
+    Scheme,
+    /// The caller's side of the connection.
+    Source,
+    /// When Envoy received the request.
+    Time,
+    /// The TLS session.
+    Tls,
+}
+
+impl Root {
+    /// All of them.
+    pub const ALL: [Self; 21] = [
+        Self::Body,
+        Self::BodyPartial,
+        Self::BodySize,
+        Self::Claims,
+        Self::Destination,
+        Self::Extensions,
+        Self::Grpc,
+        Self::Headers,
+        Self::Host,
+        Self::Identity,
+        Self::Metadata,
+        Self::Method,
+        Self::Params,
+        Self::Path,
+        Self::Protocol,
+        Self::Query,
+        Self::RouteMetadata,
+        Self::Scheme,
+        Self::Source,
+        Self::Time,
+        Self::Tls,
+    ];
+
+    /// Its name in a context.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Body => "body",
+            Self::BodyPartial => "body_partial",
+            Self::BodySize => "body_size",
+            Self::Claims => "claims",
+            Self::Destination => "destination",
+            Self::Extensions => "extensions",
+            Self::Grpc => "grpc",
+            Self::Headers => "headers",
+            Self::Host => "host",
+            Self::Identity => "identity",
+            Self::Metadata => "metadata",
+            Self::Method => "method",
+            Self::Params => "params",
+            Self::Path => "path",
+            Self::Protocol => "protocol",
+            Self::Query => "query",
+            Self::RouteMetadata => "route_metadata",
+            Self::Scheme => "scheme",
+            Self::Source => "source",
+            Self::Time => "time",
+            Self::Tls => "tls",
         }
     }
 }

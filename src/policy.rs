@@ -1,6 +1,19 @@
 //! Cedar's side: from the files of a bundle to a [`Snapshot`] that answers Queries. Nothing outside this module
 //! imports `cedar_policy`, save the id types that [`crate::model`] re-exports.
 
+mod annotations;
+mod bundle;
+mod entities;
+mod files;
+mod routes;
+mod schema;
+mod snapshot;
 mod summary;
+mod value;
 
+pub use files::Files;
+pub use routes::{Matched, Routes};
+pub use schema::{ActionType, BASE as BASE_SCHEMA, Types};
+pub use snapshot::Snapshot;
 pub use summary::{BundleSummary, PolicySummary, Summary};
+pub use value::check as check_extension;

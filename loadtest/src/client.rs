@@ -5,14 +5,17 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::str::FromStr;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use http::HeaderMap;
 use prost::Message;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// Where a server listens.
@@ -30,6 +33,10 @@ pub(crate) struct Connection {
     /// The head of every call.
     head: http::Request<()>,
 }
+
+/// A stream that takes one buffer at a time. A stream that took several would make `h2` write each
+/// request apart from the others; so it collects them, and one system call sends many.
+struct Collecting<S>(S);
 
 /// A call that has been sent.
 pub(crate) struct Call(ResponseFuture);
@@ -91,9 +98,7 @@ impl FromStr for Address {
         let rest = ["http://", "tcp://"].iter().find_map(|scheme| text.strip_prefix(scheme));
         let host_port = rest.unwrap_or(text).trim_end_matches('/');
         match host_port.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                Ok(Self::Tcp(host_port.into()))
-            }
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self::Tcp(host_port.into())),
             _ => Err(format!("`{text}` is no address: give `host:port` or `unix:///path`")),
         }
     }
@@ -122,13 +127,11 @@ impl Connection {
         }
     }
 
-    async fn over(
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    ) -> Result<Self, Failure> {
+    async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Self, Failure> {
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
-            .handshake(stream)
+            .handshake(Collecting(stream))
             .await?;
         // Ends with the last clone of `send`. Should it fail, every call fails with the reason.
         tokio::spawn(connection);
@@ -147,6 +150,29 @@ impl Connection {
         let (response, mut body) = self.send.send_request(self.head.clone(), false)?;
         body.send_data(message, true)?;
         Ok(Call(response))
+    }
+}
+
+// === impl Collecting ===
+
+impl<S: AsyncRead + Unpin> AsyncRead for Collecting<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+/// Leaves `is_write_vectored` at its default, no.
+impl<S: AsyncWrite + Unpin> AsyncWrite for Collecting<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 
@@ -201,8 +227,8 @@ fn decision(body: &[u8]) -> Result<Decision, Failure> {
 
 // === impl Failure ===
 
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
         Self::Connection(error.to_string())
     }
 }

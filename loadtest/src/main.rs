@@ -9,10 +9,6 @@
 //! - [`client`] asks once, [`load`] asks at a pace and keeps count,
 //! - [`floor`] is the yardstick, [`server`] starts it, and Stockade, as processes,
 //! - [`compare`] runs the rounds, [`report`] turns them into a table and JSON.
-#![cfg_attr(
-    test,
-    allow(clippy::unwrap_used, reason = "a test ends at its first surprise")
-)]
 
 mod client;
 mod compare;
@@ -23,7 +19,7 @@ mod server;
 mod workload;
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -97,7 +93,7 @@ struct Compare {
     peers: Vec<Peer>,
     /// How often every target is measured; the report has the medians.
     #[arg(long, default_value = "5")]
-    rounds: NonZeroU32,
+    rounds: NonZeroUsize,
     /// Calls per second of the open loop. Default: half of what the target reached in its first
     /// closed loop.
     #[arg(long)]
@@ -143,10 +139,8 @@ fn main() -> ExitCode {
 
 /// Everything runs on one thread: a server or a generator with one core to itself.
 fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     match command {
         Command::Floor { listen } => runtime.block_on(floor::run(listen)),
         Command::Run(run) => runtime.block_on(run.execute()),
@@ -157,7 +151,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 impl Run {
     async fn execute(self) -> anyhow::Result<ExitCode> {
         let pace = match (self.mode, self.rate) {
-            (Mode::Open, Some(rate)) => Pace::Open { rate: rate.into() },
+            (Mode::Open, Some(rate)) => Pace::Open { rate: rate.get().into() },
             (Mode::Open, None) => anyhow::bail!("the open mode needs a `--rate`"),
             (Mode::Closed, _) => Pace::Closed,
         };
@@ -182,7 +176,7 @@ impl Compare {
             stockade: (self.stockade.as_os_str() != "none").then_some(self.stockade),
             peers: self.peers,
             rounds: self.rounds,
-            rate: self.rate.map(f64::from),
+            rate: self.rate.map(|rate| rate.get().into()),
             shape: self.load.shape(),
         };
         conclude(&comparison.run().await?, self.json)
@@ -191,12 +185,7 @@ impl Compare {
 
 impl Load {
     fn shape(&self) -> Shape {
-        Shape {
-            connections: self.connections,
-            in_flight: self.in_flight,
-            warmup: self.warmup,
-            duration: self.duration,
-        }
+        Shape { connections: self.connections, in_flight: self.in_flight, warmup: self.warmup, duration: self.duration }
     }
 }
 
@@ -207,8 +196,7 @@ fn conclude(rows: &[Row], json: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     if let Some(path) = json {
         let mut text = serde_json::to_string_pretty(rows)?;
         text.push('\n');
-        std::fs::write(&path, text)
-            .with_context(|| format!("cannot write `{}`", path.display()))?;
+        std::fs::write(&path, text).with_context(|| format!("cannot write `{}`", path.display()))?;
     }
     let clean = rows.iter().all(|row| row.errors == 0);
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -221,7 +209,10 @@ fn duration(text: &str) -> Result<Duration, String> {
         None => (text.strip_suffix('s').ok_or("give a unit, `s` or `ms`")?, 1.0),
     };
     let number: f64 = number.parse().map_err(|_| format!("`{number}` is no number"))?;
-    Duration::try_from_secs_f64(number * unit).map_err(|error| error.to_string())
+    match Duration::try_from_secs_f64(number * unit) {
+        Ok(Duration::ZERO) => Err("no time is too short".into()),
+        duration => duration.map_err(|error| error.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -240,6 +231,7 @@ mod tests {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("0.5s"), Ok(Duration::from_millis(500)));
         assert!(duration("5").is_err());
+        assert!(duration("0s").is_err());
         assert!(duration("-1s").is_err());
         assert!(duration("manys").is_err());
     }

@@ -12,6 +12,8 @@ use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
 use envoy_types::pb::google::protobuf::Timestamp;
 use prost::Message;
 
+use crate::client::Decision;
+
 /// The files Stockade is started with: a path below the configuration's directory, and the text.
 pub(crate) type Files = &'static [(&'static str, &'static str)];
 
@@ -78,11 +80,22 @@ impl Workload {
     }
 }
 
+// === impl Expect ===
+
+impl Expect {
+    pub(crate) fn admits(self, decision: Decision) -> bool {
+        match self {
+            Self::Allow => decision == Decision::Allow,
+            Self::Deny => decision == Decision::Deny,
+            Self::Any => true,
+        }
+    }
+}
+
 fn read(path: &Path) -> anyhow::Result<Bytes> {
     let name = path.display();
     let message = std::fs::read(path).with_context(|| format!("cannot read `{name}`"))?;
-    CheckRequest::decode(message.as_slice())
-        .with_context(|| format!("`{name}` is no encoded CheckRequest"))?;
+    CheckRequest::decode(message.as_slice()).with_context(|| format!("`{name}` is no encoded CheckRequest"))?;
     Ok(framed(&message))
 }
 
@@ -109,7 +122,10 @@ fn product_list() -> CheckRequest {
         ("accept", "application/json, text/plain, */*"),
         ("accept-language", "en-US,en;q=0.5"),
         ("accept-encoding", "gzip, deflate, br, zstd"),
-        ("authorization", "Bearer 7c1f0a4e9b2d48e6a3f5c0d19e8b7a6417c1f0a4e9b2d48e"),
+        (
+            "authorization",
+            "Bearer 7c1f0a4e9b2d48e6a3f5c0d19e8b7a647c1f0a4e9b2d48e6a3f5c0d19e8b7a647c1f0a4e9b2d48e6a3f5c0d19e8b7a6417c1f0a4e9b2",
+        ),
         ("x-request-id", "e0d95bba-d1d0-4caa-a4a1-30d92d3cd21d"),
         ("x-forwarded-proto", "https"),
         ("x-forwarded-for", "203.0.113.7"),

@@ -1,0 +1,319 @@
+//! The operator's HTTP endpoint: probes, metrics, and what is in force. It reads and never changes anything; `app` binds
+//! it, on loopback unless told otherwise.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Serialize;
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::feed::{Rejection, Status};
+use crate::policy::Summary;
+use crate::shutdown::Phase;
+
+mod page;
+
+/// What there is: path and meaning.
+const ROUTES: [(&str, &str); 6] = [
+    ("/", "this sidecar at a glance"),
+    ("/livez", "200 while the process answers"),
+    ("/readyz", "200 if it can decide, else 503 and the reasons"),
+    ("/metrics", "for Prometheus"),
+    ("/snapshot", "what is in force, and the last rejection"),
+    ("/config", "the effective configuration, without secrets"),
+];
+
+/// What the endpoint looks at.
+#[derive(Clone)]
+pub struct Admin {
+    /// What the snapshot in force says of itself.
+    pub summary: Arc<dyn Fn() -> Option<Summary> + Send + Sync>,
+    /// How following the source goes; the feed sends.
+    pub status: watch::Receiver<Status>,
+    /// Whether Envoy may ask; `app` sends what [`readiness`] finds.
+    pub ready: watch::Receiver<Readiness>,
+    /// The effective configuration, without secrets.
+    pub config: Arc<serde_json::Value>,
+    /// Renders the metrics.
+    pub metrics: PrometheusHandle,
+    /// Brings metrics up to date that only time changes; runs before each rendering.
+    pub refresh: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// Whether this sidecar can decide, and if not, why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Readiness {
+    /// Whether it can.
+    pub ready: bool,
+    /// Why not: one line each.
+    pub reasons: Vec<String>,
+}
+
+/// Whether a sidecar in this phase can decide. A rejection alone takes nobody out of service: what was in force before it
+/// still is.
+pub fn readiness(phase: Phase, has_snapshot: bool, rejection: Option<&Rejection>) -> Readiness {
+    let reasons = match (phase, has_snapshot) {
+        (Phase::Leaving | Phase::Draining, _) => vec!["shutting down".to_owned()],
+        (_, false) => {
+            let problems = rejection.into_iter().flat_map(|rejection| rejection.problems.iter().cloned());
+            std::iter::once("no snapshot is in force yet".to_owned()).chain(problems).collect()
+        }
+        (Phase::Starting, true) => vec!["starting".to_owned()],
+        (Phase::Running, true) => Vec::new(),
+    };
+    Readiness { ready: reasons.is_empty(), reasons }
+}
+
+/// The routes over what they show. All of them answer GET and HEAD, and nothing else.
+pub fn router(state: Admin) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/snapshot", get(snapshot))
+        .route("/config", get(config))
+        .fallback(not_found)
+        .with_state(state)
+}
+
+async fn readyz(State(admin): State<Admin>) -> Response {
+    let readiness = admin.ready.borrow().clone();
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, pretty(&readiness)).into_response()
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    (admin.refresh)();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render())
+}
+
+async fn snapshot(State(admin): State<Admin>) -> Response {
+    let Status { last_read, rejection, .. } = admin.status.borrow().clone();
+    let rejection =
+        rejection.map(|Rejection { at, problems }| json!({"at": timestamp(at).to_string(), "problems": problems}));
+    pretty(&json!({
+        "snapshot": (admin.summary)(),
+        "last_read": last_read.map(|at| timestamp(at).to_string()),
+        "rejection": rejection,
+    }))
+}
+
+async fn config(State(admin): State<Admin>) -> Response {
+    pretty(&*admin.config)
+}
+
+async fn page(State(admin): State<Admin>) -> impl IntoResponse {
+    let readiness = admin.ready.borrow().clone();
+    let status = admin.status.borrow().clone();
+    let html = page::render(&readiness, (admin.summary)().as_ref(), &status);
+    // Nothing on the page needs more than this; should an escape ever be missed, it stays text.
+    let policy = "default-src 'none'; style-src 'unsafe-inline'";
+    ([(header::CONTENT_SECURITY_POLICY, policy)], Html(html))
+}
+
+async fn not_found() -> impl IntoResponse {
+    let list: String = ROUTES.iter().map(|(path, meaning)| format!("{path:<10} {meaning}\n")).collect();
+    (StatusCode::NOT_FOUND, format!("nothing here; there is\n\n{list}"))
+}
+
+/// JSON that a person can read.
+fn pretty(value: &impl Serialize) -> Response {
+    const JSON: [(HeaderName, &str); 1] = [(header::CONTENT_TYPE, "application/json")];
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => (JSON, text + "\n").into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+fn timestamp(at: SystemTime) -> impl Display {
+    humantime::format_rfc3339_millis(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
+    use http_body_util::BodyExt;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::model::Revision;
+    use crate::observe::metrics::{self, Metrics};
+    use crate::policy::{BundleSummary, PolicySummary};
+
+    fn summary() -> Summary {
+        Summary {
+            revision: Revision { id: "0123456789ab".into(), digest: "0123456789abcdef".into() },
+            generation: 3,
+            enforced_at: "2026-01-02T03:04:05Z".into(),
+            changed_at: None,
+            lead_time_ms: Some(250),
+            bundles: vec![BundleSummary {
+                name: "shop".into(),
+                version: Some("1.4".into()),
+                owner: Some("team-shop@example.com".into()),
+                description: None,
+                controls: vec!["PCI-7.1".into()],
+            }],
+            policies: vec![PolicySummary {
+                id: "shop/<script>alert('x')</script>".into(),
+                effect: "permit",
+                mode: "shadow",
+                file: "policies/\"a\" & b.cedar".into(),
+                template: None,
+            }],
+            routes: 2,
+            entities: 5,
+            warnings: vec!["policy `shop/old` can never apply".into()],
+        }
+    }
+
+    fn admin(summary: Option<Summary>, status: Status, readiness: Readiness) -> Admin {
+        Admin {
+            summary: Arc::new(move || summary.clone()),
+            status: watch::channel(status).1,
+            ready: watch::channel(readiness).1,
+            config: Arc::new(json!({"log": {"level": "info"}})),
+            metrics: Metrics::new(&metrics::Config::default()).expect("metrics").1,
+            refresh: Arc::new(|| {}),
+        }
+    }
+
+    fn in_force() -> Admin {
+        let status = Status { last_read: Some(SystemTime::UNIX_EPOCH), ..Status::default() };
+        admin(Some(summary()), status, readiness(Phase::Running, true, None))
+    }
+
+    fn rejected() -> Admin {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        let rejection = Rejection { at, problems: vec!["a.cedar:1:2: unexpected `<b>`".into()] };
+        let readiness = readiness(Phase::Starting, false, Some(&rejection));
+        admin(None, Status { rejection: Some(rejection), ..Status::default() }, readiness)
+    }
+
+    async fn send(admin: Admin, method: &str, path: &str) -> (StatusCode, String, String) {
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).expect("request");
+        let response = router(admin).oneshot(request).await.expect("infallible");
+        let content_type = response.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().expect("text"));
+        let (status, content_type) = (response.status(), content_type.unwrap_or_default().to_owned());
+        let body = response.into_body().collect().await.expect("body").to_bytes();
+        (status, content_type, String::from_utf8(body.to_vec()).expect("text"))
+    }
+
+    async fn get_json(admin: Admin, path: &str) -> (StatusCode, serde_json::Value) {
+        let (status, content_type, body) = send(admin, "GET", path).await;
+        assert_eq!(content_type, "application/json");
+        (status, serde_json::from_str(&body).expect("JSON"))
+    }
+
+    #[test]
+    fn readiness_follows_phase_and_snapshot() {
+        let rejection = Rejection { at: SystemTime::UNIX_EPOCH, problems: vec!["one".into(), "two".into()] };
+        for (phase, has_snapshot, rejection, reasons) in [
+            (Phase::Running, true, None, &[][..]),
+            (Phase::Running, true, Some(&rejection), &[]),
+            (Phase::Running, false, None, &["no snapshot is in force yet"]),
+            (Phase::Starting, true, None, &["starting"]),
+            (Phase::Starting, false, None, &["no snapshot is in force yet"]),
+            (Phase::Starting, false, Some(&rejection), &["no snapshot is in force yet", "one", "two"]),
+            (Phase::Leaving, true, None, &["shutting down"]),
+            (Phase::Draining, true, None, &["shutting down"]),
+            (Phase::Draining, false, Some(&rejection), &["shutting down"]),
+        ] {
+            let found = readiness(phase, has_snapshot, rejection);
+            assert_eq!(
+                (found.ready, found.reasons),
+                (reasons.is_empty(), reasons.iter().map(|r| r.to_string()).collect())
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn probes_answer() {
+        assert_eq!(send(rejected(), "GET", "/livez").await.0, StatusCode::OK);
+        assert_eq!(get_json(in_force(), "/readyz").await, (StatusCode::OK, json!({"ready": true, "reasons": []})));
+        let reasons = json!(["no snapshot is in force yet", "a.cedar:1:2: unexpected `<b>`"]);
+        let expected = (StatusCode::SERVICE_UNAVAILABLE, json!({"ready": false, "reasons": reasons}));
+        assert_eq!(get_json(rejected(), "/readyz").await, expected);
+    }
+
+    #[tokio::test]
+    async fn metrics_are_fresh() {
+        let refreshed = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&refreshed);
+        let refresh = Arc::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let (status, content_type, body) = send(Admin { refresh, ..in_force() }, "GET", "/metrics").await;
+        assert_eq!((status, content_type.as_str()), (StatusCode::OK, "text/plain; version=0.0.4"));
+        assert!(body.contains("stockade_build_info{version="));
+        assert_eq!(refreshed.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn the_snapshot_is_shown_or_null() {
+        let (status, body) = get_json(in_force(), "/snapshot").await;
+        assert_eq!((status, &body["snapshot"]["revision"]["id"]), (StatusCode::OK, &json!("0123456789ab")));
+        assert_eq!((&body["last_read"], &body["rejection"]), (&json!("1970-01-01T00:00:00.000Z"), &json!(null)));
+        let rejection = json!({"at": "1970-01-01T00:00:01.000Z", "problems": ["a.cedar:1:2: unexpected `<b>`"]});
+        let expected = json!({"snapshot": null, "last_read": null, "rejection": rejection});
+        assert_eq!(get_json(rejected(), "/snapshot").await, (StatusCode::OK, expected));
+    }
+
+    #[tokio::test]
+    async fn the_configuration_is_shown() {
+        assert_eq!(get_json(in_force(), "/config").await, (StatusCode::OK, json!({"log": {"level": "info"}})));
+    }
+
+    #[tokio::test]
+    async fn the_page_shows_everything_escaped() {
+        let (status, content_type, body) = send(in_force(), "GET", "/").await;
+        assert_eq!((status, content_type.as_str()), (StatusCode::OK, "text/html; charset=utf-8"));
+        for shown in [
+            "Stockade is ready",
+            "0123456789ab",
+            "team-shop@example.com",
+            "PCI-7.1",
+            "shop/&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;",
+            "policies/&quot;a&quot; &amp; b.cedar",
+            "policy `shop/old` can never apply",
+            "href=\"/snapshot\"",
+        ] {
+            assert!(body.contains(shown), "no {shown} in {body}");
+        }
+        assert!(!body.contains("<script"));
+        let (_, _, body) = send(rejected(), "GET", "/").await;
+        for shown in [
+            "Stockade is not ready",
+            "no snapshot is in force yet",
+            "unexpected `&lt;b&gt;`",
+            "1970-01-01T00:00:01.000Z",
+        ] {
+            assert!(body.contains(shown), "no {shown} in {body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn other_paths_and_methods_are_told_what_there_is() {
+        let (status, _, body) = send(in_force(), "GET", "/ready").await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        for (path, _) in ROUTES {
+            assert!(body.contains(&format!("\n{path} ")), "{body}");
+            assert_eq!(send(in_force(), "GET", path).await.0, StatusCode::OK, "{path}");
+            let (status, _, body) = send(in_force(), "HEAD", path).await;
+            assert_eq!((status, body.as_str()), (StatusCode::OK, ""), "{path}");
+            assert_eq!(send(in_force(), "POST", path).await.0, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+        }
+    }
+}

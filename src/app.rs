@@ -1,0 +1,266 @@
+//! The one file that knows everyone: builds, binds, connects, runs, drains.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
+use tracing::{error, info};
+
+use crate::admin::{self, Admin, Readiness};
+use crate::config::{AdminListen, Config};
+use crate::ext_authz::{server, service};
+use crate::feed::Status;
+use crate::feed::directory::Directories;
+use crate::listener::{self, Listener};
+use crate::observe::decision_log::Writer;
+use crate::observe::{DecisionLog, Metrics};
+use crate::policy::Snapshot;
+use crate::shutdown::{Drain, Lifecycle, Phase, Signals};
+
+/// How often what only time changes is brought up to date: the histograms' buffers, above all.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// How long the decision log may take to write what is queued, after the last answer.
+const LOG_FLUSH: Duration = Duration::from_secs(5);
+
+/// A sidecar that is built and bound, but does not run yet: a taken port is found here, before anything moves.
+pub struct App {
+    listeners: Vec<Listener>,
+    admin: Option<(Listener, axum::Router)>,
+    routes: Routes,
+    http2: server::Config,
+    health: HealthReporter,
+    feed: Directories<Snapshot>,
+    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    status: watch::Receiver<Status>,
+    readiness: watch::Sender<Readiness>,
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+    prometheus: PrometheusHandle,
+    log_writer: Writer,
+}
+
+/// Why a sidecar cannot start.
+#[derive(Debug)]
+pub struct StartError(String);
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl StartError {
+    fn new(what: &str, error: impl fmt::Display) -> Self {
+        Self(format!("{what}: {error}"))
+    }
+}
+
+impl App {
+    /// Builds everything and binds every socket.
+    ///
+    /// # Errors
+    /// If a socket is taken, a file cannot be opened, or metrics cannot be set up.
+    pub async fn build(config: Config) -> Result<Self, StartError> {
+        let mut listeners = Vec::new();
+        for listen in &config.listen {
+            listeners.push(listener::bind(listen).await.map_err(|error| StartError(error.to_string()))?);
+        }
+        let admin_listener = match &config.admin.listen {
+            AdminListen::None => None,
+            AdminListen::At(listen) => {
+                Some(listener::bind(listen).await.map_err(|error| StartError(format!("admin: {error}")))?)
+            }
+        };
+        let (metrics, prometheus) =
+            Metrics::new(&config.metrics).map_err(|error| StartError::new("metrics cannot be set up", error))?;
+        let (log, log_writer) = DecisionLog::start(&config.decision_log, metrics.decision_log())
+            .map_err(|error| StartError::new("the decision log cannot be opened", error))?;
+
+        let (snapshot_sender, snapshots) = watch::channel(None);
+        let (status_sender, status) = watch::channel(Status::default());
+        let generation = AtomicU64::new(0);
+        let feed = Directories::new(
+            config.feed.clone(),
+            config.directories(),
+            move |files| {
+                let snapshot = Snapshot::compile(&files, generation.load(Ordering::Relaxed) + 1)?;
+                generation.fetch_add(1, Ordering::Relaxed);
+                Ok(snapshot)
+            },
+            snapshot_sender,
+            status_sender,
+        );
+
+        let checker = service::Checker::new(config.judge(snapshots.clone()), log, metrics.clone());
+        let (routes, health) =
+            server::routes(service::Authorization::new(Arc::new(checker), &config.limits), &config.http2)
+                .map_err(|error| StartError::new("reflection cannot be set up", error))?;
+
+        let lifecycle = Lifecycle::new(config.shutdown.clone());
+        let (readiness, ready) = watch::channel(admin::readiness(Phase::Starting, false, None));
+        let effective = serde_json::to_value(&config)
+            .map_err(|error| StartError::new("the configuration cannot be shown", error))?;
+        let router = admin::router(Admin {
+            summary: {
+                let snapshots = snapshots.clone();
+                Arc::new(move || snapshots.borrow().as_ref().map(|snapshot| snapshot.summary()))
+            },
+            status: status.clone(),
+            ready,
+            config: Arc::new(effective),
+            metrics: prometheus.clone(),
+            refresh: {
+                let (metrics, status) = (metrics.clone(), status.clone());
+                Arc::new(move || following(&metrics, &status.borrow()))
+            },
+        });
+        Ok(Self {
+            listeners,
+            admin: admin_listener.map(|listener| (listener, router)),
+            routes,
+            http2: config.http2,
+            health,
+            feed,
+            snapshots,
+            status,
+            readiness,
+            lifecycle,
+            metrics,
+            prometheus,
+            log_writer,
+        })
+    }
+
+    /// Runs until a signal, then drains.
+    ///
+    /// # Errors
+    /// If a server fails as a whole.
+    pub async fn run(self, signals: Signals) -> Result<(), StartError> {
+        let Self { lifecycle, snapshots, status, readiness, metrics, health, .. } = self;
+        let phase = lifecycle.phase();
+        // What only follows along ends with the process; what serves is waited for.
+        let mut followers = JoinSet::new();
+        followers.spawn(watch_readiness(phase, snapshots.clone(), status.clone(), readiness, metrics.clone(), health));
+        followers.spawn(count_loads(snapshots, status, metrics));
+        followers.spawn(upkeep(self.prometheus));
+        followers.spawn(self.feed.run(std::future::pending()));
+
+        let mut servers: JoinSet<Result<(), StartError>> = JoinSet::new();
+        for listener in self.listeners {
+            info!(listener = "ext_authz", address = listener.local_address(), "listening");
+            let (routes, http2, drain) = (self.routes.clone(), self.http2.clone(), lifecycle.hold());
+            servers.spawn(async move {
+                let held = drain.clone();
+                let served = server::serve(listener, routes, http2, drain).await;
+                drop(held);
+                served.map_err(|error| StartError::new("the ext_authz server failed", error))
+            });
+        }
+        // The services hold the decision log; it ends, and flushes, when the last of them is gone.
+        drop(self.routes);
+        if let Some((listener, router)) = self.admin {
+            info!(listener = "admin", address = listener.local_address(), "listening");
+            servers.spawn(serve_admin(listener, router, lifecycle.hold()));
+        }
+        lifecycle.running();
+
+        let failed = tokio::select! {
+            _ = signals.first() => None,
+            ended = servers.join_next() => ended,
+        };
+        if let Some(ended) = failed {
+            return ended.unwrap_or_else(|error| Err(StartError::new("a server ended", error)));
+        }
+        let drained = lifecycle.shut_down().await;
+        servers.abort_all();
+        while servers.join_next().await.is_some() {}
+        if !self.log_writer.close(LOG_FLUSH).await {
+            error!("the decision log could not be written out in time; records were lost");
+        }
+        info!(drained = drained.is_ok(), "ended");
+        Ok(())
+    }
+}
+
+async fn serve_admin(listener: Listener, router: axum::Router, drain: Drain) -> Result<(), StartError> {
+    let (incoming, _) = listener.into_incoming();
+    let draining = drain.clone();
+    axum::serve(incoming, router)
+        .with_graceful_shutdown(async move { draining.draining().await })
+        .await
+        .map_err(|error| StartError::new("the admin server failed", error))
+}
+
+/// Keeps `/readyz`, gRPC health and the gauge on what phase, snapshot and feed amount to.
+async fn watch_readiness(
+    mut phase: watch::Receiver<Phase>,
+    mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    mut status: watch::Receiver<Status>,
+    readiness: watch::Sender<Readiness>,
+    metrics: Metrics,
+    health: HealthReporter,
+) {
+    let mut told = None;
+    loop {
+        let now = {
+            let (phase, snapshot) = (*phase.borrow_and_update(), snapshots.borrow_and_update().is_some());
+            admin::readiness(phase, snapshot, status.borrow_and_update().rejection.as_ref())
+        };
+        let ready = now.ready;
+        readiness.send_replace(now);
+        if told != Some(ready) {
+            metrics.ready(ready);
+            server::report(&health, ready).await;
+            info!("{}", if ready { "ready" } else { "not ready" });
+            told = Some(ready);
+        }
+        let changed = tokio::select! {
+            changed = phase.changed() => changed,
+            changed = snapshots.changed() => changed,
+            changed = status.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+/// Turns what the feed reports into metrics.
+async fn count_loads(
+    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    mut status: watch::Receiver<Status>,
+    metrics: Metrics,
+) {
+    let mut counted = 0;
+    while status.changed().await.is_ok() {
+        let now = status.borrow_and_update().clone();
+        following(&metrics, &now);
+        let snapshot = snapshots.borrow().clone();
+        if let Some(snapshot) = snapshot.filter(|snapshot| snapshot.generation > counted) {
+            counted = snapshot.generation;
+            let lead_time = snapshot.timeline.lead_time();
+            metrics.snapshot(snapshot.generation, snapshot.policy_count(), now.last_load_duration, lead_time);
+        }
+    }
+}
+
+fn following(metrics: &Metrics, status: &Status) {
+    metrics.following(status.loads, status.rejections, status.last_read);
+}
+
+async fn upkeep(prometheus: PrometheusHandle) {
+    let mut tick = tokio::time::interval(UPKEEP);
+    loop {
+        tick.tick().await;
+        prometheus.run_upkeep();
+    }
+}

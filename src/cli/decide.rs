@@ -1,0 +1,150 @@
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::validate;
+use crate::config::Config;
+use crate::ext_authz::json;
+use crate::ext_authz::judge::Verdict;
+use crate::model::{Decision, Effect, Outcome, PolicyError, Query};
+use crate::observe;
+use crate::problem::{self, Problem, SourceFile};
+use crate::yaml;
+
+/// Show what becomes of one request.
+///
+/// Reads a CheckRequest in protobuf JSON from standard input, maps it and decides it under a bundle, as a sidecar would,
+/// and prints the Query, the decision with the policies that determined it, evaluation errors, and the answer that Envoy
+/// would get.
+///
+/// Exit status: 0 allow, 2 deny, 4 undecided; 1 if the bundle, the configuration or the request cannot be read.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The bundle's directory; may be given several times.
+    #[arg(long, value_name = "DIR", required = true)]
+    bundle: Vec<PathBuf>,
+    /// A configuration file, for the service's name, identity, paths and answers; its bundles are not used.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    match verdict(args) {
+        Ok(verdict) => {
+            if args.json {
+                println!("{:#}", report(&verdict));
+            } else {
+                print!("{}", text(&verdict));
+            }
+            match &verdict.outcome {
+                Outcome::Decided(Decision { effect: Effect::Allow, .. }) => ExitCode::SUCCESS,
+                Outcome::Decided(_) | Outcome::Unmapped(_) => ExitCode::from(2),
+                Outcome::Undecided(_) => ExitCode::from(4),
+            }
+        }
+        Err(problems) => {
+            eprint!("{}", problem::render(&problems));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn verdict(args: &Args) -> Result<Verdict, Vec<Problem>> {
+    let config = match &args.config {
+        Some(file) => Config::load(file)?,
+        // The defaults, with a bundle that nothing reads, since the command line names them.
+        None => yaml::parse(&SourceFile::new("defaults", "bundles: [{directory: .}]"))?,
+    };
+    let snapshot = validate::load(&args.bundle)?;
+    let one = |message: String| vec![Problem::error(message)];
+    let mut input = String::new();
+    std::io::stdin()
+        .read_to_string(&mut input)
+        .map_err(|error| one(format!("standard input cannot be read: {error}")))?;
+    let request = json::check_request(&input).map_err(|message| {
+        vec![Problem::error(message).hint("a CheckRequest in protobuf JSON, as Envoy's access to it is documented")]
+    })?;
+    let (_sender, snapshots) = watch::channel(Some(Arc::new(snapshot)));
+    Ok(config.judge(snapshots).request(&request, "decide"))
+}
+
+fn report(verdict: &Verdict) -> Value {
+    let (outcome, reason) = observe::words(&verdict.outcome);
+    let mut report = json!({
+        "decision": outcome,
+        "reason": reason,
+        "query": verdict.query.as_ref().map(query),
+        "answer": match &verdict.answer {
+            Ok(response) => json::check_response(response),
+            Err(status) => json!({"grpc_status": status.code() as i32, "message": status.message()}),
+        },
+    });
+    let errors = |errors: &[PolicyError]| -> Value {
+        errors.iter().map(|error| json!({"policy": error.policy.to_string(), "message": error.message})).collect()
+    };
+    let ids = |ids: &[crate::model::PolicyId]| -> Value { ids.iter().map(|id| Value::from(id.to_string())).collect() };
+    if let Value::Object(fields) = &mut report {
+        match &verdict.outcome {
+            Outcome::Decided(decision) => {
+                fields.insert("determining".to_owned(), ids(&decision.determining));
+                fields.insert("errors".to_owned(), errors(&decision.errors));
+                fields.insert("revision".to_owned(), decision.revision.id.clone().into());
+                if let Some(shadow) = &decision.shadow {
+                    let determining = ids(&shadow.determining);
+                    let shadow = json!({
+                        "decision": shadow.effect.as_str(), "determining": determining, "errors": errors(&shadow.errors),
+                    });
+                    fields.insert("shadow".to_owned(), shadow);
+                }
+            }
+            Outcome::Unmapped(unmapped) => {
+                fields.insert("detail".to_owned(), unmapped.detail.clone().into());
+            }
+            Outcome::Undecided(_) => {}
+        }
+    }
+    report
+}
+
+fn query(query: &Query) -> Value {
+    json!({
+        "principal": query.principal.uid.to_string(),
+        "principal_attributes": query.principal.attributes,
+        "principal_parents": query.principal.parents.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "identity": query.principal.proof.as_str(),
+        "action": query.action.to_string(),
+        "resource": query.resource.to_string(),
+        "context": query.context,
+    })
+}
+
+/// The report for people: the same, a line each.
+fn text(verdict: &Verdict) -> String {
+    let report = report(verdict);
+    let mut text = String::new();
+    let mut line = |name: &str, value: &Value| match value {
+        Value::Null => {}
+        Value::String(value) => text.push_str(&format!("{name:<22}{value}\n")),
+        Value::Array(items) if items.is_empty() => text.push_str(&format!("{name:<22}none\n")),
+        Value::Array(items) if items.iter().all(Value::is_string) => {
+            let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+            text.push_str(&format!("{name:<22}{}\n", items.join(", ")));
+        }
+        value => text.push_str(&format!("{name:<22}{value}\n")),
+    };
+    for name in ["principal", "principal_attributes", "principal_parents", "identity", "action", "resource", "context"]
+    {
+        line(name, report.pointer(&format!("/query/{name}")).unwrap_or(&Value::Null));
+    }
+    for name in ["decision", "reason", "detail", "determining", "errors", "shadow", "revision", "answer"] {
+        line(name, report.get(name).unwrap_or(&Value::Null));
+    }
+    text
+}

@@ -1,0 +1,60 @@
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::feed::{self, Limits};
+use crate::policy::Snapshot;
+use crate::problem;
+
+/// Check a bundle, as a sidecar would before it puts it in force.
+///
+/// Parses every file, validates the policies strictly against the schema, and checks ids, annotations, links, entities
+/// and routes. Prints every problem, with the place in the file where there is one. Several directories are checked
+/// together, as a sidecar that follows all of them would merge them.
+///
+/// Exit status: 0 if the bundle is good (there may be warnings), 1 if it is not.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The bundle's directory, or several.
+    #[arg(value_name = "DIR", required = true)]
+    directories: Vec<PathBuf>,
+    /// Treat warnings as errors.
+    #[arg(long)]
+    strict: bool,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    match load(&args.directories) {
+        Ok(snapshot) => {
+            eprint!("{}", problem::render(&snapshot.warnings));
+            let summary = snapshot.summary();
+            println!(
+                "good: {} policies, {} routes, {} entities; revision {}; {} warnings",
+                summary.policies.len(),
+                summary.routes,
+                summary.entities,
+                summary.revision.id,
+                snapshot.warnings.len()
+            );
+            if args.strict && !snapshot.warnings.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+        }
+        Err(problems) => {
+            eprint!("{}", problem::render(&problems));
+            let errors = problems.iter().filter(|problem| problem.is_error()).count();
+            eprintln!("{errors} errors; a sidecar would refuse this and keep what is in force");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Reads and compiles bundles, once.
+pub(super) fn load(directories: &[PathBuf]) -> Result<Snapshot, Vec<problem::Problem>> {
+    let mut files = Vec::new();
+    let mut problems = Vec::new();
+    for directory in directories {
+        match feed::read(directory, &Limits::default()) {
+            Ok(read) => files.push(read),
+            Err(found) => problems.extend(found),
+        }
+    }
+    if problems.is_empty() { Snapshot::compile(&files, 1) } else { Err(problems) }
+}

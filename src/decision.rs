@@ -1,0 +1,3 @@
+//! From Query to Outcome.
+
+pub mod authorizer;

@@ -1,0 +1,14 @@
+//! Envoy's side: from CheckRequest to Query, and from what became of it to CheckResponse. tonic and Envoy's types stay
+//! in here.
+
+mod convert;
+mod headers;
+pub mod identity;
+pub mod json;
+pub mod judge;
+pub mod path;
+pub mod request;
+pub mod response;
+pub mod server;
+pub mod service;
+pub mod wire;

@@ -1,0 +1,437 @@
+//! From what is on the wire to typed values. A value that does not fit its declared type is a refusal that names the
+//! attribute; nothing is guessed.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use smol_str::{SmolStr, ToSmolStr};
+
+use super::wire::{Kind, Struct, StructValue};
+use crate::model::{EntityId, EntityUid, Extension, Record, RecordType, Type, Unmapped, UnmappedKind, Value};
+use crate::policy;
+
+/// The largest integer up to which every integer is a double: beyond it a number may have been another one.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
+fn misfit(place: &str, ty: &Type, found: &str) -> Unmapped {
+    Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is declared as `{ty}`, found {found}"))
+}
+
+/// An attribute that the schema requires and the request has not.
+pub fn missing(place: &str) -> Unmapped {
+    Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is required by the schema and missing"))
+}
+
+/// A value written as text: a header, a query parameter, a label.
+///
+/// # Errors
+/// If the text is not a value of the type.
+pub fn text(ty: &Type, text: &str, place: &str) -> Result<Value, Unmapped> {
+    match ty {
+        Type::String => Some(Value::String(text.into())),
+        Type::Bool => text.parse().ok().map(Value::Bool),
+        // `+1` and `01` are numbers to some and texts to others.
+        Type::Long => text.parse::<i64>().ok().filter(|long| long.to_smolstr() == text).map(Value::Long),
+        Type::Entity(name) => Some(Value::Entity(EntityUid::from_type_name_and_id(name.clone(), EntityId::new(text)))),
+        Type::Extension(extension) => self::extension(*extension, text),
+        Type::Set(_) | Type::Record(_) => None,
+    }
+    .ok_or_else(|| misfit(place, ty, "a text that is not one"))
+}
+
+fn extension(extension: Extension, text: &str) -> Option<Value> {
+    let text = SmolStr::new(text);
+    policy::check_extension(extension, &text).is_ok().then_some(Value::Extension(extension, text))
+}
+
+/// A record whose values come from texts by name, such as headers or parameters. `one` and `list` look a name up.
+///
+/// # Errors
+/// If a value does not fit, or a required one is missing.
+pub fn texts<'a>(
+    fields: &RecordType,
+    place: &str,
+    one: impl Fn(&str) -> Result<Option<std::borrow::Cow<'a, str>>, Unmapped>,
+    list: impl Fn(&str) -> Result<Vec<std::borrow::Cow<'a, str>>, Unmapped>,
+) -> Result<Record, Unmapped> {
+    let mut record = Record::new();
+    for (name, field) in fields {
+        let value = match &field.ty {
+            Type::Set(member) => {
+                let members = list(name)?;
+                let members: Result<Vec<Value>, _> =
+                    members.iter().map(|value| text(member, value, &format!("{place}.{name}"))).collect();
+                // A set is there also when it is empty, if the schema says that it always is.
+                Some(members?).filter(|members| field.required || !members.is_empty()).map(Value::set)
+            }
+            ty => one(name)?.map(|value| text(ty, &value, &format!("{place}.{name}"))).transpose()?,
+        };
+        match value {
+            Some(value) => {
+                record.insert(name.clone(), value);
+            }
+            None if field.required => return Err(missing(&format!("{place}.{name}"))),
+            None => {}
+        }
+    }
+    Ok(record)
+}
+
+/// A value of Envoy's dynamic metadata; `None` for `null`, which is as good as absent.
+///
+/// # Errors
+/// If it does not fit its type.
+pub fn metadata(ty: &Type, value: &StructValue, place: &str) -> Result<Option<Value>, Unmapped> {
+    let Some(kind) = &value.kind else { return Ok(None) };
+    Ok(Some(match (ty, kind) {
+        (_, Kind::Null(_)) => return Ok(None),
+        (Type::Bool, Kind::Bool(value)) => Value::Bool(*value),
+        (Type::Long, Kind::Number(number)) => {
+            Value::Long(integral(*number).ok_or_else(|| misfit(place, ty, "a number that is not an exact integer"))?)
+        }
+        (Type::String | Type::Entity(_) | Type::Extension(_), Kind::String(value)) => text(ty, value, place)?,
+        (Type::Record(fields), Kind::Struct(value)) => Value::Record(metadata_record(fields, value, place)?),
+        (Type::Set(member), Kind::List(list)) => {
+            let members = list.values.iter().filter_map(|value| metadata(member, value, place).transpose());
+            Value::set(members.collect::<Result<_, _>>()?)
+        }
+        // A claim that is a list for some tokens is a lone text for others: `aud` is both by RFC 7519, 4.1.3.
+        (Type::Set(member), Kind::String(value)) => Value::set(vec![text(member, value, place)?]),
+        (_, kind) => return Err(misfit(place, ty, kind_name(kind))),
+    }))
+}
+
+/// A record of Envoy's dynamic metadata, cut down to what is declared.
+///
+/// # Errors
+/// If a field does not fit its type, or a required one is missing.
+pub fn metadata_record(fields: &RecordType, value: &Struct, place: &str) -> Result<Record, Unmapped> {
+    let mut record = Record::new();
+    for (name, field) in fields {
+        let place = format!("{place}.{name}");
+        let found = value.fields.get(name.as_str());
+        match found.map(|value| metadata(&field.ty, value, &place)).transpose()?.flatten() {
+            Some(value) => {
+                record.insert(name.clone(), value);
+            }
+            None if field.required => return Err(missing(&place)),
+            None => {}
+        }
+    }
+    Ok(record)
+}
+
+/// A double as an integer, if it is exactly one.
+fn integral(number: f64) -> Option<i64> {
+    let exact = number.fract() == 0.0 && number.abs() <= EXACT;
+    #[expect(clippy::cast_possible_truncation, reason = "integral and within 2^53, so nothing is cut off")]
+    exact.then_some(number as i64)
+}
+
+fn kind_name(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Null(_) => "null",
+        Kind::Number(_) => "a number",
+        Kind::String(_) => "a text",
+        Kind::Bool(_) => "a truth value",
+        Kind::Struct(_) => "a struct",
+        Kind::List(_) => "a list",
+    }
+}
+
+// === JSON bodies ===
+
+/// A JSON body, cut down to what is declared, without building a tree of the rest.
+///
+/// # Errors
+/// If it is not JSON, if a key that is declared comes twice (parsers disagree on which of them counts), if a value does
+/// not fit its type.
+pub fn json(fields: &RecordType, body: &[u8], place: &str) -> Result<Record, Unmapped> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let seed = RecordSeed { fields, place };
+    seed.deserialize(&mut deserializer)
+        .and_then(|record| deserializer.end().map(|()| record))
+        .map_err(|error| Unmapped::new(UnmappedKind::Attribute, format!("`{place}`: {error}")))
+}
+
+struct RecordSeed<'a> {
+    fields: &'a RecordType,
+    place: &'a str,
+}
+
+impl<'de> DeserializeSeed<'de> for RecordSeed<'_> {
+    type Value = Record;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Record, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RecordSeed<'_> {
+    type Value = Record;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Record, A::Error> {
+        let mut record = Record::new();
+        let mut seen: Vec<SmolStr> = Vec::new();
+        while let Some(key) = map.next_key::<SmolStr>()? {
+            let Some(field) = self.fields.get(&key) else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            if seen.contains(&key) {
+                return Err(A::Error::custom(format!("`{}.{key}` comes twice", self.place)));
+            }
+            let place = format!("{}.{key}", self.place);
+            let value = map.next_value_seed(ValueSeed { ty: &field.ty, place: &place })?;
+            seen.push(key.clone());
+            if let Some(value) = value {
+                record.insert(key, value);
+            }
+        }
+        for (name, field) in self.fields {
+            if field.required && !record.contains_key(name) {
+                return Err(A::Error::custom(format!("`{}.{name}` is required by the schema and missing", self.place)));
+            }
+        }
+        Ok(record)
+    }
+}
+
+struct ValueSeed<'a> {
+    ty: &'a Type,
+    place: &'a str,
+}
+
+impl ValueSeed<'_> {
+    fn misfit<T, E: Error>(&self, found: &str) -> Result<T, E> {
+        Err(E::custom(format!("`{}` is declared as `{}`, found {found}", self.place, self.ty)))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for ValueSeed<'_> {
+    type Value = Option<Value>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<Value>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ValueSeed<'_> {
+    type Value = Option<Value>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`", self.ty)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Option<Value>, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Option<Value>, E> {
+        if *self.ty == Type::Bool { Ok(Some(Value::Bool(value))) } else { self.misfit("a truth value") }
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Option<Value>, E> {
+        if *self.ty == Type::Long { Ok(Some(Value::Long(value))) } else { self.misfit("a number") }
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Option<Value>, E> {
+        match i64::try_from(value) {
+            Ok(value) => self.visit_i64(value),
+            Err(_) => self.misfit("a number beyond 2^63"),
+        }
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Option<Value>, E> {
+        match integral(value) {
+            Some(value) => self.visit_i64(value),
+            None => self.misfit("a number that is not an exact integer"),
+        }
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Option<Value>, E> {
+        match self.ty {
+            Type::String | Type::Entity(_) | Type::Extension(_) => {
+                text(self.ty, value, self.place).map(Some).map_err(|unmapped| E::custom(unmapped.detail))
+            }
+            _ => self.misfit("a text"),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Option<Value>, A::Error> {
+        let Type::Set(member) = self.ty else { return self.misfit("a list") };
+        let mut members = Vec::new();
+        while let Some(value) = seq.next_element_seed(ValueSeed { ty: member, place: self.place })? {
+            members.extend(value);
+        }
+        Ok(Some(Value::set(members)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Option<Value>, A::Error> {
+        let Type::Record(fields) = self.ty else { return self.misfit("an object") };
+        RecordSeed { fields, place: self.place }.visit_map(map).map(|record| Some(Value::Record(record)))
+    }
+}
+
+// === Query parameters and form bodies ===
+
+/// Strictly decoded `name=value` pairs, for query parameters and form bodies.
+#[derive(Debug)]
+pub struct Pairs<'a>(&'a [u8]);
+
+impl<'a> Pairs<'a> {
+    /// The pairs of an `application/x-www-form-urlencoded` text.
+    pub fn new(text: &'a [u8]) -> Self {
+        Self(text)
+    }
+
+    /// Every value of a name, in order.
+    ///
+    /// # Errors
+    /// If one has a malformed escape or is not UTF-8. Pairs with other names are nobody's business.
+    pub fn values(&self, name: &str, place: &str) -> Result<Vec<std::borrow::Cow<'static, str>>, Unmapped> {
+        let mut all = Vec::new();
+        for pair in self.0.split(|byte| *byte == b'&') {
+            let at = pair.iter().position(|byte| *byte == b'=');
+            let (key, value) = match at {
+                Some(at) => (pair.get(..at).unwrap_or(pair), pair.get(at + 1..).unwrap_or(b"")),
+                None => (pair, b"".as_slice()),
+            };
+            if decode(key).as_deref() != Some(name) {
+                continue;
+            }
+            let value = decode(value).ok_or_else(|| {
+                Unmapped::new(UnmappedKind::Attribute, format!("`{place}.{name}` is not validly encoded"))
+            })?;
+            all.push(std::borrow::Cow::Owned(value));
+        }
+        Ok(all)
+    }
+
+    /// The one value of a name that may come once.
+    ///
+    /// # Errors
+    /// If it comes several times, or is not validly encoded.
+    pub fn one(&self, name: &str, place: &str) -> Result<Option<std::borrow::Cow<'static, str>>, Unmapped> {
+        let mut values = self.values(name, place)?;
+        if values.len() > 1 {
+            let detail = format!("`{place}.{name}` is repeated, but declared as one value");
+            return Err(Unmapped::new(UnmappedKind::Attribute, detail));
+        }
+        Ok(values.pop())
+    }
+}
+
+/// Decodes `%XX` and `+`; `None` where another decoder could see something else.
+fn decode(bytes: &[u8]) -> Option<String> {
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        match byte {
+            b'+' => decoded.push(b' '),
+            b'%' => {
+                let digits = rest.get(..2).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
+                decoded.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+                rest = rest.get(2..)?;
+            }
+            byte => decoded.push(*byte),
+        }
+    }
+    String::from_utf8(decoded).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::AttributeType;
+
+    fn field(ty: Type, required: bool) -> AttributeType {
+        AttributeType { ty, required }
+    }
+
+    #[test]
+    fn texts_fit_their_types_or_are_refused() {
+        let user = Type::Entity("User".parse().expect("a name"));
+        let ip = Type::Extension(Extension::Ipaddr);
+        let table = [
+            (&Type::Bool, "true", true),
+            (&Type::Bool, "True", false),
+            (&Type::Bool, "1", false),
+            (&Type::Long, "-42", true),
+            (&Type::Long, "+42", false),
+            (&Type::Long, "042", false),
+            (&Type::Long, "9223372036854775808", false),
+            (&Type::Long, "1.0", false),
+            (&Type::String, "", true),
+            (&user, "alice", true),
+            (&ip, "10.0.0.0/8", true),
+            (&ip, "10.0.0", false),
+            (&Type::Extension(Extension::Decimal), "1.2345", true),
+            (&Type::Extension(Extension::Decimal), "1.23456", false),
+            (&Type::Extension(Extension::Datetime), "2026-11-22T05:44:45.840Z", true),
+            (&Type::Extension(Extension::Datetime), "yesterday", false),
+            (&Type::Extension(Extension::Duration), "1d2h", true),
+            (&Type::Extension(Extension::Duration), "2 hours", false),
+        ];
+        for (ty, value, fits) in table {
+            assert_eq!(text(ty, value, "context.x").is_ok(), fits, "{ty} {value}");
+        }
+    }
+
+    #[test]
+    fn numbers_in_metadata_are_longs_only_if_they_are_exact() {
+        let number = |number: f64| StructValue { kind: Some(Kind::Number(number)) };
+        for (value, fits) in
+            [(3.0, true), (-3.0, true), (3.5, false), (9.1e15, false), (f64::NAN, false), (f64::INFINITY, false)]
+        {
+            assert_eq!(metadata(&Type::Long, &number(value), "x").is_ok(), fits, "{value}");
+        }
+        assert_eq!(metadata(&Type::String, &StructValue { kind: Some(Kind::Null(0)) }, "x"), Ok(None));
+    }
+
+    #[test]
+    fn json_bodies_are_cut_down_and_repetitions_refused() {
+        let inner = RecordType::from([("b".into(), field(Type::Bool, true))]);
+        let fields = RecordType::from([
+            ("n".into(), field(Type::Long, true)),
+            ("tags".into(), field(Type::Set(Box::new(Type::String)), false)),
+            ("o".into(), field(Type::Record(inner), false)),
+        ]);
+        let good = json(&fields, br#"{"n":1,"x":{"n":2},"tags":["b","a","b"],"o":{"b":true,"c":1}}"#, "body");
+        let good = good.expect("fits");
+        assert_eq!(good.get("tags"), Some(&Value::Set(vec![Value::String("a".into()), Value::String("b".into())])));
+        assert_eq!(good.len(), 3);
+        for (body, why) in [
+            (r#"{"n":1,"n":2}"#, "`body.n` comes twice"),
+            (r#"{"n":"1"}"#, "`body.n` is declared as `Long`, found a text"),
+            (r#"{"n":1.5}"#, "not an exact integer"),
+            (r#"{"n":99999999999999999999}"#, "not an exact integer"),
+            ("{}", "`body.n` is required"),
+            (r#"{"n":null}"#, "`body.n` is required"),
+            (r#"{"n":1,"o":{}}"#, "`body.o.b` is required"),
+            (r#"{"n":1} {}"#, "trailing characters"),
+            (r#"{"n":1"#, "EOF"),
+            ("[]", "expected an object"),
+        ] {
+            let refused = json(&fields, body.as_bytes(), "body").expect_err(body);
+            assert!(refused.detail.contains(why), "{body}: {refused}");
+        }
+    }
+
+    #[test]
+    fn pairs_decode_strictly() {
+        let pairs = Pairs::new(b"a=1&b=x+y&%61=2&c=%zz&d&e=%E9");
+        assert_eq!(pairs.values("a", "q").expect("good"), ["1", "2"]);
+        assert!(pairs.one("a", "q").is_err());
+        assert_eq!(pairs.one("b", "q"), Ok(Some("x y".into())));
+        assert_eq!(pairs.one("d", "q"), Ok(Some("".into())));
+        assert_eq!(pairs.one("z", "q"), Ok(None));
+        assert!(pairs.one("c", "q").is_err());
+        assert!(pairs.one("e", "q").is_err());
+    }
+}

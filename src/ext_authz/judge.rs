@@ -1,0 +1,87 @@
+//! From a CheckRequest to the answer: the way of a request (design, section 3), without accounts and without a wire.
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
+use prost::Message;
+use tonic::Status;
+
+use super::request::{Mapped, Mapping};
+use super::response::{Answered, Answers};
+use super::wire::{CheckRequest, Struct};
+use crate::decision::authorizer::Authorizer;
+use crate::model::{Outcome, Query, Unmapped, UnmappedKind};
+
+/// Maps, decides and answers.
+#[derive(Debug)]
+pub struct Judge {
+    /// Decides.
+    pub authorizer: Authorizer,
+    /// Maps.
+    pub mapping: Mapping,
+    /// Answers.
+    pub answers: Answers,
+}
+
+/// How a check ended.
+#[derive(Debug)]
+pub struct Verdict {
+    /// What became of it.
+    pub outcome: Outcome,
+    /// What Cedar was asked, if it came to that.
+    pub query: Option<Query>,
+    /// The answer on the wire.
+    pub answer: Result<CheckResponse, Status>,
+}
+
+impl Judge {
+    /// Judges a message as it came. One that does not decode is the client's doing as well: Envoy passed on what it sent.
+    pub fn frame(&self, frame: Bytes, decision_id: &str) -> Verdict {
+        match CheckRequest::decode(frame) {
+            Ok(request) => self.request(&request, decision_id),
+            Err(error) => {
+                let unmapped = Unmapped::new(UnmappedKind::Malformed, format!("not a CheckRequest: {error}"));
+                self.unseen(Outcome::Unmapped(unmapped), decision_id)
+            }
+        }
+    }
+
+    /// Judges a request.
+    pub fn request(&self, request: &CheckRequest, decision_id: &str) -> Verdict {
+        let grpc = request.is_grpc();
+        let snapshot = match self.authorizer.current() {
+            Ok(snapshot) => snapshot,
+            Err(undecided) => return self.verdict(Outcome::Undecided(undecided), None, None, decision_id, grpc),
+        };
+        match self.mapping.map(request, &snapshot) {
+            Ok(Mapped { query, claims }) => {
+                let outcome = match self.authorizer.decide(&snapshot, &query) {
+                    Ok(decision) => Outcome::Decided(decision),
+                    Err(undecided) => Outcome::Undecided(undecided),
+                };
+                self.verdict(outcome, Some(query), claims, decision_id, grpc)
+            }
+            Err(unmapped) => {
+                tracing::debug!(%unmapped, "a request could not be mapped");
+                self.verdict(Outcome::Unmapped(unmapped), None, None, decision_id, grpc)
+            }
+        }
+    }
+
+    /// The answer to a check whose request was never looked at.
+    pub fn unseen(&self, outcome: Outcome, decision_id: &str) -> Verdict {
+        self.verdict(outcome, None, None, decision_id, false)
+    }
+
+    fn verdict(
+        &self,
+        outcome: Outcome,
+        query: Option<Query>,
+        claims: Option<&Struct>,
+        decision_id: &str,
+        grpc: bool,
+    ) -> Verdict {
+        let answered = Answered { outcome: &outcome, query: query.as_ref(), claims, decision_id, grpc };
+        let answer = self.answers.respond(answered);
+        Verdict { outcome, query, answer }
+    }
+}

@@ -1,0 +1,459 @@
+//! From CheckRequest to Query: pure and total. What cannot be mapped is refused with a named reason; nothing is dropped
+//! or guessed, and no message, however broken, panics.
+//!
+//! The schema decides what a request is (design, decision 5): the context is built from the types that the action
+//! declares, and only from what they name.
+
+use std::borrow::Cow;
+
+use deserr::Deserr;
+use serde::Serialize;
+
+use super::convert::{self, Pairs};
+use super::headers::Headers;
+use super::identity::{self, Identity, Source};
+use super::path;
+use super::wire::{Attributes, CheckRequest, HttpRequest, Metadata, Peer, Struct};
+use crate::model::{
+    AttributeType, EntityId, EntityTypeName, EntityUid, Extension, Query, Record, RecordType, Root, Type, Unmapped,
+    UnmappedKind, Value,
+};
+use crate::policy::{ActionType, Matched, Snapshot};
+use crate::yaml::{Faults, Invalid};
+
+/// How requests are mapped, from the configuration.
+#[derive(Debug, Clone)]
+pub struct Mapping {
+    service: EntityUid,
+    action_type: EntityTypeName,
+    paths: path::Config,
+    identity: Vec<Source>,
+}
+
+/// `service:` of the configuration: the resource of requests that no route gives another one.
+#[derive(Debug, Clone, PartialEq, Eq, Deserr, Serialize)]
+#[deserr(error = Faults, try_from(String) = ServiceName::parse -> Invalid)]
+#[serde(transparent)]
+pub struct ServiceName(pub String);
+
+impl ServiceName {
+    fn parse(text: String) -> Result<Self, Invalid> {
+        if text.is_empty() { Err(Invalid::new("the service has no name")) } else { Ok(Self(text)) }
+    }
+}
+
+/// A mapped request.
+#[derive(Debug)]
+pub struct Mapped<'a> {
+    /// What Cedar is asked.
+    pub query: Query,
+    /// The claims of the token that proved the principal, for headers to the upstream.
+    pub claims: Option<&'a Struct>,
+}
+
+impl Mapping {
+    /// A mapping for this service.
+    #[expect(clippy::expect_used, reason = "two literals that are names; every test of this module would fail")]
+    pub fn new(service: &ServiceName, paths: path::Config, identity: Vec<Source>) -> Self {
+        let service_type = "Service".parse().expect("an entity type");
+        let service = EntityUid::from_type_name_and_id(service_type, EntityId::new(&service.0));
+        Self { service, action_type: "Action".parse().expect("an entity type"), paths, identity }
+    }
+
+    /// Maps a request under the schema and the routes of a snapshot.
+    ///
+    /// # Errors
+    /// Why it cannot be mapped.
+    pub fn map<'a>(&self, request: &'a CheckRequest, snapshot: &Snapshot) -> Result<Mapped<'a>, Unmapped> {
+        let attributes = request.attributes.as_ref().ok_or_else(|| incomplete("there are no attributes"))?;
+        let http = attributes.request.as_ref().and_then(|request| request.http.as_ref());
+        let http = http.ok_or_else(|| incomplete("there is no HTTP request"))?;
+        let line = RequestLine::read(http, &self.paths)?;
+        let matched = self.route(&line, snapshot);
+        let action = snapshot
+            .types()
+            .action(&matched.action)
+            .ok_or_else(|| Unmapped::new(UnmappedKind::Action, format!("no schema declares {}", matched.action)))?;
+        let identity = identity::identify(&self.identity, attributes, line.headers, snapshot)?;
+        let reader = ContextReader { attributes, http, line: &line, matched: &matched, identity: &identity };
+        let context = reader.context(action)?;
+        Ok(Mapped {
+            query: Query {
+                principal: identity.principal,
+                context,
+                resource: matched.resource.unwrap_or_else(|| self.service.clone()),
+                action: matched.action,
+            },
+            claims: identity.claims,
+        })
+    }
+
+    /// The route of the request, else `Action::"<METHOD>"` (design, decision 7). gRPC routes match by path whatever the
+    /// content type is: servers that speak several protocols on one path would be reached around them otherwise.
+    fn route(&self, line: &RequestLine<'_>, snapshot: &Snapshot) -> Matched {
+        let routes = snapshot.routes();
+        let grpc = (line.method == "POST").then(|| grpc_method(&line.path)).flatten();
+        grpc.and_then(|(service, method)| routes.grpc(service, method))
+            .or_else(|| routes.http(line.method, &line.path))
+            .unwrap_or_else(|| Matched {
+                action: EntityUid::from_type_name_and_id(self.action_type.clone(), EntityId::new(line.method)),
+                resource: None,
+                parameters: Vec::new(),
+            })
+    }
+}
+
+fn incomplete(detail: impl Into<String>) -> Unmapped {
+    Unmapped::new(UnmappedKind::Incomplete, detail)
+}
+
+/// Method, path, query, host and headers: what every request has, in canonical form.
+struct RequestLine<'a> {
+    method: &'a str,
+    path: String,
+    query: Option<&'a [u8]>,
+    host: String,
+    headers: Headers<'a>,
+}
+
+impl<'a> RequestLine<'a> {
+    fn read(http: &'a HttpRequest, paths: &path::Config) -> Result<Self, Unmapped> {
+        let headers = Headers::of(http)?;
+        let method = field(&http.method, headers, ":method")?;
+        let method = std::str::from_utf8(method).ok().filter(|method| {
+            // A token, RFC 9110, 9.1; anything else would be a strange entity id.
+            !method.is_empty() && method.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+        });
+        let method = method.ok_or_else(|| incomplete("the method is missing or not a method"))?;
+        let target = field(&http.path, headers, ":path")?;
+        let (path, query) = path::split_query(target);
+        let path = match (method, path) {
+            // CONNECT has no path, and OPTIONS may ask about the server as a whole (RFC 9110, 7.1).
+            ("CONNECT", b"") => String::new(),
+            ("OPTIONS", b"*") => "*".to_owned(),
+            _ => path::canonical(path, paths)
+                .map_err(|refused| Unmapped::new(UnmappedKind::Path, refused.to_string()))?,
+        };
+        let host = canonical_host(field(&http.host, headers, ":authority")?)?;
+        Ok(Self { method, path, query, host, headers })
+    }
+
+    /// Service and method, if this is a gRPC call.
+    fn grpc(&self) -> Option<(&str, &str)> {
+        self.headers.starts_with("content-type", "application/grpc").then(|| grpc_method(&self.path)).flatten()
+    }
+}
+
+/// A field of the HTTP request, held against the pseudo header that says the same.
+fn field<'a>(field: &'a [u8], headers: Headers<'a>, pseudo: &str) -> Result<&'a [u8], Unmapped> {
+    let mut lines = headers.lines(pseudo);
+    match (lines.next(), lines.next()) {
+        (None, _) => Ok(field),
+        (Some(header), None) if field.is_empty() || field == header => Ok(header),
+        _ => Err(incomplete(format!("`{pseudo}` contradicts the request or is repeated"))),
+    }
+}
+
+/// `/package.Service/Method`
+fn grpc_method(path: &str) -> Option<(&str, &str)> {
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    (!service.is_empty() && !method.is_empty() && !method.contains('/')).then_some((service, method))
+}
+
+/// The host in lower case, without port and trailing dot: Envoy leaves all three as the client chose them.
+fn canonical_host(host: &[u8]) -> Result<String, Unmapped> {
+    let refuse = || Unmapped::new(UnmappedKind::Host, "the host is not a host");
+    let host = std::str::from_utf8(host).map_err(|_| refuse())?.to_ascii_lowercase();
+    let (name, port) = if host.starts_with('[') {
+        let end = host.find(']').ok_or_else(refuse)? + 1;
+        let (name, rest) = host.split_at_checked(end).ok_or_else(refuse)?;
+        let address = name.trim_start_matches('[').trim_end_matches(']');
+        address.parse::<std::net::Ipv6Addr>().map_err(|_| refuse())?;
+        (name, rest)
+    } else {
+        let at = host.find(':').unwrap_or(host.len());
+        let (name, rest) = host.split_at_checked(at).ok_or_else(refuse)?;
+        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+            return Err(refuse());
+        }
+        (name.strip_suffix('.').unwrap_or(name), rest)
+    };
+    let port_is_good = match port.strip_prefix(':') {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_digit()),
+        None => port.is_empty(),
+    };
+    if port_is_good { Ok(name.to_owned()) } else { Err(refuse()) }
+}
+
+// === The context ===
+
+struct ContextReader<'a, 'b> {
+    attributes: &'a Attributes,
+    http: &'a HttpRequest,
+    line: &'b RequestLine<'a>,
+    matched: &'b Matched,
+    identity: &'b Identity<'a>,
+}
+
+impl ContextReader<'_, '_> {
+    fn context(&self, action: &ActionType) -> Result<Record, Unmapped> {
+        let mut context = Record::new();
+        for (root, attribute) in &action.context {
+            let place = format!("context.{}", root.as_str());
+            match self.root(*root, attribute, &place)? {
+                Some(value) => {
+                    context.insert(root.as_str().into(), value);
+                }
+                None if attribute.required => return Err(convert::missing(&place)),
+                None => {}
+            }
+        }
+        Ok(context)
+    }
+
+    fn root(&self, root: Root, attribute: &AttributeType, place: &str) -> Result<Option<Value>, Unmapped> {
+        let line = self.line;
+        let string = |text: &str| Some(Value::String(text.into()));
+        let bytes = |bytes: &[u8]| utf8(bytes, place).map(|text| text.filter(|text| !text.is_empty()).and_then(string));
+        let fields = record_type(&attribute.ty);
+        Ok(match root {
+            Root::Method => string(line.method),
+            Root::Path => string(&line.path),
+            Root::Host => string(&line.host).filter(|_| !line.host.is_empty()),
+            Root::Scheme => bytes(&self.http.scheme.to_ascii_lowercase())?,
+            Root::Protocol => bytes(&self.http.protocol)?,
+            Root::Identity => string(self.identity.principal.proof.as_str()),
+            Root::Time => self.time(),
+            Root::Grpc => line.grpc().map(|(service, method)| {
+                let all = [("method", method), ("service", service)];
+                let named = all.into_iter().filter(|(name, _)| fields.contains_key(*name));
+                Value::Record(named.map(|(name, value)| (name.into(), Value::String(value.into()))).collect())
+            }),
+            Root::Source => self.attributes.source.as_ref().map(|peer| self.peer(peer, fields, place)).transpose()?,
+            Root::Destination => {
+                self.attributes.destination.as_ref().map(|peer| self.peer(peer, fields, place)).transpose()?
+            }
+            Root::Tls => self
+                .attributes
+                .tls_session
+                .as_ref()
+                .filter(|session| !session.sni.is_empty())
+                .map(|session| pairs(fields, &[("sni", &session.sni)], place))
+                .transpose()?,
+            Root::Headers => Some(Value::Record(convert::texts(
+                fields,
+                place,
+                |name| Ok(line.headers.one(name)?.map(Cow::Borrowed)),
+                |name| Ok(line.headers.list(name)?.into_iter().map(Cow::Borrowed).collect()),
+            )?)),
+            Root::Query => {
+                let query = Pairs::new(line.query.unwrap_or(b""));
+                Some(Value::Record(convert::texts(
+                    fields,
+                    place,
+                    |name| query.one(name, place),
+                    |name| query.values(name, place),
+                )?))
+            }
+            Root::Params => {
+                let parameter = |name: &str| {
+                    let found = self.matched.parameters.iter().find(|(candidate, _)| candidate == name);
+                    found.map(|(_, value)| Cow::Borrowed(value.as_str()))
+                };
+                Some(Value::Record(convert::texts(
+                    fields,
+                    place,
+                    |name| Ok(parameter(name)),
+                    |name| Ok(parameter(name).into_iter().collect()),
+                )?))
+            }
+            Root::Extensions => {
+                let all: Vec<(&[u8], &[u8])> = self
+                    .attributes
+                    .context_extensions
+                    .iter()
+                    .map(|pair| (pair.key.as_ref(), pair.value.as_ref()))
+                    .collect();
+                Some(named_texts(fields, &all, place)?)
+            }
+            Root::Metadata => Some(metadata(fields, self.attributes.metadata_context.as_ref(), place)?),
+            Root::RouteMetadata => Some(metadata(fields, self.attributes.route_metadata_context.as_ref(), place)?),
+            Root::Claims => self
+                .identity
+                .claims
+                .map(|claims| convert::metadata_record(fields, claims, place))
+                .transpose()?
+                .map(Value::Record),
+            Root::Body => self.body(fields, place)?,
+            Root::BodyPartial => Some(Value::Bool(self.body_is_partial())),
+            // Envoy says -1 where it does not know; it says 0 where it did not buffer, and where there is none.
+            Root::BodySize => (self.http.size >= 0).then_some(Value::Long(self.http.size)),
+        })
+    }
+
+    fn time(&self) -> Option<Value> {
+        let time = self.attributes.request.as_ref()?.time.as_ref()?;
+        let millis = u64::try_from(time.seconds).ok()?.checked_mul(1000)?;
+        let millis = millis.checked_add(u64::try_from(time.nanos).ok()? / 1_000_000)?;
+        // Cedar's datetime ends with the year 9999, and so does this format.
+        let at = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_millis(millis))?;
+        let latest = 253_402_300_799;
+        let text = (time.seconds <= latest).then(|| humantime::format_rfc3339_millis(at).to_string())?;
+        Some(Value::Extension(Extension::Datetime, text.into()))
+    }
+
+    fn peer(&self, peer: &Peer, fields: &RecordType, place: &str) -> Result<Value, Unmapped> {
+        let socket = peer.address.as_ref().and_then(|address| address.socket_address.as_ref());
+        let address = socket.and_then(|socket| std::str::from_utf8(&socket.address).ok());
+        let address = address.and_then(|text| text.parse::<std::net::IpAddr>().ok());
+        let mut record = Record::new();
+        for (name, field) in fields {
+            let place = format!("{place}.{name}");
+            let text = |bytes: &[u8]| {
+                let text = utf8(bytes, &place)?.filter(|text| !text.is_empty());
+                Ok(text.map(|text| Value::String(text.into())))
+            };
+            let value = match name.as_str() {
+                // An IPv4 address in IPv6 clothes is the IPv4 address; ranges are written for that one.
+                "address" => address
+                    .map(|address| Value::Extension(Extension::Ipaddr, address.to_canonical().to_string().into())),
+                "port" => socket.map(|socket| Value::Long(i64::from(socket.port_value))),
+                "principal" => text(&peer.principal)?,
+                "certificate" => match utf8(&peer.certificate, &place)?.filter(|pem| !pem.is_empty()) {
+                    Some(pem) => {
+                        let pem = percent_encoding::percent_decode_str(pem)
+                            .decode_utf8()
+                            .map_err(|_| Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not UTF-8")))?;
+                        Some(Value::String(pem.as_ref().into()))
+                    }
+                    None => None,
+                },
+                "labels" => {
+                    let all: Vec<(&[u8], &[u8])> =
+                        peer.labels.iter().map(|pair| (pair.key.as_ref(), pair.value.as_ref())).collect();
+                    Some(named_texts(record_type(&field.ty), &all, &place)?)
+                }
+                _ => None,
+            };
+            match value {
+                Some(value) => {
+                    record.insert(name.clone(), value);
+                }
+                None if field.required => return Err(convert::missing(&place)),
+                None => {}
+            }
+        }
+        Ok(Value::Record(record))
+    }
+
+    /// Whether Envoy sent only the beginning of the body: it says so, or less is here than there is.
+    fn body_is_partial(&self) -> bool {
+        let declared = self.line.headers.lines("x-envoy-auth-partial-body").any(|value| value == b"true");
+        let here = self.http.body.len().max(self.http.raw_body.len());
+        let short = here > 0 && usize::try_from(self.http.size).is_ok_and(|size| size > here);
+        declared || short
+    }
+
+    /// The body's fields; `None` if there is no body, or not all of it is here, or it is in no form that has fields.
+    fn body(&self, fields: &RecordType, place: &str) -> Result<Option<Value>, Unmapped> {
+        let body = if self.http.raw_body.is_empty() { &self.http.body } else { &self.http.raw_body };
+        if body.is_empty() || self.body_is_partial() {
+            return Ok(None);
+        }
+        let content_type = self.line.headers.one("content-type")?.unwrap_or("");
+        let media = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+        let record = if media == "application/json" || media.ends_with("+json") {
+            convert::json(fields, body, place)?
+        } else if media == "application/x-www-form-urlencoded" {
+            let pairs = Pairs::new(body);
+            convert::texts(fields, place, |name| pairs.one(name, place), |name| pairs.values(name, place))?
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(Value::Record(record)))
+    }
+}
+
+/// The fields of a record type. Other types were refused when the schema was read.
+fn record_type(ty: &Type) -> &RecordType {
+    static NONE: RecordType = RecordType::new();
+    match ty {
+        Type::Record(fields) => fields,
+        _ => &NONE,
+    }
+}
+
+fn utf8<'a>(bytes: &'a [u8], place: &str) -> Result<Option<&'a str>, Unmapped> {
+    std::str::from_utf8(bytes)
+        .map(Some)
+        .map_err(|_| Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not UTF-8")))
+}
+
+/// A record of named byte strings.
+fn pairs(fields: &RecordType, all: &[(&str, &[u8])], place: &str) -> Result<Value, Unmapped> {
+    let all: Vec<(&[u8], &[u8])> = all.iter().map(|(name, value)| (name.as_bytes(), *value)).collect();
+    named_texts(fields, &all, place)
+}
+
+/// A record from a protobuf map of strings.
+fn named_texts(fields: &RecordType, all: &[(&[u8], &[u8])], place: &str) -> Result<Value, Unmapped> {
+    let values = |name: &str| {
+        let found = all.iter().filter(|(key, _)| *key == name.as_bytes());
+        found.map(|(_, value)| Ok(Cow::Borrowed(utf8(value, place)?.unwrap_or("")))).collect::<Result<Vec<_>, _>>()
+    };
+    // A protobuf map has each key once; where the wire repeats one, the last counts.
+    convert::texts(fields, place, |name| Ok(values(name)?.pop()), |name| values(name)).map(Value::Record)
+}
+
+fn metadata(fields: &RecordType, all: Option<&Metadata>, place: &str) -> Result<Value, Unmapped> {
+    let mut record = Record::new();
+    for (namespace, field) in fields {
+        let place = format!("{place}.{namespace}");
+        match all.and_then(|all| all.filter_metadata.get(namespace.as_str())) {
+            Some(space) => {
+                let space = convert::metadata_record(record_type(&field.ty), space, &place)?;
+                record.insert(namespace.clone(), Value::Record(space));
+            }
+            None if field.required => return Err(convert::missing(&place)),
+            None => {}
+        }
+    }
+    Ok(Value::Record(record))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_have_one_form() {
+        for (host, expected) in [
+            ("Shop.Example", Some("shop.example")),
+            ("shop.example.:8080", Some("shop.example")),
+            ("shop.example:443", Some("shop.example")),
+            ("[::1]:8080", Some("[::1]")),
+            ("10.0.0.1", Some("10.0.0.1")),
+            ("", Some("")),
+            ("good,evil", None),
+            ("good evil", None),
+            ("user@evil", None),
+            ("evil/path", None),
+            ("shop:80:80", None),
+            ("shop:x", None),
+            ("[::1", None),
+            ("[::1]x", None),
+            ("[zz]", None),
+            ("shøp", None),
+        ] {
+            assert_eq!(canonical_host(host.as_bytes()).ok().as_deref(), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn grpc_paths_have_two_parts() {
+        assert_eq!(grpc_method("/svc.Foo/Bar"), Some(("svc.Foo", "Bar")));
+        for path in ["/svc.Foo", "/svc.Foo/", "//Bar", "/a/b/c", "svc.Foo/Bar", ""] {
+            assert_eq!(grpc_method(path), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,944 @@
+//! Where sockets are bound: by the ext_authz service and by the admin endpoint, over TCP or a Unix socket.
+//!
+//! Everything that can be wrong is found out before anything is served: an address that nobody may listen on when the
+//! configuration is read, a taken port, a live socket or an unusable certificate when it is bound.
+
+use std::fmt;
+use std::fs::{self, Permissions};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use deserr::{DeserializeError, Deserr, IntoValue, MergeWithError, Value, ValueKind, ValuePointerRef, take_cf_content};
+use serde::{Serialize, Serializer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::time::{Sleep, sleep};
+use tonic::codegen::tokio_stream::Stream;
+use tonic::transport::server::Connected;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tracing::warn;
+
+use crate::problem::Problem;
+use crate::yaml::Faults;
+
+// === what is configured ===
+
+/// Where to listen: a text such as `unix:///run/stockade/authz.sock`, or a mapping with an `address` and more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Config {
+    /// `unix:///path`
+    Unix {
+        /// The path of the socket.
+        #[serde(rename = "address", serialize_with = "unix_address")]
+        path: PathBuf,
+        /// Who may connect. Default: "0660".
+        mode: Mode,
+        /// The group that the socket belongs to. Default: that of the process.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        group: Option<Group>,
+    },
+    /// `tcp://ip:port`
+    Tcp {
+        /// The address to bind; port 0 takes a free one.
+        #[serde(serialize_with = "tcp_address")]
+        address: SocketAddr,
+        /// Whether other machines may connect without TLS. Default: false.
+        allow_remote: bool,
+        /// TLS. Default: none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tls: Option<Tls>,
+    },
+}
+
+/// The permissions of a Unix socket, in octal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mode(pub u32);
+
+/// A group, by name or by number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Group {
+    /// A name, looked up in `/etc/group`.
+    Name(String),
+    /// A number, for images without an `/etc/group`.
+    Id(u32),
+}
+
+/// TLS on a TCP listener. The files are read once, when it is bound.
+#[derive(Debug, Clone, PartialEq, Eq, Deserr, Serialize)]
+#[deserr(error = Faults, deny_unknown_fields)]
+pub struct Tls {
+    /// PEM file with the certificate and its chain.
+    pub certificate: String,
+    /// PEM file with its private key.
+    pub private_key: String,
+    /// PEM file with the authorities of clients; with it, a client needs a certificate of theirs. Default: none.
+    #[deserr(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<String>,
+}
+
+/// The mapping as it is written.
+#[derive(Debug, Default, Deserr)]
+#[deserr(error = Faults, deny_unknown_fields)]
+struct Entry {
+    address: String,
+    #[deserr(default)]
+    mode: Option<Mode>,
+    #[deserr(default)]
+    group: Option<Group>,
+    #[deserr(default)]
+    allow_remote: Option<bool>,
+    #[deserr(default)]
+    tls: Option<Tls>,
+}
+
+const MODE: Mode = Mode(0o660);
+
+/// What `sockaddr_un` holds, without the NUL at the end (unix(7)).
+const UNIX_PATH_MAX: usize = 107;
+
+/// The length of [`temporary_name`], which must fit beside the socket.
+const TEMPORARY_NAME_LEN: usize = 17;
+
+const FORMS: &str = "like `unix:///run/stockade/authz.sock` or `tcp://127.0.0.1:9191`";
+
+impl Config {
+    /// Reads the short form, for defaults and the command line.
+    ///
+    /// # Errors
+    /// If it is not an address, or one that only the mapping can allow.
+    pub fn parse(address: &str) -> Result<Self, Vec<Problem>> {
+        Self::try_from(Entry { address: address.to_owned(), ..Entry::default() })
+            .map_err(|wrongs| wrongs.into_iter().map(|wrong| Problem::error(wrong.message).hint(wrong.hint)).collect())
+    }
+
+    /// Whether it asks for TLS, which only the ext_authz service offers.
+    pub fn has_tls(&self) -> bool {
+        matches!(self, Self::Tcp { tls: Some(_), .. })
+    }
+}
+
+/// `tcp://127.0.0.1:9191`, `unix:///path`
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix { path, .. } => write!(f, "unix://{}", path.display()),
+            Self::Tcp { address, .. } => write!(f, "tcp://{address}"),
+        }
+    }
+}
+
+/// One thing that is wrong with an [`Entry`], and the key that it is about.
+struct Wrong {
+    key: &'static str,
+    message: String,
+    hint: String,
+}
+
+impl Wrong {
+    fn new(key: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { key, message: message.into(), hint: hint.into() }
+    }
+}
+
+impl TryFrom<Entry> for Config {
+    type Error = Vec<Wrong>;
+
+    fn try_from(entry: Entry) -> Result<Self, Vec<Wrong>> {
+        if let Some(path) = entry.address.strip_prefix("unix://") {
+            let misplaced = [("allow_remote", entry.allow_remote.is_some()), ("tls", entry.tls.is_some())];
+            let mut wrongs = misplaced_keys(&misplaced, "a Unix socket");
+            wrongs.extend(check_unix_path(path));
+            let (path, mode) = (PathBuf::from(path), entry.mode.unwrap_or(MODE));
+            return if wrongs.is_empty() { Ok(Self::Unix { path, mode, group: entry.group }) } else { Err(wrongs) };
+        }
+        let Some(address) = entry.address.strip_prefix("tcp://") else {
+            return Err(vec![Wrong::new("address", format!("`{}` is not an address", entry.address), FORMS)]);
+        };
+        let misplaced = [("mode", entry.mode.is_some()), ("group", entry.group.is_some())];
+        let mut wrongs = misplaced_keys(&misplaced, "a TCP address");
+        let address = tcp(address).map_err(|wrong| wrongs.push(wrong)).ok();
+        let allow_remote = entry.allow_remote.unwrap_or(false);
+        if let Some(address) = address.filter(|address| !is_loopback(address.ip()))
+            && !allow_remote
+            && entry.tls.is_none()
+        {
+            let message = format!("`tcp://{address}` can be reached from other machines");
+            wrongs.push(Wrong::new(
+                "address",
+                message,
+                "listen on `127.0.0.1`, set up `tls`, or say `allow_remote: true`",
+            ));
+        }
+        match address.filter(|_| wrongs.is_empty()) {
+            Some(address) => Ok(Self::Tcp { address, allow_remote, tls: entry.tls }),
+            None => Err(wrongs),
+        }
+    }
+}
+
+fn misplaced_keys(keys: &[(&'static str, bool)], on: &str) -> Vec<Wrong> {
+    let present = keys.iter().filter(|(_, present)| *present);
+    present.map(|(key, _)| Wrong::new(key, format!("{on} has no `{key}`"), "remove it")).collect()
+}
+
+fn check_unix_path(text: &str) -> Option<Wrong> {
+    let path = Path::new(text);
+    let shown = format!("`unix://{text}`");
+    let wrong = |message: String, hint: &str| Some(Wrong::new("address", message, hint));
+    if !path.is_absolute() {
+        return wrong(
+            format!("{shown} is not an absolute path"),
+            "three slashes, like `unix:///run/stockade/authz.sock`",
+        );
+    }
+    let (Some(name), Some(parent), false) = (path.file_name(), path.parent(), text.ends_with('/')) else {
+        return wrong(format!("{shown} names no file"), FORMS);
+    };
+    if text.contains('\0') {
+        return wrong(format!("{shown} contains a NUL"), FORMS);
+    }
+    let longest = parent.join("x".repeat(name.len().max(TEMPORARY_NAME_LEN)));
+    if longest.as_os_str().len() > UNIX_PATH_MAX {
+        let limit = format!("{shown} is too long: the kernel takes {UNIX_PATH_MAX} bytes");
+        let hint =
+            format!("choose a shorter directory; beside the socket a name of {TEMPORARY_NAME_LEN} bytes must fit");
+        return wrong(limit, &hint);
+    }
+    None
+}
+
+fn tcp(text: &str) -> Result<SocketAddr, Wrong> {
+    let wrong = |what: &str, hint: &str| Wrong::new("address", format!("`tcp://{text}` {what}"), hint);
+    let (host, port) = text.rsplit_once(':').filter(|(host, _)| !host.ends_with(':')).unwrap_or((text, ""));
+    if port.is_empty() || port.ends_with(']') {
+        return Err(wrong("has no port", "like `tcp://127.0.0.1:9191`; port 0 takes a free one"));
+    }
+    let port: u16 = port.parse().map_err(|_| wrong("has a port that is none", "a number from 0 to 65535"))?;
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let ip = match (host, bracketed) {
+        // Not looked up: it has meant something else on some machines, and an outage on others.
+        ("localhost", _) => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        (_, Some(v6)) => v6.parse().ok().map(IpAddr::V6),
+        (v4, None) => v4.parse().ok().map(IpAddr::V4),
+    };
+    let hint = "an IP address or `localhost`; IPv6 in brackets, like `tcp://[::1]:9191`";
+    ip.map(|ip| SocketAddr::new(ip, port)).ok_or_else(|| wrong("has a host that is no IP address", hint))
+}
+
+/// Also `::ffff:127.0.0.1`.
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+impl Deserr<Faults> for Config {
+    fn deserialize_from_value<V: IntoValue>(value: Value<V>, location: ValuePointerRef<'_>) -> Result<Self, Faults> {
+        let (entry, is_text) = match value {
+            Value::String(address) => (Entry { address, ..Entry::default() }, true),
+            Value::Map(_) => (Entry::deserialize_from_value(value, location)?, false),
+            actual => return Err(wrong_kind(actual, &[ValueKind::String, ValueKind::Map], location)),
+        };
+        Self::try_from(entry).map_err(|wrongs| {
+            let faults = wrongs.into_iter().map(|wrong| {
+                let place = if is_text { location } else { location.push_key(wrong.key) };
+                Faults::new(wrong.message, Some(wrong.hint), place)
+            });
+            let all = faults.reduce(|all, fault| take_cf_content(Faults::merge(Some(all), fault, location)));
+            all.unwrap_or_else(|| Faults::new("not an address", Some(FORMS.to_owned()), location))
+        })
+    }
+}
+
+impl Deserr<Faults> for Mode {
+    fn deserialize_from_value<V: IntoValue>(value: Value<V>, location: ValuePointerRef<'_>) -> Result<Self, Faults> {
+        let text = match value {
+            Value::String(text) => text,
+            // YAML reads 0660 as a decimal number: 01224 in octal.
+            Value::Integer(number) => number.to_string(),
+            actual => return Err(wrong_kind(actual, &[ValueKind::String], location)),
+        };
+        let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| text.starts_with('0') && *mode <= 0o777);
+        mode.map(Self).ok_or_else(|| {
+            let hint = "in octal, with a zero in front and in quotes, like \"0660\"";
+            Faults::new(format!("`{text}` is not a file mode"), Some(hint.to_owned()), location)
+        })
+    }
+}
+
+impl Deserr<Faults> for Group {
+    fn deserialize_from_value<V: IntoValue>(value: Value<V>, location: ValuePointerRef<'_>) -> Result<Self, Faults> {
+        match value {
+            Value::String(text) => Ok(text.parse().map(Self::Id).unwrap_or(Self::Name(text))),
+            Value::Integer(number) => u32::try_from(number).map(Self::Id).map_err(|_| {
+                Faults::new(format!("`{number}` is not a group"), Some("a number below 2^32".to_owned()), location)
+            }),
+            actual => Err(wrong_kind(actual, &[ValueKind::String, ValueKind::Integer], location)),
+        }
+    }
+}
+
+fn wrong_kind<V: IntoValue>(actual: Value<V>, accepted: &[ValueKind], location: ValuePointerRef<'_>) -> Faults {
+    let error = deserr::ErrorKind::IncorrectValueKind { actual, accepted };
+    take_cf_content(<Faults as DeserializeError>::error::<V>(None, error, location))
+}
+
+impl Serialize for Mode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:04o}", self.0))
+    }
+}
+
+fn unix_address<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("unix://{}", path.display()))
+}
+
+fn tcp_address<S: Serializer>(address: &SocketAddr, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("tcp://{address}"))
+}
+
+// === binding ===
+
+/// Why an address cannot be listened on.
+#[derive(Debug)]
+pub struct BindError {
+    address: String,
+    message: String,
+    hint: Option<&'static str>,
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot listen on `{}`: {}", self.address, self.message)?;
+        self.hint.map_or(Ok(()), |hint| write!(f, " ({hint})"))
+    }
+}
+
+impl std::error::Error for BindError {}
+
+/// What went wrong while binding; [`bind`] knows where.
+struct Failure(String, Option<&'static str>);
+
+impl Failure {
+    fn new(message: impl Into<String>, hint: &'static str) -> Self {
+        Self(message.into(), Some(hint))
+    }
+}
+
+/// A bound socket: clients can connect from now on, and wait until it is served.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    local_address: String,
+    tls: Option<ServerTlsConfig>,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix {
+        listener: UnixListener,
+        /// Goes with the listener.
+        _file: SocketFile,
+    },
+}
+
+/// Binds, and reads the files that TLS needs.
+///
+/// # Errors
+/// If the address is taken or not ours to take, or TLS cannot be set up.
+pub async fn bind(config: &Config) -> Result<Listener, BindError> {
+    let bound = match config {
+        Config::Unix { path, mode, group } => bind_unix(path, *mode, group.as_ref()).await,
+        Config::Tcp { address, tls, .. } => bind_tcp(*address, tls.as_ref()).await,
+    };
+    bound.map_err(|Failure(message, hint)| BindError { address: config.to_string(), message, hint })
+}
+
+impl Listener {
+    /// Where clients connect to: `tcp://127.0.0.1:43215` with the real port, `unix:///path`.
+    pub fn local_address(&self) -> &str {
+        &self.local_address
+    }
+
+    /// The connections, and what is to be done with each before it is served: they are not TLS yet. Whoever cannot do
+    /// TLS must not serve them if it is asked for.
+    pub fn into_incoming(self) -> (Incoming, Option<ServerTlsConfig>) {
+        (Incoming { socket: self.socket, pause: None }, self.tls)
+    }
+}
+
+async fn bind_tcp(address: SocketAddr, tls: Option<&Tls>) -> Result<Listener, Failure> {
+    let tls = tls.map(load_tls).transpose()?;
+    // Sets SO_REUSEADDR, so a restart does not wait for the connections of its predecessor to time out.
+    let listener = TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => Failure::new("another process listens there", "stop it, or choose another port"),
+        ErrorKind::PermissionDenied => Failure::new(error.to_string(), "choose a port above 1023"),
+        _ => Failure(error.to_string(), None),
+    })?;
+    let local = listener.local_addr().map_err(|error| Failure(error.to_string(), None))?;
+    Ok(Listener { socket: Socket::Tcp(listener), local_address: format!("tcp://{local}"), tls })
+}
+
+/// Prepares the socket under a temporary name and listens only when its permissions are right; then moves it to its
+/// place. At no moment can somebody connect who may not.
+async fn bind_unix(path: &Path, mode: Mode, group: Option<&Group>) -> Result<Listener, Failure> {
+    let group = group.map(group_id).transpose()?;
+    make_sure_it_is_free(path).await?;
+    let failure = |doing: &str, error: io::Error| Failure(format!("cannot {doing}: {error}"), None);
+
+    let temporary = path.with_file_name(temporary_name());
+    let socket = UnixSocket::new_stream().map_err(|error| failure("make a socket", error))?;
+    socket.bind(&temporary).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Failure::new("its directory does not exist", "create it or mount a volume there"),
+        ErrorKind::PermissionDenied => Failure::new("its directory is not writable for this user", "change its owner"),
+        _ => failure("bind it", error),
+    })?;
+    let mut file = SocketFile::new(temporary).map_err(|error| failure("look at it", error))?;
+    fs::set_permissions(&file.path, Permissions::from_mode(mode.0)).map_err(|error| failure("set its mode", error))?;
+    if let Some(group) = group {
+        chown(&file.path, None, Some(group)).map_err(|error| {
+            Failure::new(format!("cannot give it to group {group}: {error}"), "the process must belong to the group")
+        })?;
+    }
+    let listener = socket.listen(1024).map_err(|error| failure("listen on it", error))?;
+    fs::rename(&file.path, path).map_err(|error| failure("move it into place", error))?;
+    file.path = path.to_owned();
+    let local_address = format!("unix://{}", path.display());
+    Ok(Listener { socket: Socket::Unix { listener, _file: file }, local_address, tls: None })
+}
+
+/// Nothing is in the way of a socket, or only one that its process left behind.
+async fn make_sure_it_is_free(path: &Path) -> Result<(), Failure> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Failure(error.to_string(), None)),
+        Ok(metadata) if metadata.file_type().is_socket() => {}
+        Ok(_) => return Err(Failure::new("there is a file that is not a socket", "remove it, or choose another path")),
+    }
+    match UnixStream::connect(path).await {
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(()),
+        // Whoever is too busy to accept is alive.
+        Err(error) if error.kind() != ErrorKind::WouldBlock => Err(Failure::new(
+            format!("there is a socket, and whether a process listens there cannot be told: {error}"),
+            "remove it if none does",
+        )),
+        _ => Err(Failure::new("another process listens there", "stop it, or choose another path")),
+    }
+}
+
+/// Unguessable, so that nobody can wait for it; of [`TEMPORARY_NAME_LEN`].
+fn temporary_name() -> String {
+    format!(".{:016x}", RandomState::new().hash_one("stockade"))
+}
+
+fn group_id(group: &Group) -> Result<u32, Failure> {
+    match group {
+        Group::Id(id) => Ok(*id),
+        Group::Name(name) => {
+            let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+            find_group(&groups, name).ok_or_else(|| {
+                Failure::new(format!("there is no group `{name}` in /etc/group"), "correct it, or give its number")
+            })
+        }
+    }
+}
+
+/// `name:password:id:members`, one a line (group(5)).
+fn find_group(groups: &str, name: &str) -> Option<u32> {
+    let mut lines = groups.lines().map(|line| line.split(':'));
+    lines.find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten())
+}
+
+/// The name of a Unix socket in the file system, removed with the listener unless somebody else has taken it.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: PathBuf) -> io::Result<Self> {
+        Ok(Self { identity: identity(&path)?, path })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
+            // If it stays, the next start finds that nobody listens there, and replaces it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+// === TLS ===
+
+/// How long a client may take for its part of the handshake. Until it is done, the connection costs a task and nothing
+/// else bounds it.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+fn load_tls(tls: &Tls) -> Result<ServerTlsConfig, Failure> {
+    let certificate = load_pem(&tls.certificate, "CERTIFICATE-----")?;
+    let key = load_pem(&tls.private_key, "PRIVATE KEY-----")?;
+    let mut config = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key)).timeout(HANDSHAKE);
+    if let Some(client_ca) = &tls.client_ca {
+        config = config.client_ca_root(Certificate::from_pem(load_pem(client_ca, "CERTIFICATE-----")?));
+    }
+    // Trying it is the only way to learn that the files do not fit together.
+    Server::builder().tls_config(config.clone()).map_err(|error| {
+        let files = [Some(&tls.certificate), Some(&tls.private_key), tls.client_ca.as_ref()];
+        let files = files.iter().flatten().map(|file| format!("`{file}`")).collect::<Vec<_>>().join(", ");
+        let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        Failure::new(format!("{files} cannot be used together: {cause}"), "the key must be that of the certificate")
+    })?;
+    Ok(config)
+}
+
+fn load_pem(path: &str, label: &str) -> Result<String, Failure> {
+    let text = fs::read(path).map_err(|error| {
+        Failure::new(format!("cannot read `{path}`: {error}"), "correct the path, or mount the file and let us read it")
+    })?;
+    let text = String::from_utf8(text).ok().filter(|text| text.contains("-----BEGIN ") && text.contains(label));
+    text.ok_or_else(|| {
+        Failure::new(format!("`{path}` holds no PEM block `{}`", label.trim_end_matches('-')), "convert it to PEM")
+    })
+}
+
+// === accepting ===
+
+/// The connections of a listener: a stream for tonic, a listener for axum. It never ends and never fails; dropping it
+/// closes the socket and removes its file.
+#[derive(Debug)]
+pub struct Incoming {
+    socket: Socket,
+    /// The rest after an error that will not pass by itself at once.
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+/// Out of file descriptors, say: trying again at once would only burn the processor that could close some.
+const PAUSE: Duration = Duration::from_millis(50);
+
+impl Incoming {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<(Connection, Option<SocketAddr>)> {
+        loop {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(cx));
+                self.pause = None;
+            }
+            let accepted = match &self.socket {
+                Socket::Tcp(listener) => {
+                    ready!(listener.poll_accept(cx)).map(|(stream, peer)| (Connection::from(stream), Some(peer)))
+                }
+                Socket::Unix { listener, .. } => {
+                    ready!(listener.poll_accept(cx)).map(|(stream, _)| (Connection::Unix(stream), None))
+                }
+            };
+            match accepted {
+                Ok(accepted) => return Poll::Ready(accepted),
+                // The client's doing, and over.
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection; trying again");
+                    self.pause = Some(Box::pin(sleep(PAUSE)));
+                }
+            }
+        }
+    }
+}
+
+impl Stream for Incoming {
+    type Item = io::Result<Connection>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_accept(cx).map(|(connection, _)| Some(Ok(connection)))
+    }
+}
+
+impl axum::serve::Listener for Incoming {
+    type Io = Connection;
+    /// `None` on a Unix socket.
+    type Addr = Option<SocketAddr>;
+
+    async fn accept(&mut self) -> (Connection, Option<SocketAddr>) {
+        std::future::poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().map(Some),
+            Socket::Unix { .. } => Ok(None),
+        }
+    }
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub enum Connection {
+    /// Over TCP, without delay.
+    Tcp(TcpStream),
+    /// Over a Unix socket.
+    Unix(UnixStream),
+}
+
+impl From<TcpStream> for Connection {
+    fn from(stream: TcpStream) -> Self {
+        // Answers are small and waited for. If it fails, the connection is gone, and reading it will tell.
+        let _ = stream.set_nodelay(true);
+        Self::Tcp(stream)
+    }
+}
+
+/// Nobody asks who is connected: identities come with the request, or are TLS's business.
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Neither kind of socket keeps anything back.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+    use tonic::transport::{Channel, ClientTlsConfig};
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+
+    use super::*;
+    use crate::problem::SourceFile;
+    use crate::yaml::parse;
+
+    // An authority, a certificate of it for `localhost` and its key, made for these tests and good for nothing else.
+    const CA: &str = "MIIBTTCB9KADAgECAgEBMAoGCCqGSM49BAMCMA8xDTALBgNVBAMMBHRlc3QwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMA8x\
+         DTALBgNVBAMMBHRlc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASuDa8OoTlnSHYD6DGA/tOFPaJ0g8crGRFFqyY0X3M8tUUs+MJkQm7d\
+         Gf3P1tVNyrRCHTL69COzLZdmFo9ikR+Xoz8wPTAPBgNVHRMBAf8EBTADAQH/MAsGA1UdDwQEAwICBDAdBgNVHQ4EFgQUxFYa0QoWhwRyK2UJ\
+         T8m2z6Re6r8wCgYIKoZIzj0EAwIDSAAwRQIgMIlPzWBp7XfJSafwUy+8bOSgx+eIjNAPZVRXRnmNia4CIQDdOwEU0bws4wb8oL+NOzA9csbY\
+         1YDVfiSAiBGHS6767g==";
+    const CERTIFICATE: &str = "MIIBdzCCAR2gAwIBAgIBAjAKBggqhkjOPQQDAjAPMQ0wCwYDVQQDDAR0ZXN0MCAXDTIwMDEwMTAwMDAwMFoYDzIxMjAwMTAxMDAwMDAwWjAU\
+         MRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASgyVgZlfjb0+zs0JeAK80VKAQnHmrskqCqs4xHnT4FdJ3U\
+         Iuw0HABOOAkkIBKtwylqV2s0MqZkUhENnz8HJniso2MwYTAUBgNVHREEDTALgglsb2NhbGhvc3QwCQYDVR0TBAIwADAdBgNVHQ4EFgQUZ19V\
+         FsX+EG+S3iJNEszFl72W4kswHwYDVR0jBBgwFoAUxFYa0QoWhwRyK2UJT8m2z6Re6r8wCgYIKoZIzj0EAwIDSAAwRQIgYiDkXijtpTLJHf+Y\
+         V3U1ijPVVaraVLF8pbBsIxc+6x8CIQCyVh2x7JYzB3VgTq/kEfVqETOZQcIDHN0qEA1IpVFBMg==";
+    const KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg0wufAyB1DaFahG1hgTEtXX/zZDB7d1qoQYjHtBRoOKqhRANCAASgyVgZlfjb\
+         0+zs0JeAK80VKAQnHmrskqCqs4xHnT4FdJ3UIuw0HABOOAkkIBKtwylqV2s0MqZkUhENnz8HJnis";
+
+    fn pem(label: &str, body: &str) -> String {
+        format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
+    }
+
+    /// A configuration as it is written, and its problems, each as `line:column: message (hint)`.
+    fn config(yaml: &str) -> Result<Config, String> {
+        #[derive(Debug, Deserr)]
+        #[deserr(error = Faults, deny_unknown_fields)]
+        struct Sample {
+            listen: Config,
+        }
+        let sample = parse::<Sample>(&SourceFile::new("s", yaml)).map(|sample| sample.listen);
+        sample.map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    }
+
+    fn unix(path: &Path) -> Config {
+        Config::parse(&format!("unix://{}", path.display())).expect("a good address")
+    }
+
+    async fn refused(config: &Config) -> String {
+        bind(config).await.expect_err("an error").to_string()
+    }
+
+    #[test]
+    fn good_addresses() {
+        for (yaml, expected) in [
+            ("listen: unix:///run/s.sock", r#"{"address":"unix:///run/s.sock","mode":"0660"}"#),
+            ("listen: tcp://127.0.0.1:0", r#"{"address":"tcp://127.0.0.1:0","allow_remote":false}"#),
+            ("listen: tcp://localhost:91", r#"{"address":"tcp://127.0.0.1:91","allow_remote":false}"#),
+            ("listen: tcp://[::1]:91", r#"{"address":"tcp://[::1]:91","allow_remote":false}"#),
+            (
+                "listen: {address: 'unix:///s', mode: '0666', group: envoy}",
+                r#"{"address":"unix:///s","mode":"0666","group":"envoy"}"#,
+            ),
+            ("listen: {address: 'unix:///s', group: 1337}", r#"{"address":"unix:///s","mode":"0660","group":1337}"#),
+            (
+                "listen: {address: 'tcp://0.0.0.0:91', allow_remote: true}",
+                r#"{"address":"tcp://0.0.0.0:91","allow_remote":true}"#,
+            ),
+            (
+                "listen: {address: 'tcp://[::]:91', tls: {certificate: c, private_key: k, client_ca: a}}",
+                r#"{"address":"tcp://[::]:91","allow_remote":false,"tls":{"certificate":"c","private_key":"k","client_ca":"a"}}"#,
+            ),
+        ] {
+            let config = config(yaml).expect(yaml);
+            assert_eq!(serde_json::to_string(&config).expect("json"), expected);
+        }
+    }
+
+    #[test]
+    fn bad_addresses() {
+        let long = format!("listen: unix:///{}/s", "d".repeat(90));
+        for (yaml, expected) in [
+            ("listen: 127.0.0.1:91", "`127.0.0.1:91` is not an address (like `unix:///"),
+            ("listen: http://x:91", "`http://x:91` is not an address"),
+            ("listen: unix://run/s", "`unix://run/s` is not an absolute path (three slashes"),
+            ("listen: unix:///run/", "`unix:///run/` names no file"),
+            ("listen: unix:///run/..", "`unix:///run/..` names no file"),
+            (&long, "is too long: the kernel takes 107 bytes (choose a shorter directory"),
+            ("listen: tcp://127.0.0.1", "`tcp://127.0.0.1` has no port"),
+            ("listen: tcp://[::1]", "`tcp://[::1]` has no port"),
+            ("listen: tcp://127.0.0.1:http", "has a port that is none"),
+            ("listen: tcp://127.0.0.1:65536", "has a port that is none"),
+            ("listen: tcp://::1:91", "has a host that is no IP address"),
+            ("listen: tcp://example.com:91", "has a host that is no IP address (an IP address or `localhost`"),
+            ("listen: tcp://:91", "has a host that is no IP address"),
+            (
+                "listen: tcp://0.0.0.0:91",
+                "s:1:9: `listen`: `tcp://0.0.0.0:91` can be reached from other machines (listen",
+            ),
+            (
+                "listen: {address: 'tcp://10.0.0.1:91', allow_remote: false}",
+                "`listen.address`: `tcp://10.0.0.1:91` can be",
+            ),
+            (
+                "listen: {address: 'tcp://[::1]:91', mode: '0660'}",
+                "`listen.mode`: a TCP address has no `mode` (remove it)",
+            ),
+            ("listen: {address: 'unix:///s', tls: {certificate: c, private_key: k}}", "a Unix socket has no `tls`"),
+            ("listen: {address: 'unix:///s', mode: 0o660}", "`432` is not a file mode (in octal"),
+            ("listen: {address: 'unix:///s', mode: '0999'}", "`0999` is not a file mode"),
+            ("listen: {address: 'unix:///s', mode: '01777'}", "`01777` is not a file mode"),
+            ("listen: {address: 'unix:///s', mod: '0660'}", "unknown key `mod` (did you mean `mode`?)"),
+            ("listen: {mode: '0660'}", "`address` is missing"),
+            ("listen: [tcp]", "expected a text or a mapping, found a list"),
+            // Several at once.
+            ("listen: {address: 'unix://s', tls: {certificate: c, private_key: k}}", "`listen.tls`: a Unix"),
+            ("listen: {address: 'unix://s', tls: {certificate: c, private_key: k}}", "`listen.address`: `unix://s` is"),
+        ] {
+            let problems = config(yaml).expect_err(yaml);
+            assert!(problems.contains(expected), "{yaml}: {problems}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named() {
+        for address in ["tcp://127.0.0.1:0", "tcp://[::1]:0"] {
+            let listener = bind(&Config::parse(address).expect("a good address")).await.expect("bound");
+            let taken = listener.local_address().to_owned();
+            let expected =
+                format!("cannot listen on `{taken}`: another process listens there (stop it, or choose another port)");
+            assert_eq!(refused(&Config::parse(&taken).expect("a good address")).await, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let dir = TempDir::new().expect("a directory");
+        let path = dir.path().join("s");
+        // std does not remove the file, as a process that was killed does not.
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
+        let listener = bind(&unix(&path)).await.expect("bound");
+        assert_eq!(listener.local_address(), format!("unix://{}", path.display()));
+        let message = refused(&unix(&path)).await;
+        assert!(message.ends_with("/s`: another process listens there (stop it, or choose another path)"), "{message}");
+        UnixStream::connect(&path).await.expect("still served");
+        drop(listener);
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0, "nothing is left behind");
+    }
+
+    #[tokio::test]
+    async fn only_our_own_socket_is_removed() {
+        let dir = TempDir::new().expect("a directory");
+        let path = dir.path().join("s");
+        let listener = bind(&unix(&path)).await.expect("bound");
+        fs::remove_file(&path).expect("removed");
+        let successor = bind(&unix(&path)).await.expect("bound");
+        drop(listener);
+        UnixStream::connect(&path).await.expect("the successor's");
+        drop(successor);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_a_socket_is_left_alone() {
+        let dir = TempDir::new().expect("a directory");
+        let path = dir.path().join("s");
+        fs::write(&path, "precious").expect("a file");
+        let message = refused(&unix(&path)).await;
+        assert!(message.contains("there is a file that is not a socket"), "{message}");
+        assert_eq!(fs::read_to_string(&path).expect("the file"), "precious");
+        let message = refused(&unix(&dir.path().join("missing/s"))).await;
+        assert!(message.contains("its directory does not exist (create it"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn mode_and_group_are_applied() {
+        let dir = TempDir::new().expect("a directory");
+        let path = dir.path().join("s");
+        // The only group that every user may give a file to.
+        let own = fs::metadata(dir.path()).expect("metadata").gid();
+        for (mode, octal) in [(Mode(0o600), 0o600), (Mode(0o666), 0o666)] {
+            let config = Config::Unix { path: path.clone(), mode, group: Some(Group::Id(own)) };
+            let _listener = bind(&config).await.expect("bound");
+            let metadata = fs::symlink_metadata(&path).expect("metadata");
+            assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (octal, own));
+        }
+        let config = Config::Unix { path: path.clone(), mode: MODE, group: Some(Group::Name("no such".to_owned())) };
+        assert!(refused(&config).await.contains("there is no group `no such` in /etc/group"));
+        assert_eq!(find_group("root:x:0:\nenvoy:x:1337:a,b\nbad", "envoy"), Some(1337));
+        assert_eq!(find_group("root:x:0:\nenvoy:x:1337:a,b\nbad", "bad"), None);
+    }
+
+    #[tokio::test]
+    async fn axum_serves_a_unix_socket() {
+        let dir = TempDir::new().expect("a directory");
+        let path = dir.path().join("s");
+        let (incoming, tls) = bind(&unix(&path)).await.expect("bound").into_incoming();
+        assert!(tls.is_none());
+        let router = axum::Router::new().route("/", get(|| async { "hello" }));
+        let server = tokio::spawn(async move { axum::serve(incoming, router).await });
+        let mut client = UnixStream::connect(&path).await.expect("connected");
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("sent");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.expect("answered");
+        assert!(answer.ends_with("hello"), "{answer}");
+        server.abort();
+    }
+
+    /// Runs in a process of its own, started by the test below: no other test would survive it.
+    #[tokio::test]
+    #[ignore = "takes away file descriptors"]
+    async fn out_of_files() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+        let listener = bind(&Config::parse("tcp://127.0.0.1:0").expect("a good address")).await.expect("bound");
+        let _client = TcpStream::connect(listener.local_address().trim_start_matches("tcp://")).await.expect("queued");
+        let (mut incoming, _) = listener.into_incoming();
+        let before = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..before }).expect("less");
+        let accept = axum::serve::Listener::accept(&mut incoming);
+        assert!(timeout(PAUSE * 3, accept).await.is_err(), "there is no descriptor for it");
+        setrlimit(Resource::Nofile, before).expect("as before");
+        timeout(PAUSE * 40, axum::serve::Listener::accept(&mut incoming)).await.expect("accepted after all");
+    }
+
+    #[test]
+    fn running_out_of_files_passes() {
+        let status = std::process::Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "listener::tests::out_of_files", "--ignored"])
+            .status();
+        assert!(status.expect("run").success());
+    }
+
+    /// PEM files in a directory, and a TLS listener on a free port that uses three of them.
+    fn tls(dir: &Path, [certificate, private_key, client_ca]: [&str; 3]) -> Config {
+        let other = KEY.replace("0wufAyB1DaFahG1h", "0wufAyB1DaFahG1i");
+        for (name, text) in [
+            ("ca", pem("CERTIFICATE", CA)),
+            ("certificate", pem("CERTIFICATE", CERTIFICATE)),
+            ("key", pem("PRIVATE KEY", KEY)),
+            ("broken key", pem("PRIVATE KEY", &other)),
+            ("der", "\u{30}\u{82}".to_owned()),
+        ] {
+            fs::write(dir.join(name), text).expect("a file");
+        }
+        let path = |name: &str| dir.join(name).display().to_string();
+        let (certificate, private_key, client_ca) = (path(certificate), path(private_key), Some(path(client_ca)));
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        Config::Tcp { address, allow_remote: false, tls: Some(Tls { certificate, private_key, client_ca }) }
+    }
+
+    #[tokio::test]
+    async fn tonic_serves_mutual_tls() {
+        let dir = TempDir::new().expect("a directory");
+        let listener = bind(&tls(dir.path(), ["certificate", "key", "ca"])).await.expect("bound");
+        let address = listener.local_address().replace("tcp://127.0.0.1", "https://localhost");
+        let (incoming, tls) = listener.into_incoming();
+        let (_reporter, health) = tonic_health::server::health_reporter();
+        let server = Server::builder().tls_config(tls.expect("TLS")).expect("a good pair").add_service(health);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let stopped = async { drop(stopped.await) };
+        let served = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopped));
+
+        let trust = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem("CERTIFICATE", CA)));
+        let identity = Identity::from_pem(pem("CERTIFICATE", CERTIFICATE), pem("PRIVATE KEY", KEY));
+        for (config, expected) in [(trust.clone(), false), (trust.identity(identity), true)] {
+            let endpoint = Channel::from_shared(address.clone()).expect("a URI").tls_config(config).expect("TLS");
+            let mut client = HealthClient::new(endpoint.connect_lazy());
+            let answer = client.check(HealthCheckRequest::default()).await;
+            assert_eq!(answer.is_ok(), expected, "{answer:?}");
+        }
+        drop(stop);
+        served.await.expect("no panic").expect("served");
+    }
+
+    #[tokio::test]
+    async fn tls_files_that_do_not_do_are_named() {
+        let dir = TempDir::new().expect("a directory");
+        for (files, expected) in [
+            (["missing", "key", "ca"], "missing`: No such file"),
+            (["der", "key", "ca"], "der` holds no PEM block `CERTIFICATE` (convert it to PEM)"),
+            (["certificate", "ca", "ca"], "ca` holds no PEM block `PRIVATE KEY`"),
+            (["certificate", "key", "key"], "key` holds no PEM block `CERTIFICATE`"),
+            (["ca", "key", "ca"], "cannot be used together: "),
+            (["certificate", "broken key", "ca"], "cannot be used together: "),
+        ] {
+            let message = refused(&tls(dir.path(), files)).await;
+            assert!(message.contains(expected), "{files:?}: {message}");
+        }
+    }
+}

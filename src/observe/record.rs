@@ -1,0 +1,370 @@
+//! What is in a [`Record`], and how it is written.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use deserr::Deserr;
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value as Json};
+
+use super::tracing::TraceId;
+use super::words;
+use crate::model::{self, EntityUid, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Value};
+use crate::yaml::{Faults, Invalid, suggest};
+
+/// What the service knows of a decision once it is made. Formatting is left to the writer.
+#[derive(Debug)]
+pub struct Parts {
+    /// When the check arrived.
+    pub time: SystemTime,
+    /// The id under which the client, Envoy's access log and this log know the decision.
+    pub decision_id: String,
+    /// What became of the request.
+    pub outcome: Outcome,
+    /// What Cedar was asked, if the request could be mapped.
+    pub query: Option<Query>,
+    /// The snapshot in force, if there was one. A [`Decision`](crate::model::Decision) names its own.
+    pub revision: Option<Arc<Revision>>,
+    /// From the arrival to the answer.
+    pub latency: Duration,
+    /// The trace that the request belongs to.
+    pub trace_id: Option<TraceId>,
+}
+
+/// One line of the decision log.
+#[derive(Debug, Serialize)]
+pub struct Record<'a> {
+    /// Counts from 1 with every start of the process. Lines may change places by a few; a number that never comes is a
+    /// record that was lost.
+    pub seq: u64,
+    /// RFC 3339 in UTC, to the millisecond.
+    #[serde(serialize_with = "text")]
+    pub time: humantime::Rfc3339Timestamp,
+    /// The id of the decision.
+    pub decision_id: &'a str,
+    /// `allow`, `deny` or `undecided`.
+    pub outcome: &'static str,
+    /// Why, in a word; the same as in `stockade_decisions_total`.
+    pub reason: &'static str,
+    /// What exactly could not be mapped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<&'a str>,
+    /// The snapshot it was decided under, or that was in force.
+    pub revision: Option<&'a str>,
+    /// As Cedar writes it; null if the request could not be mapped.
+    #[serde(serialize_with = "maybe_text")]
+    pub principal: Option<&'a EntityUid>,
+    /// As Cedar writes it; null if the request could not be mapped.
+    #[serde(serialize_with = "maybe_text")]
+    pub action: Option<&'a EntityUid>,
+    /// As Cedar writes it; null if the request could not be mapped.
+    #[serde(serialize_with = "maybe_text")]
+    pub resource: Option<&'a EntityUid>,
+    /// The policies that determined it.
+    #[serde(serialize_with = "texts")]
+    pub determining: &'a [PolicyId],
+    /// What the policies in shadow mode would have done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowRecord<'a>>,
+    /// Policies that could not be evaluated.
+    pub errors: Vec<ErrorRecord<'a>>,
+    /// From the arrival to the answer, in microseconds.
+    pub latency_us: u64,
+    /// The trace that the request belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<TraceId>,
+    /// The configured attributes, those that the request has.
+    pub attributes: Map<String, Json>,
+}
+
+/// The `shadow` of a [`Record`].
+#[derive(Debug, Serialize)]
+pub struct ShadowRecord<'a> {
+    /// `allow` or `deny`.
+    pub effect: &'static str,
+    /// The shadow policies that were satisfied.
+    #[serde(serialize_with = "texts")]
+    pub determining: &'a [PolicyId],
+    /// Those that could not be evaluated.
+    pub errors: Vec<ErrorRecord<'a>>,
+}
+
+/// A policy that could not be evaluated.
+#[derive(Debug, Serialize)]
+pub struct ErrorRecord<'a> {
+    /// Its id.
+    #[serde(serialize_with = "text")]
+    pub policy: &'a PolicyId,
+    /// What Cedar says.
+    pub message: &'a str,
+}
+
+/// The name of an attribute that may be logged.
+#[derive(Debug, Clone, PartialEq, Eq, Deserr, Serialize)]
+#[deserr(error = Faults, try_from(String) = Attribute::try_from_text -> Invalid)]
+pub struct Attribute(String);
+
+// === impl Record ===
+
+impl<'a> Record<'a> {
+    /// The record of a decision.
+    pub fn new(seq: u64, parts: &'a Parts, names: &[Attribute]) -> Self {
+        let (outcome, reason) = words(&parts.outcome);
+        let decision = match &parts.outcome {
+            Outcome::Decided(decision) => Some(decision),
+            _ => None,
+        };
+        let detail = match &parts.outcome {
+            Outcome::Unmapped(unmapped) => Some(unmapped.detail.as_str()),
+            _ => None,
+        };
+        let revision = decision.map(|decision| &decision.revision).or(parts.revision.as_ref());
+        let query = parts.query.as_ref();
+        Self {
+            seq,
+            time: humantime::format_rfc3339_millis(parts.time),
+            decision_id: &parts.decision_id,
+            outcome,
+            reason,
+            detail,
+            revision: revision.map(|revision| revision.id.as_str()),
+            principal: query.map(|query| &query.principal.uid),
+            action: query.map(|query| &query.action),
+            resource: query.map(|query| &query.resource),
+            determining: decision.map_or(&[], |decision| &decision.determining),
+            shadow: decision.and_then(|decision| decision.shadow.as_ref()).map(ShadowRecord::new),
+            errors: decision.map_or_else(Vec::new, |decision| errors(&decision.errors)),
+            latency_us: u64::try_from(parts.latency.as_micros()).unwrap_or(u64::MAX),
+            trace_id: parts.trace_id,
+            attributes: query.map_or_else(Map::new, |query| attributes(names, query)),
+        }
+    }
+}
+
+impl<'a> ShadowRecord<'a> {
+    fn new(shadow: &'a Shadow) -> Self {
+        Self { effect: shadow.effect.as_str(), determining: &shadow.determining, errors: errors(&shadow.errors) }
+    }
+}
+
+fn errors(errors: &[PolicyError]) -> Vec<ErrorRecord<'_>> {
+    errors.iter().map(|error| ErrorRecord { policy: &error.policy, message: &error.message }).collect()
+}
+
+fn text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn maybe_text<T: fmt::Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn texts<T: fmt::Display, S: Serializer>(values: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(ToString::to_string))
+}
+
+// === attributes ===
+
+impl Attribute {
+    fn try_from_text(name: String) -> Result<Self, Invalid> {
+        if name.split('.').any(is_credential) {
+            let hint = "whoever reads the log could use it; log the principal or a claim instead";
+            return Err(Invalid::new(format!("`{name}` is a credential and never logged")).hint(hint));
+        }
+        match name.split_once('.') {
+            Some(("principal", rest)) if !rest.is_empty() => Ok(Self(name)),
+            Some(("context", rest)) => {
+                let roots = Root::ALL.map(Root::as_str);
+                let root = rest.split('.').next().unwrap_or(rest);
+                let unknown =
+                    || Invalid::new(format!("`{name}`: a context has no `{root}`")).hint(suggest(root, &roots));
+                if roots.contains(&root) { Ok(()) } else { Err(unknown()) }?;
+                Ok(Self(name))
+            }
+            _ => Err(Invalid::new(format!("`{name}` is not an attribute of the principal or the context"))
+                .hint("like `context.source.address` or `principal.department`")),
+        }
+    }
+}
+
+/// Headers that let their reader in, in any of the ways in which an attribute may be spelt after them.
+fn is_credential(name: &str) -> bool {
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    matches!(name.as_str(), "authorization" | "proxy-authorization" | "cookie" | "set-cookie")
+}
+
+/// The values of the named attributes, those that the query has. Only what the request itself brought: the entities of
+/// the bundles are in the bundles.
+pub fn attributes(names: &[Attribute], query: &Query) -> Map<String, Json> {
+    let value = |name: &Attribute| {
+        let (root, path) = name.0.split_once('.')?;
+        let record = if root == "principal" { &query.principal.attributes } else { &query.context };
+        find(record, path).map(|value| (name.0.clone(), json(value)))
+    };
+    names.iter().filter_map(value).collect()
+}
+
+/// The value at a dotted path. Names may have dots in them, such as the claim `https://example.com/role`.
+fn find<'a>(record: &'a model::Record, path: &str) -> Option<&'a Value> {
+    record.get(path).or_else(|| {
+        record.iter().find_map(|(name, value)| match value {
+            Value::Record(inner) => find(inner, path.strip_prefix(name.as_str())?.strip_prefix('.')?),
+            _ => None,
+        })
+    })
+}
+
+fn json(value: &Value) -> Json {
+    match value {
+        Value::Bool(value) => (*value).into(),
+        Value::Long(value) => (*value).into(),
+        Value::String(text) | Value::Extension(_, text) => text.as_str().into(),
+        Value::Entity(uid) => uid.to_string().into(),
+        Value::Set(members) => members.iter().map(json).collect(),
+        // Whoever names a whole record has not named the credentials in it.
+        Value::Record(record) => record
+            .iter()
+            .filter(|(name, _)| !is_credential(name))
+            .map(|(name, value)| (name.to_string(), json(value)))
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::{Decision, Effect, Extension, Principal, Proof, Reason, Unmapped, UnmappedKind};
+    use crate::observe::decision_log::Config;
+    use crate::observe::tracing::TraceParent;
+    use crate::problem::SourceFile;
+    use crate::yaml;
+
+    pub(in crate::observe) fn decided(effect: Effect) -> Outcome {
+        Outcome::Decided(Decision {
+            effect,
+            reason: Reason::Policy,
+            determining: vec![PolicyId::new("shop/read")],
+            errors: Vec::new(),
+            shadow: None,
+            denial: None,
+            revision: Arc::new(Revision { id: "0123456789ab".into(), digest: "0123456789ab".into() }),
+        })
+    }
+
+    fn query() -> Query {
+        let record = |entries: &[(&str, Value)]| -> model::Record {
+            entries.iter().map(|(name, value)| ((*name).into(), value.clone())).collect()
+        };
+        let uid = |text: &str| text.parse::<EntityUid>().expect(text);
+        let headers = record(&[("authorization", Value::String("secret".into())), ("x-id", Value::Long(7))]);
+        let address = Value::Extension(Extension::Ipaddr, "10.0.0.1".into());
+        Query {
+            principal: Principal {
+                uid: uid(r#"User::"a\"b""#),
+                attributes: record(&[
+                    ("https://example.com/role", Value::String("admin".into())),
+                    ("groups", Value::set(vec![Value::Entity(uid(r#"Group::"g""#)), Value::Bool(true)])),
+                ]),
+                parents: Vec::new(),
+                proof: Proof::Jwt,
+            },
+            action: uid(r#"Action::"GET""#),
+            resource: uid(r#"Service::"shop""#),
+            context: record(&[
+                ("source", Value::Record(record(&[("address", address)]))),
+                ("headers", Value::Record(headers)),
+            ]),
+        }
+    }
+
+    pub(in crate::observe) fn parts(id: impl ToString, outcome: Outcome) -> Parts {
+        Parts {
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
+            decision_id: id.to_string(),
+            outcome,
+            query: None,
+            revision: None,
+            latency: Duration::from_nanos(12_345),
+            trace_id: None,
+        }
+    }
+
+    fn names(names: &[&str]) -> Vec<Attribute> {
+        names.iter().map(|name| Attribute::try_from_text((*name).to_owned()).expect(name)).collect()
+    }
+
+    #[test]
+    fn credentials_cannot_be_named() {
+        for name in [
+            "context.headers.authorization",
+            "context.headers.Cookie",
+            "context.headers.proxy-authorization",
+            "context.headers.set_cookie",
+            "principal.cookie",
+        ] {
+            let config = format!("attributes: [context.source.address, {name}]");
+            let problems = yaml::parse::<Config>(&SourceFile::new("c.yaml", config)).expect_err(name);
+            let message = format!("`attributes[1]`: `{name}` is a credential and never logged (whoever reads");
+            assert!(problems[0].to_string().contains(&message), "{}", problems[0]);
+        }
+    }
+
+    #[test]
+    fn attributes_are_those_that_are_named_and_there() {
+        let names = names(&[
+            "principal.https://example.com/role",
+            "principal.groups",
+            "context.source.address",
+            "context.headers",
+            "context.source.port",
+        ]);
+        let expected = json!({
+            "principal.https://example.com/role": "admin",
+            "principal.groups": [true, "Group::\"g\""],
+            "context.source.address": "10.0.0.1",
+            "context.headers": {"x-id": 7},
+        });
+        assert_eq!(Json::Object(attributes(&names, &query())), expected);
+    }
+
+    #[test]
+    fn records_have_their_shape() {
+        let error = || PolicyError { policy: PolicyId::new("shop/limit"), message: "overflow".into() };
+        let mut outcome = decided(Effect::Allow);
+        if let Outcome::Decided(decision) = &mut outcome {
+            decision.errors = vec![error()];
+            decision.shadow = Some(Shadow { effect: Effect::Deny, determining: Vec::new(), errors: vec![error()] });
+        }
+        let trace = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").expect("a trace");
+        let full = Parts { query: Some(query()), trace_id: Some(trace.trace_id), ..parts("d-1", outcome) };
+        let record = Record::new(4, &full, &names(&["context.source.address"]));
+        let expected = json!({
+            "seq": 4, "time": "2023-11-14T22:13:20.123Z", "decision_id": "d-1",
+            "outcome": "allow", "reason": "policy", "revision": "0123456789ab",
+            "principal": r#"User::"a\"b""#, "action": r#"Action::"GET""#, "resource": r#"Service::"shop""#,
+            "determining": ["shop/read"],
+            "shadow": {
+                "effect": "deny", "determining": [], "errors": [{"policy": "shop/limit", "message": "overflow"}]
+            },
+            "errors": [{"policy": "shop/limit", "message": "overflow"}],
+            "latency_us": 12, "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+            "attributes": {"context.source.address": "10.0.0.1"},
+        });
+        assert_eq!(serde_json::to_value(record).expect("JSON"), expected);
+
+        let unmapped = Outcome::Unmapped(Unmapped::new(UnmappedKind::Path, "dot segments"));
+        let expected = json!({
+            "seq": 5, "time": "2023-11-14T22:13:20.123Z", "decision_id": "d-2",
+            "outcome": "deny", "reason": "path", "detail": "dot segments", "revision": null,
+            "principal": null, "action": null, "resource": null,
+            "determining": [], "errors": [], "latency_us": 12, "attributes": {},
+        });
+        assert_eq!(serde_json::to_value(Record::new(5, &parts("d-2", unmapped), &[])).expect("JSON"), expected);
+    }
+}

@@ -1,0 +1,149 @@
+//! The entities of the bundles, and the slice of them that one request needs.
+//!
+//! Cedar looks entities up in a map that owns them, and cloning or changing a large one costs milliseconds
+//! (cedar-facts, 1.4). So each evaluation gets a small map of shared entities: those that its policies can reach.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use cedar_policy::Entities;
+use cedar_policy_core::ast::{self, EntityUID, PartialValue, ValueKind};
+use cedar_policy_core::entities::{NoEntitiesSchema, TCComputation};
+use cedar_policy_core::extensions::Extensions;
+
+use super::value;
+use crate::model::{EntityUid, Principal};
+
+/// All entities of a snapshot, each with its ancestors in full.
+#[derive(Debug, Default)]
+pub struct EntityStore {
+    entities: HashMap<EntityUID, Arc<ast::Entity>>,
+    reach: Reach,
+}
+
+/// What policies can reach from the entities of a request.
+#[derive(Debug, Clone, Default)]
+pub struct Reach {
+    /// How many dereferences deep (Cedar's validation levels, RFC 76); `None`: without a bound.
+    pub depth: Option<usize>,
+    /// Entities that policies name and may dereference.
+    pub literals: Vec<EntityUid>,
+}
+
+impl EntityStore {
+    /// Takes over entities whose transitive closure is computed.
+    pub fn new(entities: &Entities, reach: Reach) -> Self {
+        let entities: &cedar_policy_core::entities::Entities = entities.as_ref();
+        let entities = entities.iter().map(|entity| (entity.uid().clone(), Arc::new(entity.clone()))).collect();
+        Self { entities, reach }
+    }
+
+    /// How many there are, without actions.
+    pub fn len(&self) -> usize {
+        self.entities.keys().filter(|uid| !uid.is_action()).count()
+    }
+
+    /// Whether the bundles know this entity.
+    pub fn contains(&self, uid: &EntityUid) -> bool {
+        self.entities.contains_key(AsRef::<EntityUID>::as_ref(uid))
+    }
+
+    /// The entities that policies can reach for a request, with the principal as the request proves it.
+    ///
+    /// # Errors
+    /// If an attribute of the principal is not a value of its type; the message says which.
+    pub fn slice<'a>(
+        &self,
+        principal: &Principal,
+        others: impl Iterator<Item = &'a EntityUID>,
+    ) -> Result<Entities, String> {
+        let own = self.principal(principal)?;
+        let mut slice: HashMap<&EntityUID, Arc<ast::Entity>> = HashMap::new();
+        let mut frontier: Vec<EntityUID> = others.cloned().collect();
+        frontier.extend(self.reach.literals.iter().map(|uid| AsRef::<EntityUID>::as_ref(uid).clone()));
+        // At depth 1 the entities of the request are there; each step adds what their attributes refer to.
+        let mut depth = 1;
+        let goes_deeper = |depth: usize| self.reach.depth.is_none_or(|most| depth < most);
+        if let Some(own) = &own
+            && goes_deeper(depth)
+        {
+            frontier.extend(referred(own));
+        }
+        let own_uid: &EntityUID = principal.uid.as_ref();
+        while !frontier.is_empty() {
+            let mut next = Vec::new();
+            for uid in frontier {
+                if &uid == own_uid {
+                    continue;
+                }
+                let Some((uid, entity)) = self.entities.get_key_value(&uid) else { continue };
+                if slice.insert(uid, Arc::clone(entity)).is_none() && goes_deeper(depth) {
+                    next.extend(referred(entity));
+                }
+            }
+            frontier = next;
+            depth += 1;
+        }
+        // Ancestors are part of each entity and were computed at load: nothing is left to compute or check here.
+        let all = slice.into_values().chain(own);
+        cedar_policy_core::entities::Entities::new()
+            .add_entities(
+                all,
+                None::<&NoEntitiesSchema>,
+                TCComputation::AssumeAlreadyComputed,
+                Extensions::all_available(),
+            )
+            .map(Entities::from)
+            .map_err(|error| error.to_string())
+    }
+
+    /// The principal as the request proves it, merged with what the bundles know: their attributes win, parents add up.
+    fn principal(&self, principal: &Principal) -> Result<Option<Arc<ast::Entity>>, String> {
+        let uid: &EntityUID = principal.uid.as_ref();
+        let known = self.entities.get(uid);
+        if principal.attributes.is_empty() && principal.parents.is_empty() {
+            return Ok(known.cloned());
+        }
+        let mut attributes: HashMap<_, PartialValue> = HashMap::new();
+        for (name, own) in &principal.attributes {
+            attributes.insert(name.clone(), PartialValue::Value(value::to_cedar(own)?));
+        }
+        let mut parents: HashSet<EntityUID> =
+            principal.parents.iter().map(|parent| AsRef::<EntityUID>::as_ref(parent).clone()).collect();
+        let mut ancestors: HashSet<EntityUID> = HashSet::new();
+        for parent in &parents {
+            ancestors.extend(self.entities.get(parent).into_iter().flat_map(|parent| parent.ancestors().cloned()));
+        }
+        let mut tags = Vec::new();
+        if let Some(known) = known {
+            attributes.extend(known.attrs().map(|(name, value)| (name.clone(), value.clone())));
+            parents.extend(known.parents().cloned());
+            ancestors.extend(known.indirect_ancestors().cloned());
+            tags.extend(known.tags().map(|(name, value)| (name.clone(), value.clone())));
+        }
+        ancestors.retain(|ancestor| !parents.contains(ancestor));
+        let entity = ast::Entity::new_with_attr_partial_value(uid.clone(), attributes, ancestors, parents, tags);
+        Ok(Some(Arc::new(entity)))
+    }
+}
+
+/// The entities that the attributes and tags of an entity refer to.
+fn referred(entity: &ast::Entity) -> Vec<EntityUID> {
+    let mut found = Vec::new();
+    for (_, value) in entity.attrs().chain(entity.tags()) {
+        if let PartialValue::Value(value) = value {
+            collect(&value.value, &mut found);
+        }
+    }
+    found
+}
+
+/// The entities that a value refers to.
+pub fn collect(value: &ValueKind, found: &mut Vec<EntityUID>) {
+    match value {
+        ValueKind::Lit(ast::Literal::EntityUID(uid)) => found.push(uid.as_ref().clone()),
+        ValueKind::Lit(_) | ValueKind::ExtensionValue(_) => {}
+        ValueKind::Set(members) => members.iter().for_each(|member| collect(&member.value, found)),
+        ValueKind::Record(fields) => fields.values().for_each(|field| collect(&field.value, found)),
+    }
+}
