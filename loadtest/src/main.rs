@@ -111,7 +111,7 @@ struct Load {
     #[arg(long, default_value = "4")]
     connections: NonZeroU32,
     /// Concurrent calls on each connection.
-    #[arg(long, default_value = "16")]
+    #[arg(long, default_value = "64")]
     in_flight: NonZeroU32,
     /// How long to measure.
     #[arg(long, default_value = "5s", value_parser = duration)]

@@ -1,0 +1,6 @@
+//! Tests at the boundary: the real binary, the real wire, the real Envoy.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod support;
+
+mod smoke;
