@@ -165,6 +165,7 @@ mod tests {
                 owner: Some("team-shop@example.com".into()),
                 description: None,
                 controls: vec!["PCI-7.1".into()],
+                ttl: None,
             }],
             policies: vec![PolicySummary {
                 id: "shop/<script>alert('x')</script>".into(),

@@ -24,7 +24,7 @@ use crate::policy::Snapshot;
 use crate::shutdown::{Drain, Lifecycle, Phase, Signals};
 
 /// How often what only time changes is brought up to date: the histograms' buffers, above all.
-const UPKEEP: Duration = Duration::from_secs(5);
+const UPKEEP: Duration = Duration::from_secs(1);
 
 /// How long the decision log may take to write what is queued, after the last answer.
 const LOG_FLUSH: Duration = Duration::from_secs(5);

@@ -194,6 +194,12 @@ impl Config {
         if self.identity.is_empty() {
             return fault("identity", "there is no proof of identity", "leave the key out for the defaults");
         }
+        for (at, source) in self.identity.iter().enumerate() {
+            if let Some((message, hint)) = source.fault() {
+                let list = location.push_key("identity");
+                return Err(Faults::new(message, Some(hint.to_owned()), list.push_index(at)));
+            }
+        }
         if self.workers == 0 || self.workers > 64 {
             return fault("workers", "the number of threads is out of range", "1 to 64");
         }

@@ -3,6 +3,7 @@
 
 mod annotations;
 mod bundle;
+mod compile;
 mod entities;
 mod files;
 mod routes;
@@ -11,6 +12,7 @@ mod snapshot;
 mod summary;
 mod value;
 
+pub use bundle::Ttl;
 pub use files::Files;
 pub use routes::{Matched, Routes};
 pub use schema::{ActionType, BASE as BASE_SCHEMA, Types};

@@ -1,6 +1,11 @@
 //! Tests at the boundary: the real binary, the real wire, the real Envoy.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+mod fixture;
 mod support;
 
+mod envoy;
+mod recordings;
+mod reference;
 mod smoke;
+mod wire;

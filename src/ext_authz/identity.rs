@@ -87,6 +87,20 @@ pub enum Source {
     },
 }
 
+impl Source {
+    /// What is wrong with an entry as a whole: a message and a hint.
+    pub fn fault(&self) -> Option<(String, &'static str)> {
+        let Self::TrustedHeader { header, peers, addresses, .. } = self else { return None };
+        if http::HeaderName::from_bytes(header.as_bytes()).is_err() {
+            return Some((format!("`{header}` is not a header name"), "letters, digits and `-`"));
+        }
+        (peers.is_empty() && addresses.is_empty()).then(|| {
+            let message = format!("the header `{header}` is trusted from nobody");
+            (message, "list `peers` or `addresses` that set it, and no others")
+        })
+    }
+}
+
 /// `identity:` as it is without configuration: a token, else the mTLS peer, else anonymous.
 pub fn default_sources() -> Vec<Source> {
     vec![
@@ -174,7 +188,7 @@ pub fn identify<'a>(
                 group_type,
                 attributes: renamed,
             } => {
-                let Some(payload) = payload(attributes, namespace, payload_key) else { continue };
+                let Some(payload) = payload(attributes, namespace, payload_key)? else { continue };
                 let id = match payload.fields.get(id_claim).and_then(|value| value.kind.as_ref()) {
                     Some(Kind::String(id)) if !id.is_empty() => id,
                     _ => return Err(unusable(format!("the token has no claim `{id_claim}` that is a text"))),
@@ -253,12 +267,13 @@ fn unusable(detail: impl Into<String>) -> Unmapped {
     Unmapped::new(UnmappedKind::Identity, detail)
 }
 
-/// The payload of the token that `jwt_authn` verified.
-fn payload<'a>(attributes: &'a Attributes, namespace: &str, key: &str) -> Option<&'a Struct> {
-    let space = attributes.metadata_context.as_ref()?.filter_metadata.get(namespace)?;
-    match space.fields.get(key)?.kind.as_ref()? {
-        Kind::Struct(payload) => Some(payload),
-        _ => None,
+/// The payload of the token that `jwt_authn` verified; `None` if it verified none.
+fn payload<'a>(attributes: &'a Attributes, namespace: &str, key: &str) -> Result<Option<&'a Struct>, Unmapped> {
+    let space = attributes.metadata_context.as_ref().and_then(|all| all.filter_metadata.get(namespace));
+    match space.and_then(|space| space.fields.get(key)?.kind.as_ref()) {
+        None => Ok(None),
+        Some(Kind::Struct(payload)) => Ok(Some(payload)),
+        Some(_) => Err(unusable(format!("`{key}` in the metadata of `{namespace}` is not a token's payload"))),
     }
 }
 
@@ -324,7 +339,7 @@ fn workload(peer: &str) -> Result<Record, Unmapped> {
 /// Whether the connection is one from which a trusted header is believed.
 fn trusted(attributes: &Attributes, peers: &[String], addresses: &[Network]) -> bool {
     let Some(source) = &attributes.source else { return false };
-    if peers.iter().any(|peer| peer.as_bytes() == source.principal.as_ref()) {
+    if !source.principal.is_empty() && peers.iter().any(|peer| peer.as_bytes() == source.principal.as_ref()) {
         return true;
     }
     let address = source.address.as_ref().and_then(|address| address.socket_address.as_ref());

@@ -5,6 +5,7 @@ use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
 use prost::Message;
 use tonic::Status;
 
+use super::headers::Headers;
 use super::request::{Mapped, Mapping};
 use super::response::{Answered, Answers};
 use super::wire::{CheckRequest, Struct};
@@ -47,7 +48,7 @@ impl Judge {
 
     /// Judges a request.
     pub fn request(&self, request: &CheckRequest, decision_id: &str) -> Verdict {
-        let grpc = request.is_grpc();
+        let grpc = is_grpc(request);
         let snapshot = match self.authorizer.current() {
             Ok(snapshot) => snapshot,
             Err(undecided) => return self.verdict(Outcome::Undecided(undecided), None, None, decision_id, grpc),
@@ -84,4 +85,11 @@ impl Judge {
         let answer = self.answers.respond(answered);
         Verdict { outcome, query, answer }
     }
+}
+
+/// Whether the caller speaks gRPC, so that a denial should make sense to such a caller.
+fn is_grpc(request: &CheckRequest) -> bool {
+    let http = request.attributes.as_ref().and_then(|attributes| attributes.request.as_ref()?.http.as_ref());
+    http.and_then(|http| Headers::of(http).ok())
+        .is_some_and(|headers| headers.starts_with("content-type", "application/grpc"))
 }

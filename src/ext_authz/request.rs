@@ -295,10 +295,11 @@ impl ContextReader<'_, '_> {
         let time = self.attributes.request.as_ref()?.time.as_ref()?;
         let millis = u64::try_from(time.seconds).ok()?.checked_mul(1000)?;
         let millis = millis.checked_add(u64::try_from(time.nanos).ok()? / 1_000_000)?;
-        // Cedar's datetime ends with the year 9999, and so does this format.
+        // Cedar's datetime ends with the year 9999, and so does this format: it panics beyond. Nanoseconds of more than a
+        // second count into it, too.
         let at = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_millis(millis))?;
-        let latest = 253_402_300_799;
-        let text = (time.seconds <= latest).then(|| humantime::format_rfc3339_millis(at).to_string())?;
+        let latest = 253_402_300_799_999;
+        let text = (millis <= latest).then(|| humantime::format_rfc3339_millis(at).to_string())?;
         Some(Value::Extension(Extension::Datetime, text.into()))
     }
 

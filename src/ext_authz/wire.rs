@@ -235,12 +235,3 @@ pub struct TlsSession {
     #[prost(bytes = "bytes", tag = "1")]
     pub sni: Bytes,
 }
-
-impl CheckRequest {
-    /// Whether the caller speaks gRPC, so that a denial should make sense to such a caller.
-    pub fn is_grpc(&self) -> bool {
-        let http = self.attributes.as_ref().and_then(|attributes| attributes.request.as_ref()?.http.as_ref());
-        http.and_then(|http| super::headers::Headers::of(http).ok())
-            .is_some_and(|headers| headers.starts_with("content-type", "application/grpc"))
-    }
-}

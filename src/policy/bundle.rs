@@ -9,7 +9,7 @@ use std::sync::Arc;
 use cedar_policy::{Policy, PolicySet, SchemaFragment, Template};
 use cedar_policy_core::ast;
 use deserr::Deserr;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Files;
 use super::annotations::{Annotations, Shape};
@@ -97,8 +97,8 @@ pub struct DenialEntry {
     pub location: Option<String>,
 }
 
-/// `ttl` of `bundle.yaml`.
-#[derive(Debug, Clone, Copy, Deserr)]
+/// `ttl` of `bundle.yaml`: how long the decision cache may remember, once there is one.
+#[derive(Debug, Clone, Copy, Deserr, Serialize)]
 #[deserr(error = Faults, deny_unknown_fields)]
 pub struct Ttl {
     /// For allows.

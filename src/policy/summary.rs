@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::bundle::Ttl;
 use crate::model::Revision;
 
 /// A snapshot at a glance.
@@ -42,6 +43,8 @@ pub struct BundleSummary {
     pub description: Option<String>,
     /// The controls it serves, such as `PCI-7.1`.
     pub controls: Vec<String>,
+    /// How long it lets decisions be remembered, if it says so.
+    pub ttl: Option<Ttl>,
 }
 
 /// One policy.

@@ -1,5 +1,11 @@
 //! Starts the real binary on port 0 and talks to it.
 
+pub mod certificates;
+pub mod envoy;
+pub mod http;
+pub mod token;
+pub mod upstream;
+
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -27,9 +33,15 @@ pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The binary under test.
-pub fn binary() -> &'static str {
-    env!("CARGO_BIN_EXE_stockade")
+/// The binary under test. Cargo tells tests where it is; the demo, an example, finds it beside its own directory.
+pub fn binary() -> PathBuf {
+    option_env!("CARGO_BIN_EXE_stockade").map_or_else(
+        || {
+            let demo = std::env::current_exe().unwrap();
+            demo.parent().and_then(Path::parent).unwrap().join("stockade")
+        },
+        PathBuf::from,
+    )
 }
 
 /// A running sidecar. Killed when dropped.

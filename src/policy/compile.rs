@@ -1,0 +1,335 @@
+//! From the files of bundles to a [`Snapshot`]: all or nothing, off the path of requests, with every problem reported.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use cedar_policy::{Authorizer, Entities, Entity, PolicySet, Schema, SlotId, ValidationMode, Validator};
+use cedar_policy_core::ast::EntityUID;
+use sha2::{Digest, Sha256};
+
+use super::Files;
+use super::bundle::{self, Body, Bundle, Parsed};
+use super::entities::{EntityStore, Reach};
+use super::routes::Routes;
+use super::schema::{self, Types};
+use super::snapshot::{PolicyFacts, Snapshot};
+use super::summary::BundleSummary;
+use crate::model::{Denial, EntityUid, PolicyId, Revision, Timeline};
+use crate::problem::{Problem, Severity, SourceFile};
+
+/// Compiles the files of one or several bundles.
+///
+/// # Errors
+/// Every problem of every bundle; warnings are among them only if there are errors.
+pub(super) fn compile(files: &[Files], generation: u64) -> Result<Snapshot, Vec<Problem>> {
+    Compiler::default().run(files, generation)
+}
+
+#[derive(Default)]
+struct Compiler {
+    problems: Vec<Problem>,
+}
+
+impl Compiler {
+    fn run(mut self, files: &[Files], generation: u64) -> Result<Snapshot, Vec<Problem>> {
+        let mut bundles = Vec::new();
+        for files in files {
+            match bundle::parse(files) {
+                Ok(bundle) => bundles.push(bundle),
+                Err(problems) => self.problems.extend(problems),
+            }
+        }
+        // What follows needs all bundles: a missing one would make others look wrong.
+        self.stop_at_errors()?;
+        self.one_of_each(&bundles);
+        let schema = self.schema(&bundles);
+        self.stop_at_errors()?;
+        let Some((schema, types)) = schema else { return Err(self.problems) };
+        let sets = self.policies(&bundles);
+        let reach = self.validate(&sets, &schema);
+        let entities = self.entities(&bundles, &schema);
+        let mut routes = Routes::default();
+        for bundle in &bundles {
+            if let Some(source) = &bundle.routes {
+                routes.add(&bundle.manifest.name.0, source, &types, &mut self.problems);
+            }
+        }
+        self.stop_at_errors()?;
+        let Sets { enforced, shadow, facts, .. } = sets;
+        Ok(Snapshot {
+            generation,
+            revision: Arc::new(revision(files)),
+            timeline: Timeline {
+                changed: files.iter().filter_map(|files| files.changed).max(),
+                enforced: SystemTime::now(),
+            },
+            warnings: self.problems,
+            enforced,
+            shadow,
+            policies: facts,
+            types,
+            entities: EntityStore::new(&entities, reach),
+            routes,
+            default_denial: Arc::new(
+                bundles.iter().find_map(|bundle| bundle.denial.clone()).unwrap_or_else(|| Denial {
+                    status: 403,
+                    message: "access denied".to_owned(),
+                    headers: Vec::new(),
+                }),
+            ),
+            bundles: bundles.into_iter().map(|bundle| describe(bundle.manifest)).collect(),
+            authorizer: Authorizer::new(),
+        })
+    }
+
+    fn stop_at_errors(&mut self) -> Result<(), Vec<Problem>> {
+        if self.problems.iter().any(Problem::is_error) { Err(std::mem::take(&mut self.problems)) } else { Ok(()) }
+    }
+
+    /// What may stand in one bundle only, named with both bundles where it stands in two.
+    fn one_of_each(&mut self, bundles: &[Bundle]) {
+        let mut seen: BTreeMap<String, &str> = BTreeMap::new();
+        for bundle in bundles {
+            let name = &bundle.manifest.name.0;
+            let mut own: Vec<String> = bundle
+                .fragments
+                .iter()
+                .flat_map(|(fragment, _)| schema::declared(fragment))
+                .map(|declared| declared.to_string())
+                .collect();
+            own.sort_unstable();
+            // Twice in the same bundle is for Cedar to report, with the place.
+            own.dedup();
+            own.extend(bundle.denial.iter().map(|_| "`denial` of bundle.yaml".to_owned()));
+            own.extend(bundle.manifest.ttl.iter().map(|_| "`ttl` of bundle.yaml".to_owned()));
+            if bundles.iter().filter(|other| &other.manifest.name.0 == name).count() > 1 {
+                self.problems.push(Problem::error(format!("two bundles are called `{name}`")));
+                return;
+            }
+            for what in own {
+                if let Some(other) = seen.get(&what) {
+                    let problem = Problem::error(format!("both bundle `{other}` and bundle `{name}` declare {what}"));
+                    self.problems.push(problem.hint("keep it in one of the two"));
+                }
+                seen.entry(what).or_insert(name);
+            }
+        }
+    }
+
+    fn schema(&mut self, bundles: &[Bundle]) -> Option<(Schema, Types)> {
+        let fragments = || bundles.iter().flat_map(|bundle| &bundle.fragments);
+        let own: Vec<_> = fragments().flat_map(|(fragment, _)| schema::declared(fragment)).collect();
+        let base = schema::base_without(&own).map_err(|message| self.problems.push(Problem::error(message))).ok()?;
+        let all = std::iter::once(base).chain(fragments().map(|(fragment, _)| fragment.clone()));
+        let schema = match Schema::from_schema_fragments(all) {
+            Ok(schema) => schema,
+            Err(error) => {
+                let source = fragments().next().map(|(_, source)| Arc::clone(source));
+                let source = source.unwrap_or_else(|| SourceFile::new("base.cedarschema", schema::BASE));
+                // Cedar's places are relative to a fragment that it does not name; with one fragment we know which.
+                let mut problem = Problem::from_diagnostic(&error, &source);
+                if fragments().count() != 1 {
+                    problem.place = None;
+                }
+                self.problems.push(problem);
+                return None;
+            }
+        };
+        match Types::read(&schema) {
+            Ok(types) => Some((schema, types)),
+            Err(faults) => {
+                let source = fragments().next().map(|(_, source)| source);
+                self.problems.extend(faults.into_iter().map(|fault| match source {
+                    Some(source) => Problem::error(fault).in_file(source),
+                    None => Problem::error(fault),
+                }));
+                None
+            }
+        }
+    }
+
+    fn policies(&mut self, bundles: &[Bundle]) -> Sets {
+        let mut sets = Sets::default();
+        let parsed: Vec<&Parsed> = bundles.iter().flat_map(|bundle| &bundle.policies).collect();
+        for own in &parsed {
+            let id = own.id();
+            if let Some(first) = sets.sources.get(id) {
+                let message = format!("the id `{id}` is taken: a policy in {} has it", first.name);
+                self.problems
+                    .push(Problem::error(message).hint("ids are unique in a bundle").at(&own.source, own.span));
+                continue;
+            }
+            sets.sources.insert(id.clone(), Arc::clone(&own.source));
+            let added = match &own.body {
+                Body::Static(policy) => {
+                    let facts = PolicyFacts::new(own, policy.effect(), None);
+                    sets.facts.insert(id.clone(), facts);
+                    let narrow = sets.pick(own.annotations.shadow).add(policy.as_ref().clone());
+                    narrow.and_then(|()| sets.all.add(policy.as_ref().clone()))
+                }
+                Body::Template(template) => {
+                    let narrow = sets.pick(own.annotations.shadow).add_template(template.as_ref().clone());
+                    narrow.and_then(|()| sets.all.add_template(template.as_ref().clone()))
+                }
+            };
+            if let Err(error) = added {
+                self.problems.push(Problem::from_diagnostic(&error, &own.source));
+            }
+        }
+        for link in bundles.iter().flat_map(|bundle| &bundle.links) {
+            let template = parsed.iter().find(|own| own.id() == &link.template);
+            let Some((own, Body::Template(body))) = template.map(|own| (own, &own.body)) else {
+                let message =
+                    format!("link `{}` names the template `{}`, which does not exist", link.id, link.template);
+                self.problems.push(Problem::error(message).in_file(&link.source));
+                continue;
+            };
+            let mut values = HashMap::new();
+            for (slot, uid) in &link.values {
+                let slot = match slot.as_str() {
+                    "?principal" => SlotId::principal(),
+                    "?resource" => SlotId::resource(),
+                    other => {
+                        let message = format!("link `{}`: `{other}` is not a slot", link.id);
+                        let problem = Problem::error(message).hint("`?principal` or `?resource`");
+                        self.problems.push(problem.in_file(&link.source));
+                        continue;
+                    }
+                };
+                values.insert(slot, uid.clone());
+            }
+            let linked = sets
+                .pick(own.annotations.shadow)
+                .link(link.template.clone(), link.id.clone(), values.clone())
+                .and_then(|()| sets.all.link(link.template.clone(), link.id.clone(), values));
+            match linked {
+                Ok(()) => {
+                    let facts = PolicyFacts::new(own, body.effect(), Some(link.template.clone()));
+                    sets.facts.insert(link.id.clone(), facts);
+                    sets.sources.insert(link.id.clone(), Arc::clone(&link.source));
+                }
+                Err(error) => self.problems.push(Problem::from_diagnostic(&error, &link.source)),
+            }
+        }
+        if sets.facts.is_empty() && self.problems.is_empty() {
+            self.problems.push(Problem::warning("there is no policy: every request is denied"));
+        }
+        sets
+    }
+
+    /// Strict validation; and how far policies reach into the entities, which the slices follow.
+    fn validate(&mut self, sets: &Sets, schema: &Schema) -> Reach {
+        let validator = Validator::new(schema.clone());
+        let first = validator.validate_with_level(&sets.all, ValidationMode::Strict, 1);
+        let (result, depth) = if first.validation_passed() {
+            (first, Some(1))
+        } else {
+            let plain = validator.validate(&sets.all, ValidationMode::Strict);
+            let deeper = plain.validation_passed().then(|| {
+                (2..=3).find(|level| {
+                    let result = validator.validate_with_level(&sets.all, ValidationMode::Strict, *level);
+                    result.validation_passed()
+                })
+            });
+            (plain, deeper.flatten())
+        };
+        let place = |id: &PolicyId, diagnostic: &dyn miette::Diagnostic| match sets.sources.get(id) {
+            Some(source) => Problem::from_diagnostic(diagnostic, source),
+            None => Problem::error(diagnostic.to_string()),
+        };
+        self.problems.extend(result.validation_errors().map(|error| place(error.policy_id(), error)));
+        self.problems.extend(
+            result
+                .validation_warnings()
+                .map(|warning| Problem { severity: Severity::Warning, ..place(warning.policy_id(), warning) }),
+        );
+        let literals = match depth {
+            // A bounded level means that no policy dereferences an entity that it names (RFC 76).
+            Some(_) => Vec::new(),
+            None => sets.all.policies().flat_map(|policy| policy.entity_literals()).collect(),
+        };
+        Reach { depth: depth.map(|level| usize::try_from(level).unwrap_or(1)), literals }
+    }
+
+    fn entities(&mut self, bundles: &[Bundle], schema: &Schema) -> Entities {
+        let mut seen: HashMap<EntityUid, &str> = HashMap::new();
+        let mut all: Vec<Entity> = Vec::new();
+        for (bundle, source) in bundles.iter().flat_map(|b| b.entities.iter().map(move |source| (b, source))) {
+            let file = match Entities::from_json_str(&source.text, Some(schema)) {
+                Ok(entities) => entities,
+                Err(error) => {
+                    // The error says little; its causes say which entity and attribute.
+                    let mut message = error.to_string();
+                    let mut cause = std::error::Error::source(&error);
+                    while let Some(inner) = cause {
+                        message = format!("{message}: {inner}");
+                        cause = inner.source();
+                    }
+                    self.problems.push(Problem::error(message).in_file(source));
+                    continue;
+                }
+            };
+            for entity in file.iter().filter(|entity| !AsRef::<EntityUID>::as_ref(&entity.uid()).is_action()) {
+                if let Some(first) = seen.insert(entity.uid(), &source.name) {
+                    let (uid, name) = (entity.uid(), &bundle.manifest.name.0);
+                    let message = format!("{uid} of bundle `{name}` stands in {first} as well");
+                    self.problems.push(Problem::error(message).in_file(source));
+                }
+                all.push(entity.clone());
+            }
+        }
+        match Entities::from_entities(all, Some(schema)) {
+            Ok(entities) => entities,
+            Err(error) => {
+                if !self.problems.iter().any(Problem::is_error) {
+                    self.problems.push(Problem::error(format!("entities: {error}")));
+                }
+                Entities::empty()
+            }
+        }
+    }
+}
+
+impl PolicyFacts {
+    fn new(own: &Parsed, effect: cedar_policy::Effect, template: Option<PolicyId>) -> Self {
+        Self {
+            effect,
+            shadow: own.annotations.shadow,
+            denial: own.annotations.denial.clone().map(Arc::new),
+            file: own.source.name.clone(),
+            template,
+        }
+    }
+}
+
+/// The policies of all bundles: all of them for validation, and apart by mode for evaluation.
+#[derive(Default)]
+struct Sets {
+    all: PolicySet,
+    enforced: PolicySet,
+    shadow: PolicySet,
+    facts: HashMap<PolicyId, PolicyFacts>,
+    sources: HashMap<PolicyId, Arc<SourceFile>>,
+}
+
+impl Sets {
+    fn pick(&mut self, shadow: bool) -> &mut PolicySet {
+        if shadow { &mut self.shadow } else { &mut self.enforced }
+    }
+}
+
+fn describe(manifest: bundle::Manifest) -> BundleSummary {
+    let bundle::Manifest { name, version, owner, description, controls, ttl, denial: _ } = manifest;
+    BundleSummary { name: name.0, version, owner, description, controls, ttl }
+}
+
+/// Identity by content: the digests of the bundles, in the order in which they are followed.
+fn revision(files: &[Files]) -> Revision {
+    let mut hasher = Sha256::new();
+    for files in files {
+        hasher.update(files.digest());
+    }
+    let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Revision { id: digest.chars().take(12).collect(), digest }
+}

@@ -1,0 +1,50 @@
+//! The configuration reference in the README is the configuration: every key, with its default.
+
+use std::collections::BTreeSet;
+
+use saphyr::{LoadableYamlNode, Yaml};
+use serde_json::Value;
+use stockade::config::Config;
+
+use crate::support;
+
+/// The keys of a document, as paths. Lists count as one: their items are examples.
+fn keys(yaml: &Yaml<'_>, path: &str, found: &mut BTreeSet<String>) {
+    match yaml {
+        Yaml::Mapping(entries) => {
+            for (key, value) in entries {
+                let path = format!("{path}.{}", key.as_str().expect("a text as a key"));
+                found.insert(path.clone());
+                keys(value, &path, found);
+            }
+        }
+        Yaml::Sequence(items) => items.iter().for_each(|item| keys(item, path, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_readme_has_every_key_with_its_default() {
+    let readme = std::fs::read_to_string(support::repository("README.md")).unwrap();
+    let block = readme.split("<!-- reference -->").nth(1).expect("the reference");
+    let block = block.split("```yaml").nth(1).unwrap().split("```").next().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let load = |name: &str, text: &str| -> Value {
+        let file = dir.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        serde_json::to_value(Config::load(&file).unwrap_or_else(|problems| panic!("{problems:?}"))).unwrap()
+    };
+    let mut documented = load("documented.yaml", block);
+    let defaults = load("defaults.yaml", "bundles: [{directory: bundle}]");
+    // The number of cores is nobody's to document.
+    documented["workers"] = defaults["workers"].clone();
+    assert_eq!(documented, defaults);
+
+    let named = |text: &str| {
+        let mut found = BTreeSet::new();
+        keys(&Yaml::load_from_str(text).unwrap()[0], "", &mut found);
+        found
+    };
+    // JSON is YAML, so what the code knows is read the same way.
+    assert_eq!(named(block), named(&defaults.to_string()));
+}

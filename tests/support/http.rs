@@ -1,0 +1,108 @@
+//! An HTTP/1.1 client that sends what it is told, however odd.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::PATIENCE;
+use super::upstream::{Seen, latin1};
+
+/// A request, in bytes.
+#[derive(Debug, Clone)]
+pub struct Request {
+    line: Vec<u8>,
+    headers: Vec<u8>,
+    body: Vec<u8>,
+}
+
+impl Request {
+    /// A GET.
+    pub fn get(target: impl AsRef<[u8]>) -> Self {
+        Self::new("GET", target)
+    }
+
+    /// Any method, any target.
+    pub fn new(method: &str, target: impl AsRef<[u8]>) -> Self {
+        let line = [method.as_bytes(), b" ", target.as_ref(), b" HTTP/1.1\r\n"].concat();
+        Self { line, headers: b"host: bookstore.example\r\nconnection: close\r\n".to_vec(), body: Vec::new() }
+    }
+
+    /// One more header line.
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.headers.extend([name.as_bytes(), b": ", value.as_ref(), b"\r\n"].concat());
+        self
+    }
+
+    /// With this token.
+    pub fn bearer(self, token: &str) -> Self {
+        self.header("authorization", format!("Bearer {token}"))
+    }
+
+    /// With this body, its length declared.
+    pub fn body(self, content_type: &str, body: impl AsRef<[u8]>) -> Self {
+        let body = body.as_ref();
+        let length = body.len().to_string();
+        Self { body: body.to_vec(), ..self.header("content-type", content_type).header("content-length", length) }
+    }
+
+    /// With this body in one chunk, its length unknown until its end.
+    pub fn chunked(self, content_type: &str, body: impl AsRef<[u8]>) -> Self {
+        let body = body.as_ref();
+        let chunks = [format!("{:x}\r\n", body.len()).as_bytes(), body, b"\r\n0\r\n\r\n"].concat();
+        Self { body: chunks, ..self.header("content-type", content_type).header("transfer-encoding", "chunked") }
+    }
+
+    /// Sends it on a connection of its own.
+    pub async fn send(&self, to: SocketAddr) -> Answer {
+        self.send_on(TcpStream::connect(to).await.unwrap()).await
+    }
+
+    /// Sends it on this connection, which ends with the answer.
+    pub async fn send_on(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Answer {
+        let bytes = [&self.line[..], &self.headers, b"\r\n", &self.body].concat();
+        let exchange = async {
+            // A server that refuses the head does not wait for the rest; what it said counts.
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.flush().await;
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            answer
+        };
+        Answer::parse(&timeout(PATIENCE, exchange).await.expect("an answer in time"))
+    }
+}
+
+/// What came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The status; 0 if the connection was closed without one.
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: String,
+}
+
+impl Answer {
+    fn parse(bytes: &[u8]) -> Self {
+        let text = latin1(bytes);
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or(0);
+        let headers = lines.filter_map(|line| line.split_once(':'));
+        let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
+        Self { status, headers: headers.collect(), body: body.to_owned() }
+    }
+
+    /// The first value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// What the upstream got, if the answer is the upstream's.
+    pub fn echo(&self) -> Option<Seen> {
+        self.header("x-upstream").map(|_| serde_json::from_str(&self.body).unwrap())
+    }
+}
