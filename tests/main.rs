@@ -5,6 +5,7 @@ mod fixture;
 mod support;
 
 mod envoy;
+mod mapping;
 mod recordings;
 mod reference;
 mod smoke;

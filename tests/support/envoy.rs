@@ -13,7 +13,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{PATIENCE, http_get, repository};
+use super::http::Request;
+use super::{PATIENCE, repository};
 
 /// The Envoy that `make envoy` installs, or the one that `STOCKADE_ENVOY` names. Whoever lacks one does not test: a test
 /// that passes without what it tests would be worse than none.
@@ -61,8 +62,8 @@ pub fn shipped(name: &str, places: &Places<'_>) -> String {
 
 /// A running Envoy. Killed when dropped.
 pub struct Envoy {
-    /// `127.0.0.1:PORT`
-    pub admin: String,
+    /// Its admin endpoint.
+    pub admin: SocketAddr,
     /// The addresses of its listeners, by name.
     pub listeners: BTreeMap<String, SocketAddr>,
     access_log: mpsc::UnboundedReceiver<Value>,
@@ -119,7 +120,8 @@ impl Envoy {
         assert!(started, "envoy did not start; its log:\n{}", seen.lock().unwrap().join("\n"));
         tokio::spawn(async move { while log.recv().await.is_some() {} });
         let admin = std::fs::read_to_string(&admin_file).unwrap();
-        let (_, listeners) = http_get(&admin, "/listeners?format=json").await;
+        let admin = admin.parse().unwrap();
+        let listeners = Request::get("/listeners?format=json").send(admin).await.body;
         let listeners: Value = serde_json::from_str(&listeners).unwrap();
         let listeners = listeners["listener_statuses"].as_array().unwrap().iter().map(|status| {
             let address = &status["local_address"]["socket_address"];
@@ -142,7 +144,7 @@ impl Envoy {
 
     /// A counter or gauge; 0 if it does not exist yet.
     pub async fn stat(&self, name: &str) -> u64 {
-        let (_, text) = http_get(&self.admin, &format!("/stats?filter=^{name}$")).await;
+        let text = Request::get(format!("/stats?filter=^{name}$")).send(self.admin).await.body;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         value.map_or(0, |value| value.parse().unwrap())
     }

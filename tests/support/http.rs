@@ -93,7 +93,11 @@ impl Answer {
         let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or(0);
         let headers = lines.filter_map(|line| line.split_once(':'));
         let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
-        Self { status, headers: headers.collect(), body: body.to_owned() }
+        let mut answer = Self { status, headers: headers.collect(), body: body.to_owned() };
+        if answer.header("transfer-encoding") == Some("chunked") {
+            answer.body = unchunked(body);
+        }
+        answer
     }
 
     /// The first value of a header.
@@ -105,4 +109,16 @@ impl Answer {
     pub fn echo(&self) -> Option<Seen> {
         self.header("x-upstream").map(|_| serde_json::from_str(&self.body).unwrap())
     }
+}
+
+fn unchunked(mut rest: &str) -> String {
+    let mut body = String::new();
+    while let Some((length, after)) = rest.split_once("\r\n") {
+        // Of characters, each of which stands for a byte.
+        let length = usize::from_str_radix(length, 16).unwrap();
+        let end = after.char_indices().nth(length).map_or(after.len(), |(at, _)| at);
+        body.push_str(&after[..end]);
+        rest = after[end..].trim_start_matches("\r\n");
+    }
+    body
 }
