@@ -71,7 +71,7 @@ impl App {
     /// If a socket is taken, a file cannot be opened, or metrics cannot be set up.
     pub async fn build(config: Config) -> Result<Self, StartError> {
         let mut listeners = Vec::new();
-        for listen in &config.listen {
+        for listen in &config.listen.0 {
             listeners.push(listener::bind(listen).await.map_err(|error| StartError(error.to_string()))?);
         }
         let admin_listener = match &config.admin.listen {

@@ -17,30 +17,30 @@ use crate::ext_authz::{path, server, service};
 use crate::observe::{decision_log, metrics, tracing};
 use crate::policy::Snapshot;
 use crate::problem::{Problem, SourceFile};
-use crate::yaml::{self, Faults};
+use crate::yaml::{self, AtLeastOne, Faults, Invalid, Table};
 use crate::{feed, listener, shutdown};
 
 /// `stockade.yaml`. The README describes each key; a test holds the two together.
 #[derive(Debug, Clone, Deserr, Serialize)]
-#[deserr(error = Faults, deny_unknown_fields, validate = Config::validate -> Faults)]
+#[deserr(error = Faults, deny_unknown_fields)]
 pub struct Config {
     /// The service that the sidecar stands beside: the resource of requests that no route gives another one.
     #[deserr(default = ServiceName("default".to_owned()))]
     pub service: ServiceName,
     /// Where Envoy's checks are answered.
     #[deserr(default = default_listen())]
-    pub listen: Vec<listener::Config>,
+    pub listen: AtLeastOne<listener::Config>,
     /// How many threads answer checks. Default: as many as there are cores, at most 4.
-    #[deserr(default = default_workers())]
-    pub workers: usize,
+    #[deserr(default)]
+    pub workers: Workers,
     /// The bundles to follow, merged into one snapshot.
-    pub bundles: Vec<BundleSource>,
+    pub bundles: AtLeastOne<BundleSource>,
     /// How their directories are followed.
     #[deserr(default)]
     pub feed: feed::directory::Config,
     /// Proofs of identity, in the order in which they count.
-    #[deserr(default = identity::default_sources())]
-    pub identity: Vec<Source>,
+    #[deserr(default = AtLeastOne(identity::default_sources()))]
+    pub identity: AtLeastOne<Source>,
     /// Which forms of paths are let through.
     #[deserr(default)]
     pub paths: path::Config,
@@ -49,7 +49,7 @@ pub struct Config {
     pub undecided: UndecidedAnswer,
     /// Headers that the upstream gets with an allowed request; copies that the client sent are replaced or removed.
     #[deserr(default)]
-    pub upstream_headers: std::collections::BTreeMap<HeaderName, HeaderSource>,
+    pub upstream_headers: Table<HeaderName, HeaderSource>,
     /// Headers that the upstream does not get.
     #[deserr(default)]
     pub remove_headers: Vec<HeaderName>,
@@ -74,6 +74,27 @@ pub struct Config {
     /// How the process ends.
     #[deserr(default)]
     pub shutdown: shutdown::Config,
+}
+
+/// `workers:`
+#[derive(Debug, Clone, Copy, Deserr, Serialize)]
+#[deserr(error = Faults, try_from(usize) = Workers::new -> Invalid)]
+#[serde(transparent)]
+pub struct Workers(pub usize);
+
+impl Workers {
+    fn new(threads: usize) -> Result<Self, Invalid> {
+        match threads {
+            1..=64 => Ok(Self(threads)),
+            _ => Err(Invalid::new(format!("{threads} is not a number of threads")).hint("1 to 64")),
+        }
+    }
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self(std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4)))
+    }
 }
 
 /// One entry of `bundles:`.
@@ -134,17 +155,13 @@ impl Default for AdminConfig {
     }
 }
 
-fn default_listen() -> Vec<listener::Config> {
-    vec![loopback(9191)]
+fn default_listen() -> AtLeastOne<listener::Config> {
+    AtLeastOne(vec![loopback(9191)])
 }
 
 fn loopback(port: u16) -> listener::Config {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     listener::Config::Tcp { address, allow_remote: false, tls: None }
-}
-
-fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4))
 }
 
 impl Config {
@@ -157,7 +174,7 @@ impl Config {
             .map_err(|error| vec![Problem::error(format!("{} cannot be read: {error}", file.display()))])?;
         let mut config: Self = yaml::parse(&SourceFile::new(file.display().to_string(), text))?;
         let base = file.parent().unwrap_or(Path::new(""));
-        for bundle in &mut config.bundles {
+        for bundle in &mut config.bundles.0 {
             bundle.directory = base.join(&bundle.directory).display().to_string();
         }
         Ok(config)
@@ -165,47 +182,19 @@ impl Config {
 
     /// The directories of the bundles.
     pub fn directories(&self) -> Vec<PathBuf> {
-        self.bundles.iter().map(|bundle| PathBuf::from(&bundle.directory)).collect()
+        self.bundles.0.iter().map(|bundle| PathBuf::from(&bundle.directory)).collect()
     }
 
     /// What judges requests as this configuration says, under the snapshot that the channel holds.
     pub fn judge(&self, snapshots: watch::Receiver<Option<Arc<Snapshot>>>) -> Judge {
         Judge {
             authorizer: Authorizer::new(snapshots),
-            mapping: Mapping::new(&self.service, self.paths.clone(), self.identity.clone()),
+            mapping: Mapping::new(&self.service, self.paths.clone(), self.identity.0.clone()),
             answers: Answers {
                 undecided: self.undecided,
-                upstream_headers: self.upstream_headers.clone(),
+                upstream_headers: self.upstream_headers.0.clone(),
                 remove_headers: self.remove_headers.clone(),
             },
         }
-    }
-
-    /// What no component can see alone.
-    fn validate(self, location: ValuePointerRef<'_>) -> Result<Self, Faults> {
-        let fault =
-            |key, message: &str, hint: &str| Err(Faults::new(message, Some(hint.to_owned()), location.push_key(key)));
-        if self.bundles.is_empty() {
-            return fault("bundles", "there is no bundle", "name at least one directory");
-        }
-        if self.listen.is_empty() {
-            return fault("listen", "there is no address to listen on", "like `tcp://127.0.0.1:9191`");
-        }
-        if self.identity.is_empty() {
-            return fault("identity", "there is no proof of identity", "leave the key out for the defaults");
-        }
-        for (at, source) in self.identity.iter().enumerate() {
-            if let Some((message, hint)) = source.fault() {
-                let list = location.push_key("identity");
-                return Err(Faults::new(message, Some(hint.to_owned()), list.push_index(at)));
-            }
-        }
-        if self.workers == 0 || self.workers > 64 {
-            return fault("workers", "the number of threads is out of range", "1 to 64");
-        }
-        if self.limits.in_flight == 0 {
-            return fault("limits", "`in_flight` of 0 would shed every check", "at least 1");
-        }
-        Ok(self)
     }
 }

@@ -4,13 +4,17 @@
 //! `saphyr` gives the tree with places, `deserr` the derived types that go on after the first fault; this file only
 //! marries the two. See docs/decisions/0002-yaml.md for why.
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::ops::ControlFlow;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use deserr::{
     DeserializeError, Deserr, ErrorKind, IntoValue, MergeWithError, Sequence, Value, ValueKind, ValuePointerRef,
 };
 use saphyr::{LoadableYamlNode, MarkedYamlOwned, ScalarOwned, YamlDataOwned};
+use serde::Serialize;
 
 use crate::problem::{Problem, SourceFile};
 
@@ -141,6 +145,11 @@ impl DeserializeError for Faults {
             ErrorKind::BadSequenceLen { actual, expected } => {
                 format!("expected {expected} items, found {}", actual.len())
             }
+            // deserr does not say what the tag was or could have been.
+            ErrorKind::Unexpected { msg } if msg == "Incorrect tag value" => {
+                hint = Some("the configuration reference lists the kinds".to_owned());
+                "an entry of a kind that does not exist".to_owned()
+            }
             ErrorKind::Unexpected { msg } => msg,
         };
         let fault = Fault { path: path(location), key, message, hint };
@@ -229,6 +238,66 @@ fn offset(text: &str, line: usize, column: usize) -> usize {
     let line_start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
     let rest = text.get(line_start..).unwrap_or("");
     line_start + rest.char_indices().nth(column).map_or(rest.len(), |(at, _)| at)
+}
+
+/// A list that must not be empty.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub struct AtLeastOne<T>(pub Vec<T>);
+
+impl<T: Deserr<Faults>> Deserr<Faults> for AtLeastOne<T> {
+    fn deserialize_from_value<V: IntoValue>(value: Value<V>, location: ValuePointerRef<'_>) -> Result<Self, Faults> {
+        let items = Vec::deserialize_from_value(value, location)?;
+        if items.is_empty() {
+            let hint = "leave the key out where it has a default".to_owned();
+            return Err(Faults::new("there must be at least one", Some(hint), location));
+        }
+        Ok(Self(items))
+    }
+}
+
+/// A mapping with keys that are data. deserr's own impl for maps forgets the faults that it found (0.6.4) and would leave
+/// out the entries that they are in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Table<K: Ord, T>(pub BTreeMap<K, T>);
+
+impl<K: Ord, T> Default for Table<K, T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Ord + FromStr<Err: Into<Invalid>>, T: Deserr<Faults>> Deserr<Faults> for Table<K, T> {
+    fn deserialize_from_value<V: IntoValue>(value: Value<V>, location: ValuePointerRef<'_>) -> Result<Self, Faults> {
+        let Value::Map(entries) = value else {
+            let error = ErrorKind::IncorrectValueKind { actual: value, accepted: &[ValueKind::Map] };
+            return Err(deserr::take_cf_content(Faults::error(None, error, location)));
+        };
+        let (mut table, mut faults) = (BTreeMap::new(), Vec::new());
+        for (name, value) in deserr::Map::into_iter(entries) {
+            let value = T::deserialize_from_value(value.into_value(), location.push_key(&name));
+            match (K::from_str(&name), value) {
+                (Ok(key), Ok(value)) => {
+                    table.insert(key, value);
+                }
+                (key, value) => {
+                    if let Err(invalid) = key {
+                        let Invalid { message, hint } = invalid.into();
+                        faults.push(Fault { path: path(location), key: Some(name), message, hint });
+                    }
+                    faults.extend(value.err().into_iter().flat_map(|own| own.0));
+                }
+            }
+        }
+        if faults.is_empty() { Ok(Self(table)) } else { Err(Faults(faults)) }
+    }
+}
+
+impl From<Infallible> for Invalid {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
 }
 
 // === the tree, as deserr wants to see it ===
@@ -345,6 +414,15 @@ mod tests {
                 "sample.yaml:1:1: `name` is missing",
             ]
         );
+    }
+
+    #[test]
+    fn tables_forget_no_fault() {
+        let source = SourceFile::new("t.yaml", "a: 1\nb: x\nc: -1\n");
+        let problems = parse::<Table<String, u8>>(&source).expect_err("two faults");
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].starts_with("t.yaml:2:4: `b`: ") && lines[1].starts_with("t.yaml:3:4: `c`: "), "{lines:?}");
     }
 
     #[test]

@@ -34,11 +34,11 @@ pub(super) fn run(args: &Args) -> ExitCode {
         return ExitCode::FAILURE;
     }
     // One thread needs no work stealing, and is the common size of a sidecar.
-    let mut builder = match config.workers {
+    let mut builder = match config.workers.0 {
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
-    let runtime = match builder.worker_threads(config.workers).enable_all().build() {
+    let runtime = match builder.worker_threads(config.workers.0).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "the runtime cannot be started");

@@ -147,6 +147,10 @@ fn kind_name(kind: &Kind) -> &'static str {
 /// If it is not JSON, if a key that is declared comes twice (parsers disagree on which of them counts), if a value does
 /// not fit its type.
 pub fn json(fields: &RecordType, body: &[u8], place: &str) -> Result<Record, Unmapped> {
+    // serde would repeat what it finds instead, and refusals are logged.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Unmapped::new(UnmappedKind::Attribute, format!("`{place}`: expected an object")));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let seed = RecordSeed { fields, place };
     seed.deserialize(&mut deserializer)

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use deserr::Deserr;
+use deserr::{Deserr, ValuePointerRef};
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -14,11 +14,11 @@ use crate::model::{
     EntityId, EntityTypeName, EntityUid, Principal, Proof, Record, RecordType, Unmapped, UnmappedKind, Value,
 };
 use crate::policy::Snapshot;
-use crate::yaml::{Faults, Invalid};
+use crate::yaml::{Faults, Invalid, Table};
 
 /// One entry of `identity:` in the configuration, in the order in which proofs count.
 #[derive(Debug, Clone, PartialEq, Eq, Deserr, Serialize)]
-#[deserr(error = Faults, tag = "from", deny_unknown_fields)]
+#[deserr(error = Faults, tag = "from", deny_unknown_fields, validate = Source::validate -> Faults)]
 #[serde(tag = "from", rename_all = "snake_case")]
 pub enum Source {
     /// A token that Envoy's `jwt_authn` verified and wrote into dynamic metadata.
@@ -46,7 +46,7 @@ pub enum Source {
         /// Attributes of the entity type that are read from a claim of another name; default: none, each attribute that
         /// the schema declares is read from the claim of its name.
         #[deserr(default)]
-        attributes: BTreeMap<String, String>,
+        attributes: Table<String, String>,
     },
     /// The certificate of the mTLS peer, as Envoy verified it.
     #[deserr(rename = "peer")]
@@ -88,16 +88,18 @@ pub enum Source {
 }
 
 impl Source {
-    /// What is wrong with an entry as a whole: a message and a hint.
-    pub fn fault(&self) -> Option<(String, &'static str)> {
-        let Self::TrustedHeader { header, peers, addresses, .. } = self else { return None };
+    /// What a field cannot see alone.
+    fn validate(self, location: ValuePointerRef<'_>) -> Result<Self, Faults> {
+        let Self::TrustedHeader { header, peers, addresses, .. } = &self else { return Ok(self) };
+        let fault = |message: String, hint: &str| Err(Faults::new(message, Some(hint.to_owned()), location));
         if http::HeaderName::from_bytes(header.as_bytes()).is_err() {
-            return Some((format!("`{header}` is not a header name"), "letters, digits and `-`"));
+            return fault(format!("`{header}` is not a header name"), "letters, digits and `-`");
         }
-        (peers.is_empty() && addresses.is_empty()).then(|| {
+        if peers.is_empty() && addresses.is_empty() {
             let message = format!("the header `{header}` is trusted from nobody");
-            (message, "list `peers` or `addresses` that set it, and no others")
-        })
+            return fault(message, "list `peers` or `addresses` that set it, and no others");
+        }
+        Ok(self)
     }
 }
 
@@ -111,7 +113,7 @@ pub fn default_sources() -> Vec<Source> {
             groups_claim: "groups".to_owned(),
             entity_type: TypeName::of("User"),
             group_type: TypeName::of("Group"),
-            attributes: BTreeMap::new(),
+            attributes: Table::default(),
         },
         Source::Peer { entity_type: TypeName::of("Workload") },
         Source::Anonymous { entity_type: TypeName::of("Anonymous"), id: "anonymous".to_owned() },
@@ -195,7 +197,7 @@ pub fn identify<'a>(
                 };
                 let uid = EntityUid::from_type_name_and_id(entity_type.0.clone(), EntityId::new(id));
                 let own = match snapshot.types().entity(&entity_type.0) {
-                    Some(fields) => claims(fields, payload, renamed, snapshot.knows(&uid))?,
+                    Some(fields) => claims(fields, payload, &renamed.0, snapshot.knows(&uid))?,
                     None => Record::new(),
                 };
                 let parents = groups(payload, groups_claim)?
@@ -323,13 +325,14 @@ fn groups<'a>(payload: &'a Struct, claim: &str) -> Result<Vec<&'a str>, Unmapped
 fn workload(peer: &str) -> Result<Record, Unmapped> {
     let mut record = Record::new();
     let Some(rest) = peer.strip_prefix("spiffe://") else { return Ok(record) };
-    let (domain, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (domain, path) = rest.split_once('/').map_or((rest, None), |(domain, path)| (domain, Some(path)));
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
-    if domain.is_empty() || !domain.chars().all(good) || path.split('/').any(|part| part == "." || part == "..") {
+    let bad_segment = |part: &str| matches!(part, "" | "." | "..");
+    if domain.is_empty() || !domain.chars().all(good) || path.is_some_and(|path| path.split('/').any(bad_segment)) {
         return Err(unusable("the peer's SPIFFE id is malformed"));
     }
     record.insert("trust_domain".into(), Value::String(domain.into()));
-    if let ["ns", namespace, "sa", account] = path.split('/').collect::<Vec<_>>().as_slice() {
+    if let ["ns", namespace, "sa", account] = path.unwrap_or("").split('/').collect::<Vec<_>>().as_slice() {
         record.insert("namespace".into(), Value::String((*namespace).into()));
         record.insert("service_account".into(), Value::String((*account).into()));
     }
@@ -368,6 +371,8 @@ mod tests {
             ("spiffe:///ns/shop/sa/cart", Err(())),
             ("spiffe://Cluster/ns/shop/sa/cart", Err(())),
             ("spiffe://cluster.local/ns/../sa/cart", Err(())),
+            ("spiffe://cluster.local/ns//sa/cart", Err(())),
+            ("spiffe://cluster.local/", Err(())),
         ] {
             assert_eq!(parts(peer).as_deref(), expected.as_ref().map(|text| *text), "{peer}");
         }

@@ -164,25 +164,24 @@ fn grpc_method(path: &str) -> Option<(&str, &str)> {
 fn canonical_host(host: &[u8]) -> Result<String, Unmapped> {
     let refuse = || Unmapped::new(UnmappedKind::Host, "the host is not a host");
     let host = std::str::from_utf8(host).map_err(|_| refuse())?.to_ascii_lowercase();
-    let (name, port) = if host.starts_with('[') {
-        let end = host.find(']').ok_or_else(refuse)? + 1;
-        let (name, rest) = host.split_at_checked(end).ok_or_else(refuse)?;
-        let address = name.trim_start_matches('[').trim_end_matches(']');
-        address.parse::<std::net::Ipv6Addr>().map_err(|_| refuse())?;
-        (name, rest)
+    let (name, port) = if let Some(bracketed) = host.strip_prefix('[') {
+        let (address, port) = bracketed.split_once(']').ok_or_else(refuse)?;
+        // Written anew: `::1` has other spellings.
+        let address: std::net::Ipv6Addr = address.parse().map_err(|_| refuse())?;
+        (format!("[{address}]"), port)
     } else {
         let at = host.find(':').unwrap_or(host.len());
-        let (name, rest) = host.split_at_checked(at).ok_or_else(refuse)?;
+        let (name, port) = host.split_at_checked(at).ok_or_else(refuse)?;
         if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
             return Err(refuse());
         }
-        (name.strip_suffix('.').unwrap_or(name), rest)
+        (name.strip_suffix('.').unwrap_or(name).to_owned(), port)
     };
     let port_is_good = match port.strip_prefix(':') {
         Some(digits) => digits.bytes().all(|byte| byte.is_ascii_digit()),
         None => port.is_empty(),
     };
-    if port_is_good { Ok(name.to_owned()) } else { Err(refuse()) }
+    if port_is_good { Ok(name) } else { Err(refuse()) }
 }
 
 // === The context ===
@@ -433,6 +432,7 @@ mod tests {
             ("shop.example.:8080", Some("shop.example")),
             ("shop.example:443", Some("shop.example")),
             ("[::1]:8080", Some("[::1]")),
+            ("[0:0::0001]", Some("[::1]")),
             ("10.0.0.1", Some("10.0.0.1")),
             ("", Some("")),
             ("good,evil", None),
@@ -444,6 +444,7 @@ mod tests {
             ("[::1", None),
             ("[::1]x", None),
             ("[zz]", None),
+            ("[[::1]", None),
             ("shøp", None),
         ] {
             assert_eq!(canonical_host(host.as_bytes()).ok().as_deref(), expected, "{host}");

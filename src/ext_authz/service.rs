@@ -10,6 +10,7 @@ use std::collections::hash_map::RandomState;
 use std::convert::Infallible;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
+use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,7 +47,7 @@ pub struct Config {
     /// How many checks may be in flight at once, over all listeners; beyond it a check is Undecided at once. Default
     /// `4096`, the circuit breaker of the Envoy configurations in `envoy/`.
     #[deserr(default = Config::default().in_flight)]
-    pub in_flight: usize,
+    pub in_flight: NonZeroUsize,
     /// The largest CheckRequest. Envoy's headers take 60 KiB at most by default; raise it together with
     /// `max_request_bytes` of `with_request_body`. Default `1MiB`.
     #[deserr(default = Config::default().message)]
@@ -56,9 +57,11 @@ pub struct Config {
     pub deadline: Span,
 }
 
+const IN_FLIGHT: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
 impl Default for Config {
     fn default() -> Self {
-        Self { in_flight: 4096, message: units::Bytes(1 << 20), deadline: Span::seconds(1) }
+        Self { in_flight: IN_FLIGHT, message: units::Bytes(1 << 20), deadline: Span::seconds(1) }
     }
 }
 
@@ -176,8 +179,11 @@ impl<'a> Account<'a> {
         let Some(slot) = self.slot.take() else { return };
         let latency = self.call.arrived.elapsed();
         self.checker.metrics.decided(&outcome, latency);
-        let revision: Option<Arc<Revision>> =
-            self.checker.judge.authorizer.current().ok().map(|snapshot| Arc::clone(&snapshot.revision));
+        // A decision names its own.
+        let revision: Option<Arc<Revision>> = match &outcome {
+            Outcome::Decided(_) => None,
+            _ => self.checker.judge.authorizer.current().ok().map(|snapshot| Arc::clone(&snapshot.revision)),
+        };
         slot.write(Parts {
             time: self.time,
             decision_id: std::mem::take(&mut self.decision_id),
@@ -219,7 +225,7 @@ impl Authorization {
         let panicked = Arc::clone(&checker);
         let limited = ServiceBuilder::new()
             .layer(LoadShedLayer::new())
-            .layer(GlobalConcurrencyLimitLayer::new(config.in_flight))
+            .layer(GlobalConcurrencyLimitLayer::new(config.in_flight.get()))
             .map_response(|response: http::Response<CaughtBody>| response.map(Body::new))
             .layer(CatchPanicLayer::custom(move |panic: Box<dyn Any + Send>| panicked.after_panic(&*panic)))
             .service(CheckService { checker: Arc::clone(&checker), config: config.clone() });

@@ -16,7 +16,7 @@ use super::annotations::{Annotations, Shape};
 use crate::model::{Denial, EntityUid, PolicyId};
 use crate::problem::{Problem, SourceFile};
 use crate::units::Span;
-use crate::yaml::{self, Faults, Invalid};
+use crate::yaml::{self, Faults, Invalid, Table};
 
 /// A bundle, parsed but not yet held against its schema.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ pub struct DenialEntry {
     pub message: Option<String>,
     /// Response headers.
     #[deserr(default)]
-    pub headers: BTreeMap<String, String>,
+    pub headers: Table<String, String>,
     /// Where a redirect leads.
     #[deserr(default)]
     pub location: Option<String>,
@@ -180,7 +180,7 @@ pub fn parse(files: &Files) -> Result<Bundle, Vec<Problem>> {
     let manifest: Manifest = yaml::parse(&manifest_source)?;
     let denial = manifest.denial.clone().and_then(|entry| {
         let DenialEntry { status, message, headers, location } = entry;
-        Shape { status, message, headers: headers.into_iter().collect(), location }
+        Shape { status, message, headers: headers.0.into_iter().collect(), location }
             .denial()
             .map_err(|(message, hint)| {
                 problems.push(Problem::error(format!("`denial`: {message}")).hint(hint).in_file(&manifest_source));

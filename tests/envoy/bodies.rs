@@ -1,1 +1,84 @@
+//! Policies that read the body: the orders of the bookstore, whole, as bytes, and cut off.
 
+use serde_json::{Value, json};
+
+use super::lab::{Lab, Listener, jwt_authn};
+use crate::support::http::Request;
+use crate::support::token::Issuer;
+use crate::support::upstream::Upstream;
+use crate::support::{self, Stockade};
+
+#[tokio::test]
+async fn policies_read_bodies() {
+    let stockade = Stockade::with_bundle(&support::repository("policies/bookstore"), "").await;
+    let (upstream, issuer) = (Upstream::start().await, Issuer::new());
+    let with = |body: Value| Listener {
+        authz: json!({"with_request_body": body}),
+        before: vec![jwt_authn(&issuer)],
+        ..Listener::default()
+    };
+    let mut envoy = Lab::new(&upstream)
+        .sidecar("stockade", &stockade.addresses[0])
+        .listener("text", "stockade", with(json!({"max_request_bytes": 64})))
+        .listener("bytes", "stockade", with(json!({"max_request_bytes": 64, "pack_as_bytes": true})))
+        .listener("cut", "stockade", with(json!({"max_request_bytes": 64, "allow_partial_message": true})))
+        .listener("none", "stockade", with(Value::Null))
+        .start()
+        .await;
+    let token = issuer.token("alice", &["readers"], json!({}));
+
+    let json = "application/json";
+    let order = r#"{"book_id": 1, "quantity": 3}"#;
+    let long = format!(r#"{{"note": "{}", "book_id": 1, "quantity": 3}}"#, "x".repeat(64));
+    let all: [&str; 2] = ["text", "bytes"];
+    // Listeners, content type, body, status, reason.
+    let table: Vec<(&[&str], &str, &[u8], u16, &str)> = vec![
+        (&all, json, order.as_bytes(), 200, "policy"),
+        (&["cut"], json, order.as_bytes(), 200, "policy"),
+        (&all, "application/vnd.order+json; charset=utf-8", order.as_bytes(), 200, "policy"),
+        (&all, "application/x-www-form-urlencoded", b"book_id=1&quantity=3", 200, "policy"),
+        (&all, "application/x-www-form-urlencoded", b"book_id=1&quantity=30", 403, "default_deny"),
+        (&all, json, br#"{"book_id": 1, "quantity": 11}"#, 403, "default_deny"),
+        // What is not what it says it is.
+        (&all, json, br#"{"book_id": 1, "quantity": "3"}"#, 400, "attribute"),
+        (&all, json, br#"{"book_id": 1, "quantity": 1, "quantity": 99}"#, 400, "attribute"),
+        (&all, json, br#"{"book_id": 1, "quantity": 3"#, 400, "attribute"),
+        (&all, json, br#"{"book_id": 1}"#, 400, "attribute"),
+        (&all, json, b"\xef\xbb\xbf{}", 400, "attribute"),
+        // Parsers disagree on bytes that are not UTF-8. As text, Envoy has replaced them.
+        (&["bytes"], json, b"{\"x\": \"\xff\", \"book_id\": 1, \"quantity\": 3}", 400, "attribute"),
+        (&["text"], json, b"{\"x\": \"\xff\", \"book_id\": 1, \"quantity\": 3}", 200, "policy"),
+        // No body that has fields: the policy asks for one, so nothing permits.
+        (&all, "text/plain", order.as_bytes(), 403, "default_deny"),
+        (&all, json, b"", 403, "default_deny"),
+        (&["none"], json, order.as_bytes(), 403, "default_deny"),
+        // Only its beginning: as if there were none.
+        (&["cut"], json, long.as_bytes(), 403, "default_deny"),
+    ];
+    for (listeners, content_type, body, status, reason) in table {
+        for listener in listeners {
+            for chunked in [false, true] {
+                let request = Request::new("POST", "/orders").bearer(&token);
+                let request =
+                    if chunked { request.chunked(content_type, body) } else { request.body(content_type, body) };
+                let case = format!("{listener}: {request:?}");
+                let answer = request.send(envoy.listener(listener)).await;
+                let line = envoy.logged().await;
+                assert_eq!(
+                    (answer.status, &line["metadata"]["reason"]),
+                    (status, &json!(reason)),
+                    "{case}: {answer:?}"
+                );
+                let bodies: Vec<String> = upstream.take().into_iter().map(|seen| seen.body).collect();
+                let through = crate::support::upstream::latin1(body);
+                assert_eq!(bodies, if status == 200 { vec![through] } else { Vec::new() }, "{case}");
+            }
+        }
+    }
+
+    // Larger than Envoy holds back: nobody is asked.
+    let request = Request::new("POST", "/orders").bearer(&token).body(json, &long);
+    assert_eq!(request.send(envoy.listener("bytes")).await.status, 413);
+    assert_eq!(envoy.logged().await["metadata"], Value::Null);
+    assert!(upstream.take().is_empty());
+}

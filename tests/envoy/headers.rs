@@ -1,1 +1,161 @@
+//! Headers: what the upstream gets, and what policies see in both forms in which Envoy sends them.
 
+use serde_json::json;
+
+use super::lab::{Lab, Listener, bundle, jwt_authn};
+use crate::support::Stockade;
+use crate::support::http::Request;
+use crate::support::token::Issuer;
+use crate::support::upstream::Upstream;
+
+const OURS: [&str; 7] = [
+    "x-stockade-principal",
+    "x-stockade-id",
+    "x-stockade-decision",
+    "x-stockade-revision",
+    "x-stockade-email",
+    "x-stockade-scopes",
+    "x-internal",
+];
+
+#[tokio::test]
+async fn our_headers_are_ours_alone() {
+    let bundle = bundle(&[("policies/all.cedar", "permit (principal, action, resource);")]);
+    let stockade = Stockade::with_bundle(
+        bundle.path(),
+        "upstream_headers:
+  x-stockade-principal: principal
+  x-stockade-id: principal_id
+  x-stockade-decision: decision_id
+  x-stockade-revision: revision
+  x-stockade-email: claim:email
+  x-stockade-scopes: claim:scopes
+remove_headers: [x-internal, authorization]
+",
+    )
+    .await;
+    let (upstream, issuer) = (Upstream::start().await, Issuer::new());
+    let authz = || json!({"failure_mode_allow": true});
+    let mut envoy = Lab::new(&upstream)
+        .sidecar("stockade", &stockade.addresses[0])
+        .sidecar("down", &format!("unix://{}/nobody.sock", bundle.path().display()))
+        .listener(
+            "on",
+            "stockade",
+            Listener { authz: authz(), before: vec![jwt_authn(&issuer)], ..Listener::default() },
+        )
+        .listener("off", "down", Listener { authz: authz(), ..Listener::default() })
+        .start()
+        .await;
+    let revision: serde_json::Value = serde_json::from_str(&stockade.admin("/snapshot").await.1).unwrap();
+    let revision = revision["snapshot"]["revision"]["id"].as_str().unwrap().to_owned();
+
+    let full = issuer.token("alice", &[], json!({"email": "alice@example.com", "scopes": ["read", "write"]}));
+    let bare = issuer.token("zoë \"100%\"", &[], json!({}));
+    // Token, and what the upstream gets as: principal, id, email, scopes.
+    let table: [(Option<&str>, &str, &str, &[&str], &[&str]); 3] = [
+        (Some(&full), "User::\"alice\"", "alice", &["alice@example.com"], &["read,write"]),
+        (Some(&bare), "User::\"zo%C3%AB \\\"100%25\\\"\"", "zo%C3%AB \"100%25\"", &[], &[]),
+        (None, "Anonymous::\"anonymous\"", "anonymous", &[], &[]),
+    ];
+    for (token, principal, id, email, scopes) in table {
+        for copies in 0..3 {
+            let mut request = Request::get("/").header("x-other", "stays");
+            for name in OURS {
+                for copy in 0..copies {
+                    // Names as odd as HTTP/1.1 allows.
+                    let name = if copy == 0 { name.to_owned() } else { name.to_ascii_uppercase() };
+                    request = request.header(&name, "forged");
+                }
+            }
+            if let Some(token) = token {
+                request = request.bearer(token);
+            }
+            let seen = request.send(envoy.listener("on")).await.echo().expect("through");
+            let decision = envoy.logged().await["metadata"]["decision_id"].as_str().unwrap().to_owned();
+            let expected: [&[&str]; 7] = [&[principal], &[id], &[&decision], &[&revision], email, scopes, &[]];
+            for (name, expected) in OURS.iter().zip(expected) {
+                assert_eq!(seen.header(name), expected, "{name}, {copies} copies, {principal}");
+            }
+            assert!(seen.header("authorization").is_empty(), "{principal}");
+            assert_eq!(seen.header("x-other"), ["stays"]);
+            assert!(!format!("{seen:?}").contains("forged"), "{seen:?}");
+        }
+    }
+
+    // The trap of failing open: nobody sets, nobody removes. `header_mutation` in envoy/*.yaml is there for this.
+    let request = Request::get("/").header("x-stockade-principal", "User::\"forged\"");
+    let seen = request.send(envoy.listener("off")).await.echo().expect("through");
+    assert_eq!(seen.header("x-stockade-principal"), ["User::\"forged\""]);
+}
+
+#[tokio::test]
+async fn headers_reach_policies_one_by_one_in_both_forms() {
+    let bundle = bundle(&[
+        (
+            "schema.cedarschema",
+            r#"action "GET" appliesTo { principal: [Anonymous], resource: [Service], context: {
+                headers: { "x-one"?: String, "x-many"?: Set<String> },
+            } };"#,
+        ),
+        (
+            "policies/all.cedar",
+            r#"@id("all") permit (principal, action, resource);
+            @id("one") @status("470") forbid (principal, action, resource) when {
+                context.headers has "x-one" && context.headers["x-one"] == "admin"
+            };
+            @id("joined") @status("471") forbid (principal, action, resource) when {
+                context.headers has "x-one" && context.headers["x-one"] == "user,admin"
+            };
+            @id("replaced") @status("472") forbid (principal, action, resource) when {
+                context.headers has "x-one" && context.headers["x-one"] == "caf!"
+            };
+            @id("many") @status("473") forbid (principal, action, resource) when {
+                context.headers has "x-many" && context.headers["x-many"].contains("admin")
+            };"#,
+        ),
+    ]);
+    let stockade = Stockade::with_bundle(bundle.path(), "").await;
+    let upstream = Upstream::start().await;
+    let form = |raw: bool| Listener { authz: json!({"encode_raw_headers": raw}), ..Listener::default() };
+    let mut envoy = Lab::new(&upstream)
+        .sidecar("stockade", &stockade.addresses[0])
+        .listener("raw", "stockade", form(true))
+        .listener("joined", "stockade", form(false))
+        .start()
+        .await;
+
+    // Header lines, and the answer in the raw and in the joined form.
+    let table: [(&[(&str, &[u8])], u16, u16); 14] = [
+        (&[], 200, 200),
+        (&[("x-one", b"user")], 200, 200),
+        (&[("x-one", b"admin")], 470, 470),
+        (&[("X-ONE", b"admin")], 470, 470),
+        // One value with a comma, or two values? Only the raw form tells; in the other it is refused.
+        (&[("x-one", b"user,admin")], 471, 400),
+        // Repeated: never one of its values.
+        (&[("x-one", b"user"), ("x-one", b"admin")], 400, 400),
+        (&[("x-one", b"admin"), ("X-One", b"admin")], 400, 400),
+        (&[("x-many", b"user")], 200, 200),
+        (&[("x-many", b"user"), ("x-many", b"admin"), ("x-many", b"last")], 473, 473),
+        (&[("x-many", b"user, admin ,last")], 473, 473),
+        (&[("x-many", b"")], 200, 200),
+        // Not UTF-8. In the joined form Envoy has replaced it already: policies see what the upstream does not get.
+        (&[("x-one", b"caf\xe9")], 400, 472),
+        (&[("x-many", b"user"), ("x-many", b"\xff")], 400, 200),
+        // What no schema names is nobody's business.
+        (&[("x-other", b"caf\xe9"), ("x-other", b"admin")], 200, 200),
+    ];
+    for (lines, raw, joined) in table {
+        for (listener, expected) in [("raw", raw), ("joined", joined)] {
+            let request = lines.iter().fold(Request::get("/"), |request, (name, value)| request.header(name, value));
+            let answer = request.send(envoy.listener(listener)).await;
+            let line = envoy.logged().await;
+            assert_eq!(answer.status, expected, "{listener}: {lines:?}: {answer:?}");
+            if expected == 400 {
+                assert_eq!(line["metadata"]["reason"], "attribute", "{listener}: {lines:?}: {line}");
+            }
+            assert_eq!(upstream.take().len(), usize::from(expected == 200), "{listener}: {lines:?}");
+        }
+    }
+}
