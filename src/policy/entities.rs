@@ -84,7 +84,14 @@ impl EntityStore {
             frontier = next;
             depth += 1;
         }
-        // Ancestors are part of each entity and were computed at load: nothing is left to compute or check here.
+        // What is below the principal is below the groups, too, that only the request proves.
+        if let Some(own) = own.as_ref().filter(|_| !principal.parents.is_empty()) {
+            for entity in slice.values_mut().filter(|entity| entity.is_descendant_of(own_uid)) {
+                let entity = Arc::make_mut(entity);
+                own.ancestors().for_each(|ancestor| entity.add_indirect_ancestor(ancestor.clone()));
+            }
+        }
+        // Ancestors are part of each entity and were computed at load: nothing else is left to compute or check here.
         let all = slice.into_values().chain(own);
         cedar_policy_core::entities::Entities::new()
             .add_entities(

@@ -112,7 +112,7 @@ impl Snapshot {
         let response = self.authorizer.is_authorized(&request, &self.enforced, &entities);
         let shadow = (self.shadow.num_of_policies() > 0)
             .then(|| self.authorizer.is_authorized(&request, &self.shadow, &entities))
-            .map(|shadow| with_shadow(&response, &shadow));
+            .map(|shadow| self.with_shadow(&response, &shadow));
         Ok(self.decision(&response, shadow))
     }
 
@@ -141,6 +141,20 @@ impl Snapshot {
                 revision: Arc::clone(&self.revision),
             },
         }
+    }
+
+    /// What both sets together would decide. Merging Responses of disjoint sets is exact (cedar-facts, 3.2): a satisfied
+    /// forbid in either denies, and so does an erring one, else a satisfied permit in either allows.
+    fn with_shadow(&self, enforced: &Response, shadow: &Response) -> Shadow {
+        let both = [enforced, shadow];
+        let forbids = |response: &&Response| {
+            response.decision() == cedar_policy::Decision::Deny && response.diagnostics().reason().next().is_some()
+        };
+        let errs = |response: &&Response| errors(response).iter().any(|error| self.is_forbid(&error.policy));
+        let allows = |response: &&Response| response.decision() == cedar_policy::Decision::Allow;
+        let denied = both.iter().any(|response| forbids(response) || errs(response));
+        let effect = if both.iter().any(allows) && !denied { Effect::Allow } else { Effect::Deny };
+        Shadow { effect, determining: sorted(shadow.diagnostics().reason().cloned()), errors: errors(shadow) }
     }
 
     fn deny(
@@ -217,19 +231,4 @@ fn errors(response: &Response) -> Vec<PolicyError> {
         .collect();
     errors.sort_by(|a, b| a.policy.cmp(&b.policy));
     errors
-}
-
-/// What both sets together would decide. Merging Responses of disjoint sets is exact (cedar-facts, 3.2): a satisfied
-/// forbid in either denies, else a satisfied permit in either allows.
-fn with_shadow(enforced: &Response, shadow: &Response) -> Shadow {
-    let forbids = |response: &Response| {
-        response.decision() == cedar_policy::Decision::Deny && response.diagnostics().reason().next().is_some()
-    };
-    let allows = |response: &Response| response.decision() == cedar_policy::Decision::Allow;
-    let effect = if !forbids(enforced) && !forbids(shadow) && (allows(enforced) || allows(shadow)) {
-        Effect::Allow
-    } else {
-        Effect::Deny
-    };
-    Shadow { effect, determining: sorted(shadow.diagnostics().reason().cloned()), errors: errors(shadow) }
 }
