@@ -529,8 +529,8 @@ fn a_revision_is_its_content_and_its_order() {
     let other = shop(&[("policies/permit.cedar", "forbid (principal, action, resource);")]);
     let guard = files("guard", &[("bundle.yaml", "name: guard")]);
     let digest = |bundles: &[Files]| compile(bundles).revision.digest.clone();
-    assert_eq!(digest(&[one.clone()]), digest(&[moved]));
-    assert_ne!(digest(&[one.clone()]), digest(&[other]));
+    assert_eq!(digest(std::slice::from_ref(&one)), digest(&[moved]));
+    assert_ne!(digest(std::slice::from_ref(&one)), digest(&[other]));
     assert_ne!(digest(&[one.clone(), guard.clone()]), digest(&[guard, one]));
 }
 
