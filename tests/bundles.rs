@@ -741,16 +741,18 @@ const WHO: &str = "principal is User, action in [Action::\"GET\", Action::\"POST
 /// Conditions that go from nowhere to far into the entities, through everything that a policy can write. Some err.
 const CONDITIONS: &[&str] = &[
     "true",
-    "principal in Group::\"0\"",
-    "resource in Folder::\"0\"",
+    "principal in Group::\"3\"",
+    "principal in Group::\"2\"",
+    "resource in Folder::\"3\"",
     // A document can be below its reader, and with the reader below the groups of a token.
     "resource in principal",
-    "resource in Group::\"1\"",
+    "resource in Group::\"3\"",
+    "resource in Group::\"2\"",
     "resource in User::\"0\"",
     "principal.level + 9223372036854775806 > 0",
     "principal has boss && principal.boss == User::\"1\"",
     "principal has boss && principal.boss.level > 1",
-    "principal has boss && principal.boss in Group::\"2\"",
+    "principal has boss && principal.boss in Group::\"3\"",
     "principal has boss && principal.boss has boss && principal.boss.boss.level > 1",
     "principal has boss && principal.boss has boss && principal.boss.boss has boss && principal.boss.boss.boss.level > 0",
     "principal has boss && principal.boss has home && principal.boss.home has owner && principal.boss.home.owner in Group::\"0\"",
@@ -760,9 +762,9 @@ const CONDITIONS: &[&str] = &[
     "resource is Doc && resource has owner && resource.owner.level > principal.level",
     "resource is Doc && resource has owner && resource.owner has boss && resource.owner.boss == principal",
     "resource is Doc && resource.hasTag(\"reader\") && resource.getTag(\"reader\").level > 0",
-    "resource is Folder && resource has keeper && resource.keeper in Group::\"1\"",
+    "resource is Folder && resource has keeper && resource.keeper in Group::\"3\"",
     "context has headers && context.headers has who && context.headers.who.level > 1",
-    "context has headers && context.headers has who && context.headers.who in Group::\"0\"",
+    "context has headers && context.headers has who && context.headers.who in Group::\"3\"",
     "context has headers && context.headers has who && context.headers.who has boss && context.headers.who.boss in Group::\"3\"",
     "context has headers && context.headers has others && context.headers.others.contains(principal)",
     "context has query && context.query has n && context.query.n + 9223372036854775807 > 0",
@@ -770,7 +772,7 @@ const CONDITIONS: &[&str] = &[
     // Entities that the policy names itself.
     "User::\"1\".level > 1",
     "User::\"1\" has boss && User::\"1\".boss in Group::\"0\"",
-    "User::\"2\" in Group::\"1\"",
+    "User::\"2\" in Group::\"3\"",
     "Group::\"0\" in Group::\"3\"",
     "Doc::\"1\" has owner && Doc::\"1\".owner.level == 0",
 ];
@@ -1095,16 +1097,17 @@ fn the_world_needs_slices_of_every_depth() {
             "attrs": {"level": 5, "card": {}, "boss": {"__entity": {"type": "User", "id": (id + 1).to_string()}}},
         })
     };
-    let entities = json!([chain(0), chain(1), chain(2), chain(3), chain(4)]).to_string();
+    // The last two are reached by name only.
+    let entities = json!([chain(0), chain(1), chain(2), chain(3), chain(4), chain(8), chain(9)]).to_string();
     for condition in [
         "principal has boss && principal.boss.level == 5",
         "principal has boss && principal.boss in Group::\"0\"",
         "principal has boss && principal.boss has boss && principal.boss.boss.level == 5",
         "principal has boss && principal.boss has boss && principal.boss.boss has boss && principal.boss.boss.boss.level == 5",
         "principal has boss && principal.boss has boss && principal.boss.boss has boss && principal.boss.boss.boss has boss && principal.boss.boss.boss.boss.level == 5",
-        "User::\"3\".level == 5",
-        "User::\"3\" has boss && User::\"3\".boss in Group::\"0\"",
-        "User::\"3\" in Group::\"0\"",
+        "User::\"8\".level == 5",
+        "User::\"8\" has boss && User::\"8\".boss in Group::\"0\"",
+        "User::\"8\" in Group::\"0\"",
     ] {
         let policy = format!("permit (principal, action, resource) when {{ {condition} }};");
         let bundle = shop(&[("s.cedarschema", WORLD), ("a.cedar", &policy), ("entities.json", &entities)]);

@@ -217,6 +217,55 @@ fn the_path_is_decoded_once_and_without_the_query() {
     ]);
 }
 
+/// The forms that bypassed rules elsewhere, through the whole of mapping: docs/threat-model.md has the CVEs.
+#[test]
+fn a_path_that_can_be_read_in_two_ways_is_refused_by_name() {
+    let court = Court::new(&[shop_with_context("path: String")], "service: shop");
+    for (target, form) in [
+        ("//admin", "double_slash"),
+        ("/public//admin", "double_slash"),
+        ("/public/../admin", "dot_segments"),
+        ("/public/./admin", "dot_segments"),
+        ("/public/%2e%2e/admin", "encoded_dot"),
+        ("/public/..;/admin", "path_parameters"),
+        ("/admin;jsessionid=1", "path_parameters"),
+        ("/adm;x/in", "path_parameters"),
+        ("/public/%2fadmin", "encoded_slash"),
+        ("/public%5c..%5cadmin", "backslash"),
+        ("/public\\..\\admin", "backslash"),
+        ("/admin%00.png", "encoded_nul"),
+        ("/%252e%252e/admin", "double_encoding"),
+        ("/admin%zz", "malformed_escape"),
+        ("/caf%e9", "not_utf8"),
+        ("/public#/../admin", "fragment"),
+    ] {
+        let expected = format!("path: the path is in a form that is refused: {form}");
+        assert_eq!(court.query(&line("GET", target)).map(|_| ()), Err(expected), "{target}");
+        // In a query nobody splits at slashes.
+        assert!(court.query(&line("GET", &format!("/?x={}", target.replace('#', "")))).is_ok(), "{target} in a query");
+    }
+}
+
+/// What the operator lets through reaches policies as it came, and opens nothing else.
+#[test]
+fn a_form_that_is_let_through_opens_no_other() {
+    let court = |form: &str| {
+        let config = format!("service: shop\npaths: {{allow: [{form}]}}");
+        Court::new(&[shop_with_context("path: String")], &config)
+    };
+    for (form, target, path) in [
+        ("path_parameters", "/a;v=1/b", "/a;v=1/b"),
+        ("double_slash", "//a", "//a"),
+        ("encoded_slash", "/a%2fb", "/a%2Fb"),
+        ("dot_segments", "/a/../b", "/a/../b"),
+    ] {
+        assert_eq!(court(form).context(&line("GET", target)), Ok(json!({"path": path})), "{form}");
+        for other in ["/public/..;/admin", "/public/%2e%2e/admin", "/admin%00"] {
+            assert!(court(form).query(&line("GET", other)).is_err(), "{form} lets {other} through");
+        }
+    }
+}
+
 #[test]
 fn the_host_has_one_form() {
     let host = |host: &'static str| with_http(|http| http.host = host.into());
