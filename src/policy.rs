@@ -6,6 +6,7 @@ mod bundle;
 mod compile;
 mod entities;
 mod files;
+mod index;
 mod routes;
 mod schema;
 mod snapshot;

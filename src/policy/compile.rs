@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use cedar_policy::{Authorizer, Entities, Entity, PolicySet, Schema, SlotId, ValidationMode, Validator};
+use cedar_policy::{Entities, Entity, Policy, PolicySet, Schema, SlotId, ValidationMode, Validator};
 use cedar_policy_core::ast::EntityUID;
 use sha2::{Digest, Sha256};
 
 use super::Files;
+use super::annotations::Annotations;
 use super::bundle::{self, Body, Bundle, Parsed};
 use super::entities::{EntityStore, Reach};
 use super::routes::Routes;
 use super::schema::{self, Types};
-use super::snapshot::{PolicyFacts, Snapshot};
+use super::index::{Compiled, Index, Side};
+use super::snapshot::Snapshot;
 use super::summary::BundleSummary;
 use crate::model::{Denial, EntityUid, PolicyId, Revision, Timeline};
 use crate::problem::{Problem, Severity, SourceFile};
@@ -56,7 +58,10 @@ impl Compiler {
             }
         }
         self.stop_at_errors()?;
-        let Sets { enforced, shadow, facts, .. } = sets;
+        let entities = EntityStore::new(&entities, reach);
+        let mut policies = sets.compiled;
+        policies.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        let index = Index::new(&policies, entities.actions().map(Side::of));
         Ok(Snapshot {
             generation,
             revision: Arc::new(revision(files)),
@@ -65,11 +70,11 @@ impl Compiler {
                 enforced: SystemTime::now(),
             },
             warnings: self.problems,
-            enforced,
-            shadow,
-            policies: facts,
+            has_shadow: policies.iter().any(|policy| policy.shadow),
+            policies,
+            index,
             types,
-            entities: EntityStore::new(&entities, reach),
+            entities,
             routes,
             default_denial: Arc::new(
                 bundles.iter().find_map(|bundle| bundle.denial.clone()).unwrap_or_else(|| Denial {
@@ -79,7 +84,6 @@ impl Compiler {
                 }),
             ),
             bundles: bundles.into_iter().map(|bundle| describe(bundle.manifest)).collect(),
-            authorizer: Authorizer::new(),
         })
     }
 
@@ -163,23 +167,22 @@ impl Compiler {
             sets.sources.insert(id.clone(), Arc::clone(&own.source));
             let added = match &own.body {
                 Body::Static(policy) => {
-                    let facts = PolicyFacts::new(own, policy.effect(), None);
-                    sets.facts.insert(id.clone(), facts);
-                    let narrow = sets.pick(own.annotations.shadow).add(policy.as_ref().clone());
-                    narrow.and_then(|()| sets.all.add(policy.as_ref().clone()))
+                    sets.compiled.push(own.compiled(policy));
+                    sets.all.add(policy.as_ref().clone())
                 }
-                Body::Template(template) => {
-                    let narrow = sets.pick(own.annotations.shadow).add_template(template.as_ref().clone());
-                    narrow.and_then(|()| sets.all.add_template(template.as_ref().clone()))
-                }
+                Body::Template(template) => sets.all.add_template(template.as_ref().clone()),
             };
             if let Err(error) = added {
                 self.problems.push(Problem::from_diagnostic(&error, &own.source));
             }
         }
+        let templates: HashMap<&PolicyId, &&Parsed> = parsed
+            .iter()
+            .filter(|own| matches!(own.body, Body::Template(_)))
+            .map(|own| (own.id(), own))
+            .collect();
         for link in bundles.iter().flat_map(|bundle| &bundle.links) {
-            let template = parsed.iter().find(|own| own.id() == &link.template);
-            let Some((own, Body::Template(body))) = template.map(|own| (own, &own.body)) else {
+            let Some(template) = templates.get(&link.template) else {
                 let message =
                     format!("link `{}` names the template `{}`, which does not exist", link.id, link.template);
                 self.problems.push(Problem::error(message).in_file(&link.source));
@@ -199,20 +202,15 @@ impl Compiler {
                 };
                 values.insert(slot, uid.clone());
             }
-            let linked = sets
-                .pick(own.annotations.shadow)
-                .link(link.template.clone(), link.id.clone(), values.clone())
-                .and_then(|()| sets.all.link(link.template.clone(), link.id.clone(), values));
-            match linked {
+            match sets.all.link(link.template.clone(), link.id.clone(), values) {
                 Ok(()) => {
-                    let facts = PolicyFacts::new(own, body.effect(), Some(link.template.clone()));
-                    sets.facts.insert(link.id.clone(), facts);
+                    sets.compiled.extend(sets.all.policy(&link.id).map(|policy| template.compiled(policy)));
                     sets.sources.insert(link.id.clone(), Arc::clone(&link.source));
                 }
                 Err(error) => self.problems.push(Problem::from_diagnostic(&error, &link.source)),
             }
         }
-        if sets.facts.is_empty() && self.problems.is_empty() {
+        if sets.compiled.is_empty() && self.problems.is_empty() {
             self.problems.push(Problem::warning("there is no policy: every request is denied"));
         }
         sets
@@ -291,32 +289,20 @@ impl Compiler {
     }
 }
 
-impl PolicyFacts {
-    fn new(own: &Parsed, effect: cedar_policy::Effect, template: Option<PolicyId>) -> Self {
-        Self {
-            effect,
-            shadow: own.annotations.shadow,
-            denial: own.annotations.denial.clone().map(Arc::new),
-            file: own.source.name.clone(),
-            template,
-        }
+impl Parsed {
+    /// A policy that this stands for: itself, or linked from it.
+    fn compiled(&self, policy: &Policy) -> Compiled {
+        let Annotations { shadow, denial, ttl: _ } = self.annotations.clone();
+        Compiled::new(policy, shadow, denial, self.source.name.clone())
     }
 }
 
-/// The policies of all bundles: all of them for validation, and apart by mode for evaluation.
+/// The policies of all bundles: as one set for validation, and each for evaluation.
 #[derive(Default)]
 struct Sets {
     all: PolicySet,
-    enforced: PolicySet,
-    shadow: PolicySet,
-    facts: HashMap<PolicyId, PolicyFacts>,
+    compiled: Vec<Compiled>,
     sources: HashMap<PolicyId, Arc<SourceFile>>,
-}
-
-impl Sets {
-    fn pick(&mut self, shadow: bool) -> &mut PolicySet {
-        if shadow { &mut self.shadow } else { &mut self.enforced }
-    }
 }
 
 fn describe(manifest: bundle::Manifest) -> BundleSummary {

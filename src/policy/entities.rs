@@ -6,9 +6,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use cedar_policy::Entities;
 use cedar_policy_core::ast::{self, EntityUID, PartialValue, ValueKind};
-use cedar_policy_core::entities::{NoEntitiesSchema, TCComputation};
+use cedar_policy_core::entities::{Entities, NoEntitiesSchema, TCComputation};
 use cedar_policy_core::extensions::Extensions;
 
 use super::value;
@@ -32,8 +31,8 @@ pub struct Reach {
 
 impl EntityStore {
     /// Takes over entities whose transitive closure is computed.
-    pub fn new(entities: &Entities, reach: Reach) -> Self {
-        let entities: &cedar_policy_core::entities::Entities = entities.as_ref();
+    pub fn new(entities: &cedar_policy::Entities, reach: Reach) -> Self {
+        let entities: &Entities = entities.as_ref();
         let entities = entities.iter().map(|entity| (entity.uid().clone(), Arc::new(entity.clone()))).collect();
         Self { entities, reach }
     }
@@ -48,18 +47,28 @@ impl EntityStore {
         self.entities.contains_key(AsRef::<EntityUID>::as_ref(uid))
     }
 
-    /// The entities that policies can reach for a request, with the principal as the request proves it.
+    /// The entity with this id.
+    pub fn get(&self, uid: &EntityUID) -> Option<&ast::Entity> {
+        self.entities.get(uid).map(Arc::as_ref)
+    }
+
+    /// All actions, with their groups.
+    pub fn actions(&self) -> impl Iterator<Item = &ast::Entity> {
+        self.entities.values().map(Arc::as_ref).filter(|entity| entity.uid().is_action())
+    }
+
+    /// The entities that policies can reach for a request: `own` is the principal as [`Self::principal`] gave it,
+    /// `frontier` is everything else that the request names.
     ///
     /// # Errors
-    /// If an attribute of the principal is not a value of its type; the message says which.
-    pub fn slice<'a>(
+    /// If Cedar does not take them, which would be a fault of ours.
+    pub fn slice(
         &self,
         principal: &Principal,
-        others: impl Iterator<Item = &'a EntityUID>,
+        own: Option<Arc<ast::Entity>>,
+        mut frontier: Vec<EntityUID>,
     ) -> Result<Entities, String> {
-        let own = self.principal(principal)?;
         let mut slice: HashMap<&EntityUID, Arc<ast::Entity>> = HashMap::new();
-        let mut frontier: Vec<EntityUID> = others.cloned().collect();
         frontier.extend(self.reach.literals.iter().map(|uid| AsRef::<EntityUID>::as_ref(uid).clone()));
         // At depth 1 the entities of the request are there; each step adds what their attributes refer to.
         let mut depth = 1;
@@ -86,19 +95,21 @@ impl EntityStore {
         }
         // Ancestors are part of each entity and were computed at load: nothing is left to compute or check here.
         let all = slice.into_values().chain(own);
-        cedar_policy_core::entities::Entities::new()
+        Entities::new()
             .add_entities(
                 all,
                 None::<&NoEntitiesSchema>,
                 TCComputation::AssumeAlreadyComputed,
                 Extensions::all_available(),
             )
-            .map(Entities::from)
             .map_err(|error| error.to_string())
     }
 
     /// The principal as the request proves it, merged with what the bundles know: their attributes win, parents add up.
-    fn principal(&self, principal: &Principal) -> Result<Option<Arc<ast::Entity>>, String> {
+    ///
+    /// # Errors
+    /// If an attribute of the principal is not a value of its type; the message says which.
+    pub fn principal(&self, principal: &Principal) -> Result<Option<Arc<ast::Entity>>, String> {
         let uid: &EntityUID = principal.uid.as_ref();
         let known = self.entities.get(uid);
         if principal.attributes.is_empty() && principal.parents.is_empty() {
