@@ -189,7 +189,12 @@ impl Config {
     pub fn judge(&self, snapshots: watch::Receiver<Option<Arc<Snapshot>>>) -> Judge {
         Judge {
             authorizer: Authorizer::new(snapshots),
-            mapping: Mapping::new(&self.service, self.paths.clone(), self.identity.0.clone()),
+            mapping: Mapping::new(
+                &self.service,
+                self.paths.clone(),
+                self.identity.0.clone(),
+                &self.decision_log.attributes,
+            ),
             answers: Answers {
                 undecided: self.undecided,
                 upstream_headers: self.upstream_headers.0.clone(),

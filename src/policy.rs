@@ -6,6 +6,7 @@ mod bundle;
 mod compile;
 mod entities;
 mod files;
+mod footprint;
 mod index;
 mod routes;
 mod schema;
@@ -15,6 +16,7 @@ mod value;
 
 pub use bundle::Ttl;
 pub use files::Files;
+pub use footprint::{Footprint, Reads};
 pub use routes::{Matched, Routes};
 pub use schema::{ActionType, BASE as BASE_SCHEMA, Types};
 pub use snapshot::Snapshot;

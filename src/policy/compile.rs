@@ -12,9 +12,10 @@ use super::Files;
 use super::annotations::Annotations;
 use super::bundle::{self, Body, Bundle, Parsed};
 use super::entities::{EntityStore, Reach};
+use super::footprint::Footprint;
+use super::index::{Compiled, Index, Side};
 use super::routes::Routes;
 use super::schema::{self, Types};
-use super::index::{Compiled, Index, Side};
 use super::snapshot::Snapshot;
 use super::summary::BundleSummary;
 use crate::model::{Denial, EntityUid, PolicyId, Revision, Timeline};
@@ -47,7 +48,7 @@ impl Compiler {
         self.one_of_each(&bundles);
         let schema = self.schema(&bundles);
         self.stop_at_errors()?;
-        let Some((schema, types)) = schema else { return Err(self.problems) };
+        let Some((schema, mut types)) = schema else { return Err(self.problems) };
         let sets = self.policies(&bundles);
         let reach = self.validate(&sets, &schema);
         let entities = self.entities(&bundles, &schema);
@@ -62,6 +63,7 @@ impl Compiler {
         let mut policies = sets.compiled;
         policies.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         let index = Index::new(&policies, entities.actions().map(Side::of));
+        types.narrow(|action| index.footprint(action.as_ref()));
         Ok(Snapshot {
             generation,
             revision: Arc::new(revision(files)),
@@ -167,7 +169,7 @@ impl Compiler {
             sets.sources.insert(id.clone(), Arc::clone(&own.source));
             let added = match &own.body {
                 Body::Static(policy) => {
-                    sets.compiled.push(own.compiled(policy));
+                    sets.compiled.push(own.compiled(policy, &mut self.problems));
                     sets.all.add(policy.as_ref().clone())
                 }
                 Body::Template(template) => sets.all.add_template(template.as_ref().clone()),
@@ -176,11 +178,8 @@ impl Compiler {
                 self.problems.push(Problem::from_diagnostic(&error, &own.source));
             }
         }
-        let templates: HashMap<&PolicyId, &&Parsed> = parsed
-            .iter()
-            .filter(|own| matches!(own.body, Body::Template(_)))
-            .map(|own| (own.id(), own))
-            .collect();
+        let templates: HashMap<&PolicyId, &&Parsed> =
+            parsed.iter().filter(|own| matches!(own.body, Body::Template(_))).map(|own| (own.id(), own)).collect();
         for link in bundles.iter().flat_map(|bundle| &bundle.links) {
             let Some(template) = templates.get(&link.template) else {
                 let message =
@@ -204,7 +203,8 @@ impl Compiler {
             }
             match sets.all.link(link.template.clone(), link.id.clone(), values) {
                 Ok(()) => {
-                    sets.compiled.extend(sets.all.policy(&link.id).map(|policy| template.compiled(policy)));
+                    let linked = sets.all.policy(&link.id);
+                    sets.compiled.extend(linked.map(|policy| template.compiled(policy, &mut self.problems)));
                     sets.sources.insert(link.id.clone(), Arc::clone(&link.source));
                 }
                 Err(error) => self.problems.push(Problem::from_diagnostic(&error, &link.source)),
@@ -291,9 +291,15 @@ impl Compiler {
 
 impl Parsed {
     /// A policy that this stands for: itself, or linked from it.
-    fn compiled(&self, policy: &Policy) -> Compiled {
+    fn compiled(&self, policy: &Policy, problems: &mut Vec<Problem>) -> Compiled {
+        let footprint = Footprint::of(policy).unwrap_or_else(|error| {
+            let message = format!("what `{}` reads cannot be told, so everything is: {error}", policy.id());
+            let hint = "decisions of its actions are remembered for requests that are equal in all that is declared";
+            problems.push(Problem::warning(message).hint(hint).at(&self.source, self.span));
+            Footprint::everything()
+        });
         let Annotations { shadow, denial, ttl: _ } = self.annotations.clone();
-        Compiled::new(policy, shadow, denial, self.source.name.clone())
+        Compiled::new(policy, footprint, shadow, denial, self.source.name.clone())
     }
 }
 

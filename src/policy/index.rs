@@ -13,6 +13,7 @@ use std::sync::Arc;
 use cedar_policy::{ActionConstraint, Effect, Policy, PrincipalConstraint, ResourceConstraint};
 use cedar_policy_core::ast::{self, EntityType, EntityUID};
 
+use super::footprint::Footprint;
 use crate::model::{Denial, EntityUid, PolicyId};
 
 /// A policy, with what is known of it beside what Cedar evaluates.
@@ -31,6 +32,8 @@ pub(super) struct Compiled {
     pub(super) template: Option<PolicyId>,
     /// What Cedar evaluates, once the scope is met.
     pub(super) body: ast::Policy,
+    /// What it can read.
+    pub(super) footprint: Footprint,
     principal: Bound,
     resource: Bound,
     action: ActionConstraint,
@@ -60,6 +63,8 @@ pub(super) struct Index(HashMap<EntityUID, Buckets>);
 /// The policies about one action.
 #[derive(Debug, Default)]
 struct Buckets {
+    /// What all of them together can read.
+    footprint: Footprint,
     principal: HashMap<EntityUID, Vec<usize>>,
     resource: HashMap<EntityUID, Vec<usize>>,
     principal_type: HashMap<EntityType, Vec<usize>>,
@@ -70,7 +75,13 @@ struct Buckets {
 // === impl Compiled ===
 
 impl Compiled {
-    pub(super) fn new(policy: &Policy, shadow: bool, denial: Option<Denial>, file: String) -> Self {
+    pub(super) fn new(
+        policy: &Policy,
+        footprint: Footprint,
+        shadow: bool,
+        denial: Option<Denial>,
+        file: String,
+    ) -> Self {
         let uid = |uid: EntityUid| AsRef::<EntityUID>::as_ref(&uid).clone();
         let principal = match policy.principal_constraint() {
             PrincipalConstraint::Any => Bound::Any,
@@ -92,6 +103,7 @@ impl Compiled {
             shadow,
             denial: denial.map(Arc::new),
             file,
+            footprint,
             template: policy.template_id().cloned(),
             body: AsRef::<ast::Policy>::as_ref(policy).clone(),
             principal,
@@ -163,10 +175,16 @@ impl Index {
             let mut own = Buckets::default();
             for (at, policy) in policies.iter().enumerate().filter(|(_, policy)| policy.is_about(action)) {
                 own.insert(policy, at);
+                own.footprint.merge(&policy.footprint);
             }
             (action.uid.clone(), own)
         });
         Self(buckets.collect())
+    }
+
+    /// What the policies about an action can read.
+    pub(super) fn footprint(&self, action: &EntityUID) -> Footprint {
+        self.0.get(action).map(|buckets| buckets.footprint.clone()).unwrap_or_default()
     }
 
     /// The policies whose scope a request meets, in the order of the list.

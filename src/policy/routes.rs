@@ -306,7 +306,7 @@ fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<
                     Some("add the type to `resource` of the action in the schema".to_owned()),
                 ));
             }
-            for (root, attribute) in &declared.context {
+            for (root, attribute) in &declared.declared {
                 if let (Root::Params, crate::model::Type::Record(fields)) = (root, &attribute.ty) {
                     let missing =
                         fields.iter().filter(|(name, field)| field.required && !own.contains(&name.to_string()));
