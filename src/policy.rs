@@ -3,6 +3,7 @@
 
 mod annotations;
 mod bundle;
+mod change;
 mod compile;
 mod entities;
 mod files;
@@ -19,6 +20,6 @@ pub use files::Files;
 pub use footprint::{Footprint, Reads};
 pub use routes::{Matched, Routes};
 pub use schema::{ActionType, BASE as BASE_SCHEMA, Types};
-pub use snapshot::Snapshot;
+pub use snapshot::{Evaluation, Snapshot};
 pub use summary::{BundleSummary, PolicySummary, Summary};
 pub use value::check as check_extension;

@@ -9,8 +9,8 @@ use cedar_policy_core::ast::EntityUID;
 use sha2::{Digest, Sha256};
 
 use super::Files;
-use super::annotations::Annotations;
 use super::bundle::{self, Body, Bundle, Parsed};
+use super::change::History;
 use super::entities::{EntityStore, Reach};
 use super::footprint::Footprint;
 use super::index::{Compiled, Index, Side};
@@ -60,7 +60,7 @@ impl Compiler {
         }
         self.stop_at_errors()?;
         let entities = EntityStore::new(&entities, reach);
-        let mut policies = sets.compiled;
+        let mut policies: Vec<Arc<Compiled>> = sets.compiled.into_iter().map(Arc::new).collect();
         policies.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         let index = Index::new(&policies, entities.actions().map(Side::of));
         types.narrow(|action| index.footprint(action.as_ref()));
@@ -75,6 +75,8 @@ impl Compiler {
             has_shadow: policies.iter().any(|policy| policy.shadow),
             policies,
             index,
+            history: History::default(),
+            schema_digest: schema_digest(&bundles),
             types,
             entities,
             routes,
@@ -298,8 +300,7 @@ impl Parsed {
             problems.push(Problem::warning(message).hint(hint).at(&self.source, self.span));
             Footprint::everything()
         });
-        let Annotations { shadow, denial, ttl: _ } = self.annotations.clone();
-        Compiled::new(policy, footprint, shadow, denial, self.source.name.clone())
+        Compiled::new(policy, footprint, self.annotations.clone(), self.source.name.clone())
     }
 }
 
@@ -314,6 +315,15 @@ struct Sets {
 fn describe(manifest: bundle::Manifest) -> BundleSummary {
     let bundle::Manifest { name, version, owner, description, controls, ttl, denial: _ } = manifest;
     BundleSummary { name: name.0, version, owner, description, controls, ttl }
+}
+
+/// Over the texts of all schema files: any edit of one may change what a request is.
+fn schema_digest(bundles: &[Bundle]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    for (_, source) in bundles.iter().flat_map(|bundle| &bundle.fragments) {
+        hasher.update(Sha256::digest(&source.text));
+    }
+    hasher.finalize().into()
 }
 
 /// Identity by content: the digests of the bundles, in the order in which they are followed.

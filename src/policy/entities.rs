@@ -52,6 +52,20 @@ impl EntityStore {
         self.entities.get(uid).map(Arc::as_ref)
     }
 
+    /// Whether policies look at the entities that a request names, and no further.
+    pub fn is_level_1(&self) -> bool {
+        self.reach.depth == Some(1)
+    }
+
+    /// The entities that are in one of two stores only, or differ in attributes, tags or ancestors.
+    pub fn differences(&self, other: &Self) -> HashSet<EntityUID> {
+        let differs = |uid: &EntityUID| match (self.entities.get(uid), other.entities.get(uid)) {
+            (Some(own), Some(other)) => !Arc::ptr_eq(own, other) && !same(own, other),
+            _ => true,
+        };
+        self.entities.keys().chain(other.entities.keys()).filter(|uid| differs(uid)).cloned().collect()
+    }
+
     /// All actions, with their groups.
     pub fn actions(&self) -> impl Iterator<Item = &ast::Entity> {
         self.entities.values().map(Arc::as_ref).filter(|entity| entity.uid().is_action())
@@ -136,6 +150,12 @@ impl EntityStore {
         let entity = ast::Entity::new_with_attr_partial_value(uid.clone(), attributes, ancestors, parents, tags);
         Ok(Some(Arc::new(entity)))
     }
+}
+
+/// Whether an evaluation cannot tell two versions of an entity apart.
+fn same(own: &ast::Entity, other: &ast::Entity) -> bool {
+    let ancestors = |entity: &ast::Entity| entity.ancestors().cloned().collect::<HashSet<EntityUID>>();
+    own.attrs().eq(other.attrs()) && own.tags().eq(other.tags()) && ancestors(own) == ancestors(other)
 }
 
 /// The entities that the attributes and tags of an entity refer to.

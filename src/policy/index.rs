@@ -9,10 +9,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cedar_policy::{ActionConstraint, Effect, Policy, PrincipalConstraint, ResourceConstraint};
 use cedar_policy_core::ast::{self, EntityType, EntityUID};
 
+use super::annotations::Annotations;
 use super::footprint::Footprint;
 use crate::model::{Denial, EntityUid, PolicyId};
 
@@ -24,6 +26,8 @@ pub(super) struct Compiled {
     pub(super) effect: Effect,
     /// Evaluated and reported, without effect.
     pub(super) shadow: bool,
+    /// An upper bound for how long a decision may be remembered that it was a candidate for.
+    pub(super) ttl: Option<Duration>,
     /// How a denial looks that it determines.
     pub(super) denial: Option<Arc<Denial>>,
     /// The file that it stands in.
@@ -40,7 +44,7 @@ pub(super) struct Compiled {
 }
 
 /// One side of a scope.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 enum Bound {
     Any,
     Eq(EntityUID),
@@ -75,13 +79,8 @@ struct Buckets {
 // === impl Compiled ===
 
 impl Compiled {
-    pub(super) fn new(
-        policy: &Policy,
-        footprint: Footprint,
-        shadow: bool,
-        denial: Option<Denial>,
-        file: String,
-    ) -> Self {
+    pub(super) fn new(policy: &Policy, footprint: Footprint, annotations: Annotations, file: String) -> Self {
+        let Annotations { shadow, denial, ttl } = annotations;
         let uid = |uid: EntityUid| AsRef::<EntityUID>::as_ref(&uid).clone();
         let principal = match policy.principal_constraint() {
             PrincipalConstraint::Any => Bound::Any,
@@ -101,6 +100,7 @@ impl Compiled {
             id: policy.id().clone(),
             effect: policy.effect(),
             shadow,
+            ttl,
             denial: denial.map(Arc::new),
             file,
             footprint,
@@ -112,12 +112,26 @@ impl Compiled {
         }
     }
 
+    /// Whether every decision that one determines looks as if the other did: same content, whatever its formatting and
+    /// its other annotations.
+    pub(super) fn decides_like(&self, other: &Self) -> bool {
+        self.effect == other.effect
+            && self.shadow == other.shadow
+            && self.denial == other.denial
+            && self.ttl == other.ttl
+            && self.principal == other.principal
+            && self.action == other.action
+            && self.resource == other.resource
+            && self.body.non_scope_constraints() == other.body.non_scope_constraints()
+            && self.body.env() == other.body.env()
+    }
+
     /// Whether the scope holds for any principal and any resource, so that every request of its actions evaluates it.
     pub(super) fn is_unscoped(&self) -> bool {
         matches!((&self.principal, &self.resource), (Bound::Any, Bound::Any))
     }
 
-    fn is_about(&self, action: Side<'_>) -> bool {
+    pub(super) fn is_about(&self, action: Side<'_>) -> bool {
         let within = |group: &EntityUid| action.is_in(AsRef::<EntityUID>::as_ref(group));
         match &self.action {
             ActionConstraint::Any => true,
@@ -126,7 +140,8 @@ impl Compiled {
         }
     }
 
-    fn meets(&self, principal: Side<'_>, resource: Side<'_>) -> bool {
+    /// Whether a request meets its scope, save the action.
+    pub(super) fn meets(&self, principal: Side<'_>, resource: Side<'_>) -> bool {
         self.principal.holds(principal) && self.resource.holds(resource)
     }
 }
@@ -170,7 +185,7 @@ impl<'a> Side<'a> {
 
 impl Index {
     /// Puts each policy into its bucket under each of these actions that it is about.
-    pub(super) fn new<'a>(policies: &[Compiled], actions: impl Iterator<Item = Side<'a>>) -> Self {
+    pub(super) fn new<'a>(policies: &[Arc<Compiled>], actions: impl Iterator<Item = Side<'a>>) -> Self {
         let buckets = actions.map(|action| {
             let mut own = Buckets::default();
             for (at, policy) in policies.iter().enumerate().filter(|(_, policy)| policy.is_about(action)) {
@@ -190,7 +205,7 @@ impl Index {
     /// The policies whose scope a request meets, in the order of the list.
     pub(super) fn candidates<'p>(
         &self,
-        policies: &'p [Compiled],
+        policies: &'p [Arc<Compiled>],
         principal: Side<'_>,
         action: &EntityUID,
         resource: Side<'_>,
@@ -207,7 +222,7 @@ impl Index {
         found.extend(buckets.resource_type.get(resource.uid.entity_type()).into_iter().flatten());
         found.extend(&buckets.any);
         found.sort_unstable();
-        let policies = found.into_iter().filter_map(|at| policies.get(at));
+        let policies = found.into_iter().filter_map(|at| policies.get(at)).map(Arc::as_ref);
         policies.filter(|policy| policy.meets(principal, resource)).collect()
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use cedar_policy_core::ast::{self, EntityUID, EntityUIDEntry, Literal, ValueKind};
 use cedar_policy_core::evaluator::Evaluator;
 use cedar_policy_core::extensions::Extensions;
 
+use super::change::{Change, History, Sides};
 use super::entities::{self, EntityStore};
 use super::index::{Compiled, Index, Side};
 use super::routes::Routes;
@@ -31,15 +32,29 @@ pub struct Snapshot {
     /// Warnings of the bundles, which do not stop it from being used.
     pub warnings: Vec<Problem>,
     /// By id.
-    pub(super) policies: Vec<Compiled>,
+    pub(super) policies: Vec<Arc<Compiled>>,
     pub(super) index: Index,
     /// Whether any policy is in shadow mode.
     pub(super) has_shadow: bool,
+    pub(super) history: History,
+    /// Over the texts of all schema files.
+    pub(super) schema_digest: [u8; 32],
     pub(super) types: Types,
     pub(super) entities: EntityStore,
     pub(super) routes: Routes,
     pub(super) default_denial: Arc<Denial>,
     pub(super) bundles: Vec<BundleSummary>,
+}
+
+/// A decision, and what else came out of making it.
+#[derive(Debug, Clone)]
+pub struct Evaluation {
+    /// The decision.
+    pub decision: Decision,
+    /// How many policies met the query's scope.
+    pub candidates: usize,
+    /// The least `@ttl` of them: one that did not decide this time might have, had the clock or the world differed.
+    pub ttl: Option<Duration>,
 }
 
 /// What became of the candidates of a request: Cedar's Response, for both modes apart.
@@ -69,6 +84,29 @@ impl Snapshot {
         super::compile::compile(files, generation)
     }
 
+    /// Compiles the successor of a snapshot, which knows what differs from it, so that decisions made under it may stand.
+    ///
+    /// # Errors
+    /// Every problem of every bundle.
+    pub fn succeed(previous: &Self, files: &[Files]) -> Result<Self, Vec<Problem>> {
+        let generation = previous.generation + 1;
+        let mut next = Self::compile(files, generation)?;
+        next.history = previous.history.then(generation, Change::between(previous, &next));
+        Ok(next)
+    }
+
+    /// Whether a decision that was made under an older generation about an equal query still stands under this one.
+    pub fn spares(&self, generation: u64, decision: &Decision, query: &Query) -> bool {
+        let Ok(own) = self.entities.principal(&query.principal) else { return false };
+        let side = |uid: &'_ EntityUid| self.entities.get(uid.as_ref());
+        let sides = Sides {
+            principal: Side { uid: query.principal.uid.as_ref(), entity: own.as_deref() },
+            action: Side { uid: query.action.as_ref(), entity: side(&query.action) },
+            resource: Side { uid: query.resource.as_ref(), entity: side(&query.resource) },
+        };
+        self.history.spares(generation, self.generation, decision, query, &sides)
+    }
+
     /// What the schema says of actions and entity types.
     pub fn types(&self) -> &Types {
         &self.types
@@ -89,12 +127,21 @@ impl Snapshot {
     /// # Errors
     /// A fault of ours, in words for the log: the Query did not fit what mapping promises.
     pub fn decide(&self, query: &Query) -> Result<Decision, String> {
+        self.evaluation(query).map(|evaluation| evaluation.decision)
+    }
+
+    /// Decides a Query, and says what the decision cost and how long it may be remembered.
+    ///
+    /// # Errors
+    /// As [`Self::decide`].
+    pub fn evaluation(&self, query: &Query) -> Result<Evaluation, String> {
         let applies = self
             .types
             .action(&query.action)
             .is_some_and(|action| action.applies_to(query.principal.uid.type_name(), query.resource.type_name()));
         if !applies {
-            return Ok(self.deny(Reason::NotApplicable, &[], Vec::new(), None));
+            let decision = self.deny(Reason::NotApplicable, &[], Vec::new(), None);
+            return Ok(Evaluation { decision, candidates: 0, ttl: None });
         }
         let own = self.entities.principal(&query.principal)?;
         let resource: &EntityUID = query.resource.as_ref();
@@ -104,8 +151,9 @@ impl Snapshot {
             query.action.as_ref(),
             Side { uid: resource, entity: self.entities.get(resource) },
         );
+        let (count, ttl) = (candidates.len(), candidates.iter().filter_map(|policy| policy.ttl).min());
         let evaluated = self.evaluate(query, own, candidates)?;
-        Ok(self.decision(&evaluated))
+        Ok(Evaluation { decision: self.decision(&evaluated), candidates: count, ttl })
     }
 
     /// Evaluates candidates, whose scope is known to hold: what is left is their conditions.
