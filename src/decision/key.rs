@@ -156,8 +156,7 @@ mod tests {
             let attributes = self.record()?;
             let parents = (0..self.length()?).map(|_| self.uid()).collect::<Option<_>>()?;
             let principal = Principal { uid, attributes, parents, proof };
-            let query =
-                Query { principal, action: self.uid()?, resource: self.uid()?, context: self.record()? };
+            let query = Query { principal, action: self.uid()?, resource: self.uid()?, context: self.record()? };
             self.0.is_empty().then_some((fingerprint, query))
         }
     }

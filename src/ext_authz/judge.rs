@@ -56,8 +56,8 @@ impl Judge {
             Err(undecided) => return self.verdict(Outcome::Undecided(undecided), None, None, decision_id, grpc),
         };
         match self.mapping.map(request, &snapshot) {
-            Ok(Mapped { query, claims, logged }) => {
-                let outcome = match self.authorizer.decide(&snapshot, &query) {
+            Ok(Mapped { query, claims, logged, token }) => {
+                let outcome = match self.authorizer.decide(&snapshot, &query, token) {
                     Ok(decision) => Outcome::Decided(decision),
                     Err(undecided) => Outcome::Undecided(undecided),
                 };

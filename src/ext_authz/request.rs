@@ -5,6 +5,7 @@
 //! declares, and only from what they name.
 
 use std::borrow::Cow;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use deserr::Deserr;
 use serde::Serialize;
@@ -14,7 +15,7 @@ use super::convert::{self, Pairs};
 use super::headers::Headers;
 use super::identity::{self, Identity, Source};
 use super::path;
-use super::wire::{Attributes, CheckRequest, HttpRequest, Metadata, Peer, Struct};
+use super::wire::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct};
 use crate::model::{
     AttributeType, EntityId, EntityTypeName, EntityUid, Extension, Query, Record, RecordType, Root, Type, Unmapped,
     UnmappedKind, Value,
@@ -63,6 +64,8 @@ pub struct Mapped<'a> {
     pub claims: Option<&'a Struct>,
     /// What may be logged, under `principal` and `context`.
     pub logged: Record,
+    /// How long the token that proved the principal is still good; `None` if it does not say, or there is none.
+    pub token: Option<Duration>,
 }
 
 impl Mapping {
@@ -106,6 +109,7 @@ impl Mapping {
             logged.insert("principal".into(), Value::Record(std::mem::take(&mut identity.logged)));
         }
         Ok(Mapped {
+            token: identity.claims.and_then(token_left),
             logged,
             query: Query {
                 principal: identity.principal,
@@ -130,6 +134,14 @@ impl Mapping {
                 parameters: Vec::new(),
             })
     }
+}
+
+/// What is left of a token's life, by its `exp` claim (RFC 7519, 4.1.4). Envoy has verified it: one that is over by now
+/// was good when the request came, and has nothing left.
+fn token_left(claims: &Struct) -> Option<Duration> {
+    let Some(Kind::Number(expires)) = claims.fields.get("exp")?.kind else { return None };
+    let expires = Duration::try_from_secs_f64(expires).ok()?;
+    Some(expires.saturating_sub(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()))
 }
 
 fn incomplete(detail: impl Into<String>) -> Unmapped {
@@ -340,7 +352,7 @@ impl ContextReader<'_, '_> {
         let millis = millis.checked_add(u64::try_from(time.nanos).ok()? / 1_000_000)?;
         // Cedar's datetime ends with the year 9999, and so does this format: it panics beyond. Nanoseconds of more than a
         // second count into it, too.
-        let at = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_millis(millis))?;
+        let at = UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
         let latest = 253_402_300_799_999;
         let text = (millis <= latest).then(|| humantime::format_rfc3339_millis(at).to_string())?;
         Some(Value::Extension(Extension::Datetime, text.into()))

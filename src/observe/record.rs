@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json};
 
 use super::tracing::TraceId;
 use super::words;
-use crate::model::{self, EntityUid, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Value};
+use crate::model::{self, CacheState, EntityUid, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Value};
 use crate::yaml::{Faults, Invalid, suggest};
 
 /// What the service knows of a decision once it is made. Formatting is left to the writer.
@@ -72,6 +72,11 @@ pub struct Record<'a> {
     pub shadow: Option<ShadowRecord<'a>>,
     /// Policies that could not be evaluated.
     pub errors: Vec<ErrorRecord<'a>>,
+    /// `hit`, `miss` or `off`: whether the decision was remembered.
+    pub cache: &'static str,
+    /// How long ago a remembered decision was made, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_age_ms: Option<u64>,
     /// From the arrival to the answer, in microseconds.
     pub latency_us: u64,
     /// The trace that the request belongs to.
@@ -124,6 +129,7 @@ impl<'a> Record<'a> {
         };
         let revision = decision.map(|decision| &decision.revision).or(parts.revision.as_ref());
         let query = parts.query.as_ref();
+        let cache = decision.map_or(CacheState::Off, |decision| decision.cache);
         Self {
             seq,
             time: humantime::format_rfc3339_millis(parts.time),
@@ -138,6 +144,11 @@ impl<'a> Record<'a> {
             determining: decision.map_or(&[], |decision| &decision.determining),
             shadow: decision.and_then(|decision| decision.shadow.as_ref()).map(ShadowRecord::new),
             errors: decision.map_or_else(Vec::new, |decision| errors(&decision.errors)),
+            cache: cache.as_str(),
+            cache_age_ms: match cache {
+                CacheState::Hit(age) => u64::try_from(age.as_millis()).ok(),
+                CacheState::Off | CacheState::Miss(_) => None,
+            },
             latency_us: u64::try_from(parts.latency.as_micros()).unwrap_or(u64::MAX),
             trace_id: parts.trace_id,
             attributes: attributes(names, &parts.logged),
@@ -258,6 +269,7 @@ pub(super) mod tests {
             shadow: None,
             denial: None,
             revision: Arc::new(Revision { id: "0123456789ab".into(), digest: "0123456789ab".into() }),
+            cache: CacheState::Off,
         })
     }
 
@@ -363,7 +375,7 @@ pub(super) mod tests {
                 "effect": "deny", "determining": [], "errors": [{"policy": "shop/limit", "message": "overflow"}]
             },
             "errors": [{"policy": "shop/limit", "message": "overflow"}],
-            "latency_us": 12, "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+            "cache": "off", "latency_us": 12, "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
             "attributes": {"context.source.address": "10.0.0.1"},
         });
         assert_eq!(serde_json::to_value(record).expect("JSON"), expected);
@@ -373,7 +385,7 @@ pub(super) mod tests {
             "seq": 5, "time": "2023-11-14T22:13:20.123Z", "decision_id": "d-2",
             "outcome": "deny", "reason": "path", "detail": "dot segments", "revision": null,
             "principal": null, "action": null, "resource": null,
-            "determining": [], "errors": [], "latency_us": 12, "attributes": {},
+            "determining": [], "errors": [], "cache": "off", "latency_us": 12, "attributes": {},
         });
         assert_eq!(serde_json::to_value(Record::new(5, &parts("d-2", unmapped), &[])).expect("JSON"), expected);
     }

@@ -16,7 +16,7 @@ use super::schema::Types;
 use super::summary::{BundleSummary, PolicySummary, Summary};
 use super::{Files, value};
 use crate::model::{
-    Decision, Denial, Effect, EntityUid, PolicyError, PolicyId, Query, Reason, Revision, Shadow, Timeline,
+    CacheState, Decision, Denial, Effect, EntityUid, PolicyError, PolicyId, Query, Reason, Revision, Shadow, Timeline,
 };
 use crate::problem::Problem;
 
@@ -115,6 +115,12 @@ impl Snapshot {
     /// The routes of all bundles.
     pub fn routes(&self) -> &Routes {
         &self.routes
+    }
+
+    /// How long allows and denials may be remembered, as far as a bundle says so.
+    pub fn ttl(&self) -> (Option<Duration>, Option<Duration>) {
+        let ttl = self.bundles.iter().find_map(|bundle| bundle.ttl);
+        (ttl.and_then(|ttl| ttl.allow).map(|span| span.0), ttl.and_then(|ttl| ttl.deny).map(|span| span.0))
     }
 
     /// Whether the bundles hold this entity.
@@ -225,6 +231,7 @@ impl Snapshot {
             shadow,
             denial: None,
             revision: Arc::clone(&self.revision),
+            cache: CacheState::Off,
         }
     }
 
@@ -245,6 +252,7 @@ impl Snapshot {
             shadow,
             denial: Some(Arc::clone(denial)),
             revision: Arc::clone(&self.revision),
+            cache: CacheState::Off,
         }
     }
 
