@@ -2,13 +2,12 @@
 //!
 //! A decision that was made under an older snapshot still stands if no Change since can have altered it: neither allow
 //! or deny, nor which policies determined it, nor how a denial looks. The rules follow from Cedar's proofs about adding
-//! and removing policies (cedar-spec, `Thm/Authorization.lean`), made stricter so that determining policies stay exact:
+//! and removing policies (cedar-spec, `Thm/Authorization.lean`), made stricter so that determining policies and errors stay exact:
 //!
 //! | change | decisions that may differ |
 //! |---|---|
 //! | policy removed | those that it determined: another one was not satisfied, or a permit under a forbid |
-//! | permit added | those in its scope that no forbid determined |
-//! | forbid added | those in its scope |
+//! | policy added | those in its scope: also where it does not change the outcome, it may determine or err |
 //! | policy modified | as removed, and as added |
 //! | entity changed | those whose principal, its parents, resource or context name it; its descendants differ themselves |
 //! | default denial changed | denials |
@@ -123,11 +122,10 @@ impl Change {
         if decision.determining.iter().chain(shadow).any(|id| difference.removed.contains(id)) {
             return true;
         }
-        let forbidden = decision.effect == Effect::Deny && !decision.determining.is_empty();
-        difference.added.iter().any(|policy| {
-            let unheard = forbidden && !policy.shadow && policy.effect == cedar_policy::Effect::Permit;
-            !unheard && policy.is_about(sides.action) && policy.meets(sides.principal, sides.resource)
-        })
+        let in_scope = |policy: &Compiled| {
+            policy.is_about(sides.action) && policy.meets(sides.principal, sides.resource)
+        };
+        difference.added.iter().any(|policy| in_scope(policy))
     }
 }
 

@@ -170,10 +170,9 @@ impl Snapshot {
         candidates: Vec<&'a Compiled>,
     ) -> Result<Evaluated<'a>, String> {
         let mut evaluated = Evaluated::default();
-        let (conditional, unconditional): (Vec<_>, Vec<_>) =
-            candidates.into_iter().partition(|policy| policy.body.non_scope_constraints().is_some());
-        unconditional.into_iter().for_each(|policy| evaluated.satisfied(policy));
-        if conditional.is_empty() {
+        if candidates.iter().all(|policy| policy.body.non_scope_constraints().is_none()) {
+            // Nothing looks at context or entities, so they need not be made.
+            candidates.into_iter().for_each(|policy| evaluated.satisfied(policy));
             return Ok(evaluated);
         }
         let mut context = BTreeMap::new();
@@ -194,8 +193,11 @@ impl Snapshot {
             Some(ast::Context::Value(Arc::new(context))),
         );
         let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
-        for policy in conditional {
-            let Some(condition) = policy.body.non_scope_constraints() else { continue };
+        for policy in candidates {
+            let Some(condition) = policy.body.non_scope_constraints() else {
+                evaluated.satisfied(policy);
+                continue;
+            };
             match evaluator.interpret(condition, policy.body.env()).map(|value| value.value) {
                 Ok(ValueKind::Lit(Literal::Bool(true))) => evaluated.satisfied(policy),
                 Ok(ValueKind::Lit(Literal::Bool(false))) => {}
