@@ -397,7 +397,9 @@ impl Oracle {
         });
         let shadow = (self.shadow.num_of_policies() > 0).then(|| {
             let shadow = respond(&self.shadow);
-            let allow = !forbids(&enforced) && !forbids(&shadow) && (allows(&enforced) || allows(&shadow));
+            let errs = |response: &cedar_policy::Response| erring(response).iter().any(|id| self.forbids.contains(id));
+            let denied = [&enforced, &shadow].into_iter().any(|response| forbids(response) || errs(response));
+            let allow = !denied && (allows(&enforced) || allows(&shadow));
             (if allow { Effect::Allow } else { Effect::Deny }, reasons(&shadow), erring(&shadow))
         });
         Answer { effect, reason, determining, erring: errors, message, shadow }
@@ -466,7 +468,7 @@ fn run(seed: u64, comparisons: usize, deep: bool) -> Tally {
     let mut oracle = Oracle::new(&world);
     let mut tally = Tally::default();
     while tally.asked < comparisons {
-        if dice.roll(12) == 0 {
+        if dice.roll(40) == 0 {
             world.change(&mut dice);
             let previous = sender.borrow().clone().unwrap();
             let next = Snapshot::succeed(&previous, &[world.files()]).unwrap_or_else(|problems| panic!("{}", stockade::problem::one_line(&problems)));

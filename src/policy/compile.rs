@@ -300,7 +300,13 @@ impl Parsed {
             problems.push(Problem::warning(message).hint(hint).at(&self.source, self.span));
             Footprint::everything()
         });
-        Compiled::new(policy, footprint, self.annotations.clone(), self.source.name.clone())
+        let compiled = Compiled::new(policy, footprint, self.annotations.clone(), self.source.name.clone());
+        if compiled.is_unscoped() {
+            let message = format!("`{}` has no scope: every decision that is made evaluates it", policy.id());
+            let hint = "about a microsecond each; name a principal, an action or a resource where the rule has one";
+            problems.push(Problem::warning(message).hint(hint).at(&self.source, self.span));
+        }
+        compiled
     }
 }
 

@@ -47,9 +47,15 @@ impl EntityStore {
         self.entities.contains_key(AsRef::<EntityUID>::as_ref(uid))
     }
 
-    /// The entity with this id.
-    pub fn get(&self, uid: &EntityUID) -> Option<&ast::Entity> {
-        self.entities.get(uid).map(Arc::as_ref)
+    /// The entity with this id, for a request with this principal: what is below the principal is below the groups, too,
+    /// that only the request proves.
+    pub fn get(&self, uid: &EntityUID, principal: &Principal, own: Option<&ast::Entity>) -> Option<Arc<ast::Entity>> {
+        let mut entity = Arc::clone(self.entities.get(uid)?);
+        if let Some(own) = own.filter(|own| !principal.parents.is_empty() && entity.is_descendant_of(own.uid())) {
+            let raised = Arc::make_mut(&mut entity);
+            own.ancestors().for_each(|ancestor| raised.add_indirect_ancestor(ancestor.clone()));
+        }
+        Some(entity)
     }
 
     /// Whether policies look at the entities that a request names, and no further.
@@ -82,7 +88,7 @@ impl EntityStore {
         own: Option<Arc<ast::Entity>>,
         mut frontier: Vec<EntityUID>,
     ) -> Result<Entities, String> {
-        let mut slice: HashMap<&EntityUID, Arc<ast::Entity>> = HashMap::new();
+        let mut slice: HashMap<EntityUID, Arc<ast::Entity>> = HashMap::new();
         frontier.extend(self.reach.literals.iter().map(|uid| AsRef::<EntityUID>::as_ref(uid).clone()));
         // At depth 1 the entities of the request are there; each step adds what their attributes refer to.
         let mut depth = 1;
@@ -99,10 +105,11 @@ impl EntityStore {
                 if &uid == own_uid {
                     continue;
                 }
-                let Some((uid, entity)) = self.entities.get_key_value(&uid) else { continue };
-                if slice.insert(uid, Arc::clone(entity)).is_none() && goes_deeper(depth) {
-                    next.extend(referred(entity));
+                let Some(entity) = self.get(&uid, principal, own.as_deref()) else { continue };
+                if goes_deeper(depth) && !slice.contains_key(&uid) {
+                    next.extend(referred(&entity));
                 }
+                slice.insert(uid, entity);
             }
             frontier = next;
             depth += 1;

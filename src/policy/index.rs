@@ -126,9 +126,9 @@ impl Compiled {
             && self.body.env() == other.body.env()
     }
 
-    /// Whether the scope holds for any principal and any resource, so that every request of its actions evaluates it.
+    /// Whether the scope holds for every request.
     pub(super) fn is_unscoped(&self) -> bool {
-        matches!((&self.principal, &self.resource), (Bound::Any, Bound::Any))
+        matches!((&self.principal, &self.action, &self.resource), (Bound::Any, ActionConstraint::Any, Bound::Any))
     }
 
     pub(super) fn is_about(&self, action: Side<'_>) -> bool {

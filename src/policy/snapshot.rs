@@ -66,6 +66,8 @@ struct Evaluated<'a> {
     errors: Vec<PolicyError>,
     /// The erring forbids that are in force.
     erring_forbids: Vec<&'a Compiled>,
+    /// Whether a forbid in shadow mode erred.
+    shadow_forbid_erred: bool,
 }
 
 /// The satisfied policies of one mode.
@@ -98,11 +100,12 @@ impl Snapshot {
     /// Whether a decision that was made under an older generation about an equal query still stands under this one.
     pub fn spares(&self, generation: u64, decision: &Decision, query: &Query) -> bool {
         let Ok(own) = self.entities.principal(&query.principal) else { return false };
-        let side = |uid: &'_ EntityUid| self.entities.get(uid.as_ref());
+        let find = |uid: &EntityUid| self.entities.get(uid.as_ref(), &query.principal, own.as_deref());
+        let (action, resource) = (find(&query.action), find(&query.resource));
         let sides = Sides {
             principal: Side { uid: query.principal.uid.as_ref(), entity: own.as_deref() },
-            action: Side { uid: query.action.as_ref(), entity: side(&query.action) },
-            resource: Side { uid: query.resource.as_ref(), entity: side(&query.resource) },
+            action: Side { uid: query.action.as_ref(), entity: action.as_deref() },
+            resource: Side { uid: query.resource.as_ref(), entity: resource.as_deref() },
         };
         self.history.spares(generation, self.generation, decision, query, &sides)
     }
@@ -151,11 +154,12 @@ impl Snapshot {
         }
         let own = self.entities.principal(&query.principal)?;
         let resource: &EntityUID = query.resource.as_ref();
+        let found = self.entities.get(resource, &query.principal, own.as_deref());
         let candidates = self.index.candidates(
             &self.policies,
             Side { uid: query.principal.uid.as_ref(), entity: own.as_deref() },
             query.action.as_ref(),
-            Side { uid: resource, entity: self.entities.get(resource) },
+            Side { uid: resource, entity: found.as_deref() },
         );
         let (count, ttl) = (candidates.len(), candidates.iter().filter_map(|policy| policy.ttl).min());
         let evaluated = self.evaluate(query, own, candidates)?;
@@ -305,6 +309,7 @@ impl<'a> Evaluated<'a> {
     fn erring(&mut self, policy: &'a Compiled, message: String) {
         let error = PolicyError { policy: policy.id.clone(), message };
         if policy.shadow {
+            self.shadow_forbid_erred |= policy.effect == cedar_policy::Effect::Forbid;
             self.shadow_errors.push(error);
             return;
         }
@@ -316,7 +321,8 @@ impl<'a> Evaluated<'a> {
 
     /// What both modes together would decide.
     fn with_shadow(&self) -> Shadow {
-        let forbidden = !self.enforced.forbids.is_empty() || !self.shadow.forbids.is_empty();
+        let erred = !self.erring_forbids.is_empty() || self.shadow_forbid_erred;
+        let forbidden = erred || !self.enforced.forbids.is_empty() || !self.shadow.forbids.is_empty();
         let permitted = !self.enforced.permits.is_empty() || !self.shadow.permits.is_empty();
         // As Cedar gives reasons: those of the side that wins.
         let determining = if self.shadow.forbids.is_empty() { &self.shadow.permits } else { &self.shadow.forbids };
