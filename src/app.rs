@@ -110,6 +110,8 @@ impl App {
         let (routes, health) =
             server::routes(service::Authorization::new(Arc::new(checker), &config.limits), &config.http2)
                 .map_err(|error| StartError::new("reflection cannot be set up", error))?;
+        // A health service says that all is well until it is told otherwise, and the sockets are bound already.
+        server::report(&health, false).await;
 
         let lifecycle = Lifecycle::new(config.shutdown.clone());
         let (readiness, ready) = watch::channel(admin::readiness(Phase::Starting, false, None));

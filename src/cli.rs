@@ -17,6 +17,8 @@ use clap::{Parser, Subcommand};
 ///
 /// A first look: `stockade validate policies/bookstore` checks a bundle; `stockade decide --bundle policies/bookstore
 /// < request.json` shows what becomes of one request; `stockade serve --config stockade.yaml` runs the sidecar.
+///
+/// Exit status: 64 if the command line cannot be understood, else what the help of each command says.
 #[derive(Debug, Parser)]
 #[command(name = "stockade", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {

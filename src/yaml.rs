@@ -23,7 +23,9 @@ use crate::problem::{Problem, SourceFile};
 /// # Errors
 /// All problems of the file: a syntax error alone, else every key and value that does not fit.
 pub fn parse<T: Deserr<Faults>>(source: &Arc<SourceFile>) -> Result<T, Vec<Problem>> {
-    let documents = MarkedYamlOwned::load_from_str(&source.text).map_err(|error| {
+    // `value_from_str` would make a text of it.
+    let text = if source.text.trim().is_empty() { "{}" } else { &source.text };
+    let documents = MarkedYamlOwned::load_from_str(text).map_err(|error| {
         let at = error.marker();
         let offset = offset(&source.text, at.line(), at.col());
         vec![Problem::error(format!("not valid YAML: {}", error.info())).at(source, Some((offset, 1)))]
@@ -130,7 +132,11 @@ impl DeserializeError for Faults {
         let message = match error {
             ErrorKind::IncorrectValueKind { actual, accepted } => {
                 let accepted = accepted.iter().map(|kind| kind_name(*kind)).collect::<Vec<_>>();
-                format!("expected {}, found {}", one_of(&accepted), kind_name(actual.kind()))
+                let found = match actual.kind() {
+                    ValueKind::NegativeInteger => "a negative number",
+                    kind => kind_name(kind),
+                };
+                format!("expected {}, found {found}", one_of(&accepted))
             }
             ErrorKind::MissingField { field } => format!("`{field}` is missing"),
             ErrorKind::UnknownKey { key: unknown, accepted } => {
@@ -410,7 +416,7 @@ mod tests {
             [
                 "sample.yaml:1:1: unknown key `nmae` (did you mean `name`?)",
                 "sample.yaml:4:5: `sizes[1]`: expected a number, found a text",
-                "sample.yaml:5:5: `sizes[2]`: expected a number, found a number",
+                "sample.yaml:5:5: `sizes[2]`: expected a number, found a negative number",
                 "sample.yaml:1:1: `name` is missing",
             ]
         );

@@ -260,8 +260,10 @@ fn struct_value(json: &Json) -> StructValue {
 
 // === properties ===
 
-/// Runs a property over so many cases. What a failure needs to be repeated stands in its message.
+/// Runs a property over so many cases, or over as many as `PROPTEST_CASES` says. What a failure needs to be repeated
+/// stands in its message.
 pub fn holds<S: Strategy>(cases: u32, strategy: S, property: impl Fn(S::Value)) {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(cases);
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let run = TestRunner::new(config).run(&strategy, |value| {
         property(value);

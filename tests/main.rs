@@ -4,9 +4,13 @@
 mod fixture;
 mod support;
 
+mod bundles;
+mod cli;
+mod corpus;
 mod envoy;
 mod mapping;
 mod recordings;
 mod reference;
+mod serve;
 mod smoke;
 mod wire;

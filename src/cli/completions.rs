@@ -6,6 +6,8 @@ use clap_complete::Shell;
 /// Print completions for a shell.
 ///
 /// For bash: `stockade completions bash > /etc/bash_completion.d/stockade`.
+///
+/// Exit status: 0.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The shell.

@@ -22,6 +22,7 @@ use deserr::Deserr;
 use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
 use prost::Message;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::server::{Grpc, NamedService, UnaryService};
@@ -224,9 +225,11 @@ impl Authorization {
     /// Puts the limits around the checker. One semaphore serves all clones, so all listeners.
     pub fn new(checker: Arc<Checker>, config: &Config) -> Self {
         let panicked = Arc::clone(&checker);
+        // More than a semaphore holds is as good as no limit.
+        let in_flight = config.in_flight.get().min(Semaphore::MAX_PERMITS);
         let limited = ServiceBuilder::new()
             .layer(LoadShedLayer::new())
-            .layer(GlobalConcurrencyLimitLayer::new(config.in_flight.get()))
+            .layer(GlobalConcurrencyLimitLayer::new(in_flight))
             .map_response(|response: http::Response<CaughtBody>| response.map(Body::new))
             .layer(CatchPanicLayer::custom(move |panic: Box<dyn Any + Send>| panicked.after_panic(&*panic)))
             .service(CheckService { checker: Arc::clone(&checker), config: config.clone() });

@@ -46,6 +46,8 @@ impl Compiler {
         // What follows needs all bundles: a missing one would make others look wrong.
         self.stop_at_errors()?;
         self.one_of_each(&bundles);
+        // Cedar would say it again, of one name and without the bundles.
+        self.stop_at_errors()?;
         let schema = self.schema(&bundles);
         self.stop_at_errors()?;
         let Some((schema, mut types)) = schema else { return Err(self.problems) };
@@ -209,7 +211,10 @@ impl Compiler {
                     sets.compiled.extend(linked.map(|policy| template.compiled(policy, &mut self.problems)));
                     sets.sources.insert(link.id.clone(), Arc::clone(&link.source));
                 }
-                Err(error) => self.problems.push(Problem::from_diagnostic(&error, &link.source)),
+                Err(error) => {
+                    let message = format!("link `{}`: {}", link.id, with_causes(&error));
+                    self.problems.push(Problem::error(message).in_file(&link.source));
+                }
             }
         }
         if sets.compiled.is_empty() && self.problems.is_empty() {
@@ -238,12 +243,17 @@ impl Compiler {
             Some(source) => Problem::from_diagnostic(diagnostic, source),
             None => Problem::error(diagnostic.to_string()),
         };
-        self.problems.extend(result.validation_errors().map(|error| place(error.policy_id(), error)));
-        self.problems.extend(
-            result
-                .validation_warnings()
-                .map(|warning| Problem { severity: Severity::Warning, ..place(warning.policy_id(), warning) }),
-        );
+        let errors = result.validation_errors().map(|error| place(error.policy_id(), error));
+        let warnings = result
+            .validation_warnings()
+            .map(|warning| Problem { severity: Severity::Warning, ..place(warning.policy_id(), warning) });
+        let mut found: Vec<Problem> = errors.chain(warnings).collect();
+        // Cedar reports them in another order each time.
+        found.sort_by_cached_key(|problem| {
+            let place = problem.place.as_ref().map(|place| (place.source.name.clone(), place.span));
+            (place, problem.message.clone())
+        });
+        self.problems.extend(found);
         let literals = match depth {
             // A bounded level means that no policy dereferences an entity that it names (RFC 76).
             Some(_) => Vec::new(),
@@ -259,14 +269,7 @@ impl Compiler {
             let file = match Entities::from_json_str(&source.text, Some(schema)) {
                 Ok(entities) => entities,
                 Err(error) => {
-                    // The error says little; its causes say which entity and attribute.
-                    let mut message = error.to_string();
-                    let mut cause = std::error::Error::source(&error);
-                    while let Some(inner) = cause {
-                        message = format!("{message}: {inner}");
-                        cause = inner.source();
-                    }
-                    self.problems.push(Problem::error(message).in_file(source));
+                    self.problems.push(Problem::error(with_causes(&error)).in_file(source));
                     continue;
                 }
             };
@@ -283,12 +286,23 @@ impl Compiler {
             Ok(entities) => entities,
             Err(error) => {
                 if !self.problems.iter().any(Problem::is_error) {
-                    self.problems.push(Problem::error(format!("entities: {error}")));
+                    self.problems.push(Problem::error(format!("entities: {}", with_causes(&error))));
                 }
                 Entities::empty()
             }
         }
     }
+}
+
+/// Cedar's errors say little; their causes say which entity, attribute or slot.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        message = format!("{message}: {inner}");
+        cause = inner.source();
+    }
+    message
 }
 
 impl Parsed {

@@ -114,7 +114,7 @@ impl EntityStore {
             frontier = next;
             depth += 1;
         }
-        // Ancestors are part of each entity and were computed at load: nothing is left to compute or check here.
+        // Ancestors are part of each entity and were computed at load: nothing else is left to compute or check here.
         let all = slice.into_values().chain(own);
         Entities::new()
             .add_entities(

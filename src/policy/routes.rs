@@ -286,25 +286,24 @@ fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<
             ));
         }
     }
+    let service: Option<EntityTypeName> = "Service".parse().ok();
     match types.action(&action) {
         None => faults.push((
             format!("route `{}` leads to {action}, which no schema declares", entry.pattern),
             Some(yaml::suggest(
                 action.id().unescaped(),
-                &types.action_ids().map(|uid| uid.id().unescaped()).collect::<Vec<_>>(),
+                &types.action_ids().iter().map(|uid| uid.id().unescaped()).collect::<Vec<_>>(),
             )),
         )),
         Some(declared) => {
-            if let Some(resource) = &entry.resource
-                && !declared.takes_resource(&resource.entity_type)
-            {
-                faults.push((
-                    format!(
-                        "route `{}` leads to {action}, which does not take `{}`",
-                        entry.pattern, resource.entity_type
-                    ),
-                    Some("add the type to `resource` of the action in the schema".to_owned()),
-                ));
+            // Without one, the resource is the service. What the action does not take would be denied for ever.
+            let (resource, hint) = match &entry.resource {
+                Some(resource) => (Some(&resource.entity_type), "add the type to `resource` of the action in the schema"),
+                None => (service.as_ref(), "give the route a `resource`"),
+            };
+            if let Some(resource) = resource.filter(|resource| !declared.takes_resource(resource)) {
+                let message = format!("route `{}` leads to {action}, which does not take `{resource}`", entry.pattern);
+                faults.push((message, Some(hint.to_owned())));
             }
             for (root, attribute) in &declared.declared {
                 if let (Root::Params, crate::model::Type::Record(fields)) = (root, &attribute.ty) {

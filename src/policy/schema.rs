@@ -125,9 +125,11 @@ impl Types {
         self.entities.get(name)
     }
 
-    /// All actions, for hints.
-    pub fn action_ids(&self) -> impl Iterator<Item = &EntityUid> {
-        self.actions.keys()
+    /// All actions, sorted, for hints.
+    pub fn action_ids(&self) -> Vec<&EntityUid> {
+        let mut ids: Vec<&EntityUid> = self.actions.keys().collect();
+        ids.sort_unstable();
+        ids
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::lab::{Lab, Listener, jwt_authn};
 use crate::support::http::Request;
 use crate::support::token::Issuer;
-use crate::support::upstream::Upstream;
+use crate::support::upstream::{Upstream, latin1};
 use crate::support::{self, Stockade};
 
 #[tokio::test]
@@ -45,9 +45,9 @@ async fn policies_read_bodies() {
         (&all, json, br#"{"book_id": 1, "quantity": 3"#, 400, "attribute"),
         (&all, json, br#"{"book_id": 1}"#, 400, "attribute"),
         (&all, json, b"\xef\xbb\xbf{}", 400, "attribute"),
-        // Parsers disagree on bytes that are not UTF-8. As text, Envoy has replaced them.
-        (&["bytes"], json, b"{\"x\": \"\xff\", \"book_id\": 1, \"quantity\": 3}", 400, "attribute"),
-        (&["text"], json, b"{\"x\": \"\xff\", \"book_id\": 1, \"quantity\": 3}", 200, "policy"),
+        // Parsers disagree on names that are not UTF-8. As text, Envoy has replaced the bytes.
+        (&["bytes"], json, b"{\"\xff\": 1, \"book_id\": 1, \"quantity\": 3}", 400, "attribute"),
+        (&["text"], json, b"{\"\xff\": 1, \"book_id\": 1, \"quantity\": 3}", 200, "policy"),
         // No body that has fields: the policy asks for one, so nothing permits.
         (&all, "text/plain", order.as_bytes(), 403, "default_deny"),
         (&all, json, b"", 403, "default_deny"),
@@ -70,7 +70,7 @@ async fn policies_read_bodies() {
                     "{case}: {answer:?}"
                 );
                 let bodies: Vec<String> = upstream.take().into_iter().map(|seen| seen.body).collect();
-                let through = crate::support::upstream::latin1(body);
+                let through = latin1(body);
                 assert_eq!(bodies, if status == 200 { vec![through] } else { Vec::new() }, "{case}");
             }
         }

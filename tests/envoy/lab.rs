@@ -51,6 +51,12 @@ impl Lab {
         self
     }
 
+    /// With the last sidecar's cluster as it is if nobody thinks of HTTP/2.
+    pub fn without_http2(mut self) -> Self {
+        self.clusters.last_mut().unwrap().as_object_mut().unwrap().remove("typed_extension_protocol_options");
+        self
+    }
+
     /// With a listener that asks this sidecar.
     pub fn listener(mut self, name: &str, sidecar: &str, more: Listener) -> Self {
         let mut authz = json!({

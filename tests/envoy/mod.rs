@@ -10,3 +10,4 @@ mod lab;
 mod outcomes;
 mod paths;
 mod restart;
+mod traps;

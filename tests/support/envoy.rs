@@ -139,7 +139,12 @@ impl Envoy {
 
     /// The next line of the access log.
     pub async fn logged(&mut self) -> Value {
-        timeout(PATIENCE, self.access_log.recv()).await.expect("a line of the access log").expect("a running envoy")
+        timeout(PATIENCE, self.follow()).await.expect("a line of the access log").expect("a running envoy")
+    }
+
+    /// The next line of the access log, however long it takes; `None` if Envoy ends.
+    pub async fn follow(&mut self) -> Option<Value> {
+        self.access_log.recv().await
     }
 
     /// A counter or gauge; 0 if it does not exist yet.

@@ -1,5 +1,6 @@
 //! An HTTP/1.1 client that sends what it is told, however odd.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -10,11 +11,17 @@ use super::PATIENCE;
 use super::upstream::{Seen, latin1};
 
 /// A request, in bytes.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Request {
     line: Vec<u8>,
     headers: Vec<u8>,
     body: Vec<u8>,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(latin1(&[&self.line[..], &self.headers, b"\r\n", &self.body].concat()).trim_end())
+    }
 }
 
 impl Request {
@@ -67,7 +74,7 @@ impl Request {
             let _ = stream.write_all(&bytes).await;
             let _ = stream.flush().await;
             let mut answer = Vec::new();
-            let _ = stream.read_to_end(&mut answer).await;
+            while !Answer::is_complete(&answer) && stream.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {}
             answer
         };
         Answer::parse(&timeout(PATIENCE, exchange).await.expect("an answer in time"))
@@ -98,6 +105,14 @@ impl Answer {
             answer.body = unchunked(body);
         }
         answer
+    }
+
+    /// Whether nothing more has to come. Envoy may take a second to close a connection, so that is not waited for.
+    fn is_complete(bytes: &[u8]) -> bool {
+        let Some(head) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+        let answer = Self::parse(&bytes[..head + 4]);
+        let length = answer.header("content-length").and_then(|length| length.parse::<usize>().ok());
+        length.is_some_and(|length| bytes.len() >= head + 4 + length) || bytes.ends_with(b"\r\n0\r\n\r\n")
     }
 
     /// The first value of a header.

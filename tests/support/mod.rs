@@ -20,7 +20,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::transport::Channel;
@@ -50,6 +50,7 @@ pub struct Stockade {
     pub addresses: Vec<String>,
     admin: Option<String>,
     /// A directory of its own, which holds `stockade.yaml`.
+    #[allow(dead_code, reason = "the demo looks into it")]
     pub dir: TempDir,
     child: Child,
     log: mpsc::UnboundedReceiver<Value>,
@@ -61,7 +62,9 @@ impl Stockade {
     /// Starts with this bundle; `more` is appended to the configuration. Waits until it is ready.
     pub async fn with_bundle(bundle: &Path, more: &str) -> Self {
         let mut stockade = Self::start(&config(bundle, more), TempDir::new().unwrap()).await;
-        stockade.log_line(|line| line["message"] == "ready").await;
+        let refused = |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("bundles refused"));
+        let line = stockade.log_line(|line| line["message"] == "ready" || refused(line)).await;
+        assert!(!refused(&line), "not a good bundle: {line:#}");
         stockade
     }
 
@@ -123,6 +126,13 @@ impl Stockade {
         }
     }
 
+    /// The next line of the log, kept in `seen` as well; `None` once the process has ended and all was read.
+    pub async fn next_line(&mut self) -> Option<Value> {
+        let line = timeout(PATIENCE, self.log.recv()).await.expect("a line in time")?;
+        self.seen.push(line.clone());
+        Some(line)
+    }
+
     /// `127.0.0.1:PORT` of the first TCP listener.
     pub fn tcp(&self) -> &str {
         self.addresses.iter().find_map(|address| address.strip_prefix("tcp://")).expect("a TCP listener")
@@ -141,8 +151,12 @@ impl Stockade {
 
     /// GETs a path of the admin endpoint: status and body.
     pub async fn admin(&self, path: &str) -> (u16, String) {
-        let address = self.admin.as_ref().expect("an admin listener").strip_prefix("tcp://").unwrap();
-        http_get(address, path).await
+        http_get(self.admin_address(), path).await
+    }
+
+    /// `127.0.0.1:PORT` of the admin endpoint.
+    pub fn admin_address(&self) -> &str {
+        self.admin.as_ref().expect("an admin listener").strip_prefix("tcp://").unwrap()
     }
 
     /// The process id.
@@ -165,6 +179,11 @@ impl Stockade {
     pub async fn terminate(mut self) -> ExitStatus {
         self.signal("TERM");
         self.wait().await
+    }
+
+    /// Its standard output, for who reads it while it runs.
+    pub fn take_stdout(&mut self) -> ChildStdout {
+        self.child.stdout.take().unwrap()
     }
 
     /// Everything that it wrote to standard output, once it has ended.

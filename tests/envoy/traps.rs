@@ -1,0 +1,89 @@
+//! The traps that envoy/README.md warns of are there. When Envoy closes one, this is where it shows.
+
+use serde_json::json;
+
+use super::lab::{Lab, Listener, bundle};
+use crate::support::Stockade;
+use crate::support::http::Request;
+use crate::support::upstream::Upstream;
+
+#[tokio::test]
+async fn the_traps_are_where_they_are_said_to_be() {
+    let bundle = bundle(&[(
+        "policies/all.cedar",
+        r#"@id("all") permit (principal, action == Action::"GET", resource) when { context.path == "/open" };"#,
+    )]);
+    let more = "upstream_headers: {x-stockade-principal: principal}\n";
+    let stockade = Stockade::with_bundle(bundle.path(), more).await;
+    let silent = Stockade::with_bundle(bundle.path(), more).await;
+    silent.signal("STOP");
+    let upstream = Upstream::start().await;
+    let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "app"}});
+    let off = json!({"envoy.filters.http.ext_authz": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute", "disabled": true,
+    }});
+    let routes = |routes: serde_json::Value, more: serde_json::Value| {
+        let mut host = json!({"name": "app", "domains": ["*"], "routes": routes});
+        host.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"route_config": {"virtual_hosts": [host]}, "normalize_path": false})
+    };
+    let managed = |manager| Listener { manager, ..Listener::default() };
+    let envoy = Lab::new(&upstream)
+        .sidecar("stockade", &stockade.addresses[0])
+        .sidecar("silent", &silent.addresses[0])
+        .sidecar("http1", &stockade.addresses[0])
+        .without_http2()
+        .listener("http1", "http1", Listener::default())
+        .listener(
+            "impatient",
+            "silent",
+            Listener {
+                authz: json!({"grpc_service": {
+                    "timeout": "600s",
+                    "envoy_grpc": {"cluster_name": "silent"},
+                    "retry_policy": {
+                        "num_retries": 1,
+                        "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.02s"},
+                    },
+                }}),
+                ..Listener::default()
+            },
+        )
+        .listener(
+            "late",
+            "stockade",
+            managed(routes(json!([route]), json!({"request_headers_to_remove": ["x-stockade-principal"]}))),
+        )
+        .listener("unrouted", "stockade", managed(routes(json!([]), json!({}))))
+        .listener(
+            "exempt",
+            "stockade",
+            managed(routes(
+                json!([
+                    {"match": {"prefix": "/healthz"}, "route": {"cluster": "app"}, "typed_per_filter_config": off},
+                    route,
+                ]),
+                json!({}),
+            )),
+        )
+        .start()
+        .await;
+
+    assert_eq!(Request::get("/open").send(envoy.listener("http1")).await.status, 503);
+    // Long before the timeout of ten minutes.
+    assert_eq!(Request::get("/open").send(envoy.listener("impatient")).await.status, 503);
+    assert_ne!(envoy.stat("cluster.silent.upstream_rq_per_try_timeout").await, 0);
+    assert!(upstream.take().is_empty());
+
+    let seen = Request::get("/open").send(envoy.listener("late")).await.echo().unwrap();
+    assert!(seen.header("x-stockade-principal").is_empty(), "what the sidecar said is gone: {seen:?}");
+
+    assert_eq!(Request::get("/closed").send(envoy.listener("unrouted")).await.status, 404);
+    assert_eq!(envoy.stat("http.unrouted.ext_authz.unrouted.denied").await, 0);
+
+    assert_eq!(Request::get("/closed").send(envoy.listener("exempt")).await.status, 403);
+    for path in ["/healthz/../closed", "/healthz-closed"] {
+        let seen = Request::get(path).send(envoy.listener("exempt")).await.echo().unwrap();
+        assert_eq!((&*seen.target, seen.header("x-stockade-principal").len()), (path, 0), "nobody was asked");
+    }
+}
