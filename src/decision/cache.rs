@@ -77,13 +77,13 @@ const PER_ID: usize = 48;
 impl Cache {
     /// An empty one.
     pub fn new(config: Config) -> Self {
-        let weigh = |key: &Box<[u8]>, entry: &Arc<Entry>| {
+        let builder = moka::sync::Cache::<Box<[u8]>, Arc<Entry>>::builder().max_capacity(config.size.0);
+        let builder = builder.weigher(|key, entry| {
             let shadow = entry.decision.shadow.as_ref().map_or(0, |shadow| shadow.determining.len());
             let ids = entry.decision.determining.len() + shadow;
             u32::try_from(key.len() + OVERHEAD + ids * PER_ID).unwrap_or(u32::MAX)
-        };
-        let entries = moka::sync::Cache::builder().max_capacity(config.size.0).weigher(weigh).build();
-        Self { enabled: AtomicBool::new(config.enabled), entries, draws: AtomicU64::new(1), config }
+        });
+        Self { enabled: AtomicBool::new(config.enabled), entries: builder.build(), draws: AtomicU64::new(1), config }
     }
 
     /// Whether decisions are remembered now.

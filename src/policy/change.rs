@@ -73,7 +73,8 @@ impl Change {
             ..Difference::default()
         };
         // Beyond the first level an evaluation reaches entities that the Query does not name.
-        if !difference.entities.is_empty() && !(old.entities.is_level_1() && new.entities.is_level_1()) {
+        let is_level_1 = old.entities.is_level_1() && new.entities.is_level_1();
+        if !difference.entities.is_empty() && !is_level_1 {
             return Self::Everything;
         }
         let (mut before, mut after) = (old.policies.iter().peekable(), new.policies.iter().peekable());
@@ -86,7 +87,8 @@ impl Change {
                         difference.removed.insert(own.id.clone());
                         difference.added.push(Arc::clone(other));
                     }
-                    (before.next(), after.next());
+                    before.next();
+                    after.next();
                 }
                 (Some(own), other) if other.is_none_or(|other| own.id < other.id) => {
                     difference.removed.insert(own.id.clone());
@@ -122,9 +124,8 @@ impl Change {
         if decision.determining.iter().chain(shadow).any(|id| difference.removed.contains(id)) {
             return true;
         }
-        let in_scope = |policy: &Compiled| {
-            policy.is_about(sides.action) && policy.meets(sides.principal, sides.resource)
-        };
+        let in_scope =
+            |policy: &Compiled| policy.is_about(sides.action) && policy.meets(sides.principal, sides.resource);
         difference.added.iter().any(|policy| in_scope(policy))
     }
 }

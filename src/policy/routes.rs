@@ -298,7 +298,9 @@ fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<
         Some(declared) => {
             // Without one, the resource is the service. What the action does not take would be denied for ever.
             let (resource, hint) = match &entry.resource {
-                Some(resource) => (Some(&resource.entity_type), "add the type to `resource` of the action in the schema"),
+                Some(resource) => {
+                    (Some(&resource.entity_type), "add the type to `resource` of the action in the schema")
+                }
                 None => (service.as_ref(), "give the route a `resource`"),
             };
             if let Some(resource) = resource.filter(|resource| !declared.takes_resource(resource)) {
