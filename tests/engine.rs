@@ -67,7 +67,8 @@ const PRINCIPALS: [&str; 7] = [
     "principal in Group::\"g1\"",
     "principal is User",
 ];
-const ACTIONS: [&str; 4] = ["action in Action::\"ga\"", "action == Action::\"a0\"", "action in Action::\"ga\"", "action in [Action::\"a1\"]"];
+const ACTIONS: [&str; 4] =
+    ["action in Action::\"ga\"", "action == Action::\"a0\"", "action in Action::\"ga\"", "action in [Action::\"a1\"]"];
 const RESOURCES: [&str; 7] = [
     "resource",
     "resource",
@@ -253,8 +254,11 @@ impl Ask {
     /// As Envoy would send it.
     fn request(&self) -> wire::CheckRequest {
         let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-        let header =
-            |key: &str, value: &str| wire::HeaderValue { key: bytes(key), value: Bytes::new(), raw_value: bytes(value) };
+        let header = |key: &str, value: &str| wire::HeaderValue {
+            key: bytes(key),
+            value: Bytes::new(),
+            raw_value: bytes(value),
+        };
         let m = self.m.map_or(String::new(), |m| format!("&m={m}"));
         let path = format!("/{}/d{}?n={}{m}", self.action, self.doc, self.n);
         let mut headers = vec![header(":method", "GET"), header(":path", &path), header("x-noise", "1")];
@@ -265,7 +269,10 @@ impl Ask {
             let groups = self.groups.iter().map(|group| text(format!("g{group}"))).collect();
             let mut fields = HashMap::from([
                 ("sub".to_owned(), text(format!("u{user}"))),
-                ("groups".to_owned(), wire::StructValue { kind: Some(wire::Kind::List(wire::ListValue { values: groups })) }),
+                (
+                    "groups".to_owned(),
+                    wire::StructValue { kind: Some(wire::Kind::List(wire::ListValue { values: groups })) },
+                ),
             ]);
             fields.extend(self.dept.map(|dept| ("dept".to_owned(), text(dept.to_owned()))));
             let payload = wire::StructValue { kind: Some(wire::Kind::Struct(wire::Struct { fields })) };
@@ -312,10 +319,9 @@ struct Answer {
 
 impl Oracle {
     fn new(world: &World) -> Self {
-        let (base, _) = cedar_policy::Schema::from_cedarschema_str(&format!(
-            "entity Group in [Group]; entity Anonymous; {SCHEMA}"
-        ))
-        .unwrap();
+        let (base, _) =
+            cedar_policy::Schema::from_cedarschema_str(&format!("entity Group in [Group]; entity Anonymous; {SCHEMA}"))
+                .unwrap();
         let entities = Entities::from_json_value(world.entities(), Some(&base)).unwrap();
         let mut oracle = Self {
             enforced: PolicySet::new(),
@@ -369,9 +375,8 @@ impl Oracle {
             ids.sort();
             ids
         };
-        let reasons = |response: &cedar_policy::Response| {
-            ids(&mut response.diagnostics().reason().map(ToString::to_string))
-        };
+        let reasons =
+            |response: &cedar_policy::Response| ids(&mut response.diagnostics().reason().map(ToString::to_string));
         let erring = |response: &cedar_policy::Response| {
             let errors = response.diagnostics().errors();
             ids(&mut errors.map(|cedar_policy::AuthorizationError::PolicyEvaluationError(e)| e.policy_id().to_string()))
@@ -440,7 +445,10 @@ fn answer(decision: &Decision) -> Answer {
         determining: ids(&decision.determining),
         erring: erring(&decision.errors),
         message: decision.denial.as_ref().map(|denial| denial.message.clone()),
-        shadow: decision.shadow.as_ref().map(|shadow| (shadow.effect, ids(&shadow.determining), erring(&shadow.errors))),
+        shadow: decision
+            .shadow
+            .as_ref()
+            .map(|shadow| (shadow.effect, ids(&shadow.determining), erring(&shadow.errors))),
     }
 }
 
@@ -456,7 +464,10 @@ struct Tally {
 fn run(seed: u64, comparisons: usize, deep: bool) -> Tally {
     let mut dice = Dice(seed | 1);
     let mut world = World::new(&mut dice, deep);
-    let first = Arc::new(Snapshot::compile(&[world.files()], 1).unwrap_or_else(|problems| panic!("{}", stockade::problem::one_line(&problems))));
+    let first = Arc::new(
+        Snapshot::compile(&[world.files()], 1)
+            .unwrap_or_else(|problems| panic!("{}", stockade::problem::one_line(&problems))),
+    );
     let (sender, snapshots) = watch::channel(Some(first));
     let config: Config = stockade::yaml::parse(&SourceFile::new("c", "bundles: [{directory: b}]")).unwrap();
     // No second look at hits: it would hide what this test is for.
@@ -471,7 +482,8 @@ fn run(seed: u64, comparisons: usize, deep: bool) -> Tally {
         if dice.roll(40) == 0 {
             world.change(&mut dice);
             let previous = sender.borrow().clone().unwrap();
-            let next = Snapshot::succeed(&previous, &[world.files()]).unwrap_or_else(|problems| panic!("{}", stockade::problem::one_line(&problems)));
+            let next = Snapshot::succeed(&previous, &[world.files()])
+                .unwrap_or_else(|problems| panic!("{}", stockade::problem::one_line(&problems)));
             sender.send_replace(Some(Arc::new(next)));
             oracle = Oracle::new(&world);
             tally.changes += 1;
