@@ -259,7 +259,8 @@ async fn count_loads(
         let snapshot = snapshots.borrow().clone();
         if let Some(snapshot) = snapshot.filter(|snapshot| snapshot.generation > counted) {
             counted = snapshot.generation;
-            let lead_time = snapshot.timeline.lead_time();
+            // What was there at the start was changed long ago; that says nothing about how fast changes arrive.
+            let lead_time = snapshot.timeline.lead_time().filter(|_| snapshot.generation > 1);
             metrics.snapshot(snapshot.generation, snapshot.policy_count(), now.last_load_duration, lead_time);
         }
     }

@@ -17,9 +17,11 @@ use proptest::prelude::{BoxedStrategy, Just, Strategy, any, prop_oneof};
 use proptest::sample::{Index, select};
 use prost::Message;
 use stockade::ext_authz::wire;
+use stockade::feed::{Limits, read};
 
-use crate::fixture::{Court, holds, shop, sound};
+use crate::fixture::{Court, holds, sound};
 use crate::recordings::{recording, sort};
+use crate::support::repository;
 
 // === both decode alike ===
 
@@ -261,49 +263,9 @@ fn what_envoy_types_cannot_decode_for_its_encoding_alone_is_still_understood() {
 
 // === whatever comes in, an answer goes out ===
 
-/// A bundle that looks at everything, in every type there is.
+/// A judge under the bundle that looks at everything.
 fn everything(paths: &str) -> Court {
-    let texts = "\"x-s\"?: String, \"x-n\"?: Long, \"x-b\"?: Bool, \"x-ip\"?: ipaddr, \"x-dec\"?: decimal, \
-                 \"x-at\"?: datetime, \"x-for\"?: duration, \"x-who\"?: User, \"x-set\"?: Set<Long>, \
-                 \"x-ips\"?: Set<ipaddr>";
-    let tree = format!("{texts}, \"x-rec\"?: {{ {texts} }}, \"x-recs\"?: Set<{{ \"x-n\"?: Long }}>");
-    let context = format!(
-        "method?: String, path?: String, host?: String, scheme?: String, protocol?: String, identity?: String,
-         time?: datetime, source?: {{ address?: ipaddr, port?: Long, principal?: String, certificate?: String }},
-         destination?: {{ address?: ipaddr, port?: Long, labels?: {{ {texts} }} }}, headers?: {{ {texts} }},
-         query?: {{ {texts} }}, extensions?: {{ {texts} }}, metadata?: {{ ns?: {{ {tree} }} }},
-         route_metadata?: {{ ns?: {{ {tree} }} }}, claims?: {{ {tree} }}, tls?: {{ sni?: String }},
-         grpc?: {{ service?: String, method?: String }}, body?: {{ {tree} }}, body_partial?: Bool, body_size?: Long"
-    );
-    let schema = format!(
-        "entity User in [Group] {{ {tree} }};
-         action \"GET\", \"POST\", \"OPTIONS\", \"CONNECT\", \"thing\" appliesTo {{
-             principal: [User, Workload, Anonymous], resource: [Service, Thing],
-             context: {{ params?: {{ id?: Long, rest?: String }}, {context} }}
-         }};
-         entity Thing;
-         action \"users\" appliesTo {{ principal: [User], resource: [Service], context: {{}} }};"
-    );
-    let routes = "routes: [{match: 'GET /things/{id}', action: thing, resource: 'Thing::\"{id}\"'}, \
-                  {match: 'GET /users', action: users}, {match: 'GET /files/{*rest}', action: thing}, \
-                  {match: grpc svc.Foo/Bar, action: thing}]";
-    // One of each: a decision by permit, by forbid, by nobody, and two by a policy that cannot be evaluated.
-    let policies = r#"
-        @id("most") permit (principal, action, resource) unless { context has host && context.host == "nobody" };
-        @id("not-these") forbid (principal, action, resource) when {
-            context has headers && context.headers has "x-b" && context.headers["x-b"]
-        };
-        @id("erring-forbid") forbid (principal, action, resource) when {
-            context has query && context.query has "x-n" && context.query["x-n"] + 9223372036854775807 < 0
-        };
-        @id("erring-permit") permit (principal, action, resource) when {
-            context has body && context.body has "x-n" && context.body["x-n"] * 9223372036854775807 < 0
-        };
-        @id("shadow") @mode("shadow") forbid (principal, action, resource) when { principal has "x-n" };
-    "#;
-    // `users` has no context to look into.
-    let policies = policies.replace("action,", "action in [Action::\"GET\", Action::\"POST\", Action::\"thing\"],");
-    let bundle = shop(&[("schema.cedarschema", &schema), ("policies/a.cedar", &policies), ("routes.yaml", routes)]);
+    let bundle = read(&repository("tests/everything"), &Limits::default()).expect("a directory");
     Court::new(&[bundle], &format!("service: shop\n{paths}"))
 }
 

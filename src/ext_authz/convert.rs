@@ -151,7 +151,10 @@ pub fn json(fields: &RecordType, body: &[u8], place: &str) -> Result<Record, Unm
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(Unmapped::new(UnmappedKind::Attribute, format!("`{place}`: expected an object")));
     }
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    // As a whole, since what is skipped below would not be looked at.
+    let body = std::str::from_utf8(body)
+        .map_err(|_| Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not UTF-8")))?;
+    let mut deserializer = serde_json::Deserializer::from_str(body);
     let seed = RecordSeed { fields, place };
     seed.deserialize(&mut deserializer)
         .and_then(|record| deserializer.end().map(|()| record))
@@ -410,6 +413,7 @@ mod tests {
         let good = good.expect("fits");
         assert_eq!(good.get("tags"), Some(&Value::Set(vec![Value::String("a".into()), Value::String("b".into())])));
         assert_eq!(good.len(), 3);
+        assert!(json(&fields, b"{\"n\":1,\"x\":\"\xff\"}", "body").is_err());
         for (body, why) in [
             (r#"{"n":1,"n":2}"#, "`body.n` comes twice"),
             (r#"{"n":"1"}"#, "`body.n` is declared as `Long`, found a text"),

@@ -253,7 +253,7 @@ impl Compiler {
             let place = problem.place.as_ref().map(|place| (place.source.name.clone(), place.span));
             (place, problem.message.clone())
         });
-        self.problems.extend(found);
+        self.problems.extend(one_for_each_place(found));
         let literals = match depth {
             // A bounded level means that no policy dereferences an entity that it names (RFC 76).
             Some(_) => Vec::new(),
@@ -292,6 +292,27 @@ impl Compiler {
             }
         }
     }
+}
+
+/// Cedar says the same of a place once for each action and type of principal that a policy is about. Whoever mends it
+/// needs to hear it once.
+fn one_for_each_place(sorted: Vec<Problem>) -> Vec<Problem> {
+    let place = |problem: &Problem| {
+        let place = problem.place.as_ref();
+        (problem.severity, place.map(|place| (place.source.name.clone(), place.span)))
+    };
+    let mut kept: Vec<(Problem, usize)> = Vec::new();
+    for problem in sorted {
+        match kept.last_mut() {
+            Some((last, more)) if place(last) == place(&problem) => *more += 1,
+            _ => kept.push((problem, 0)),
+        }
+    }
+    let tell = |(problem, more): (Problem, usize)| match more {
+        0 => problem,
+        _ => Problem { message: format!("{} (and {more} more like it at this place)", problem.message), ..problem },
+    };
+    kept.into_iter().map(tell).collect()
 }
 
 /// Cedar's errors say little; their causes say which entity, attribute or slot.

@@ -23,6 +23,15 @@ async fn policies_read_bodies() {
         .listener("bytes", "stockade", with(json!({"max_request_bytes": 64, "pack_as_bytes": true})))
         .listener("cut", "stockade", with(json!({"max_request_bytes": 64, "allow_partial_message": true})))
         .listener("none", "stockade", with(Value::Null))
+        .listener(
+            "joined",
+            "stockade",
+            Listener {
+                authz: json!({"with_request_body": {"max_request_bytes": 64}, "encode_raw_headers": false}),
+                before: vec![jwt_authn(&issuer)],
+                ..Listener::default()
+            },
+        )
         .start()
         .await;
     let token = issuer.token("alice", &["readers"], json!({}));
@@ -74,6 +83,15 @@ async fn policies_read_bodies() {
                 assert_eq!(bodies, if status == 200 { vec![through] } else { Vec::new() }, "{case}");
             }
         }
+    }
+
+    // A client cannot hide its body from policies by calling it partial.
+    for listener in ["text", "bytes", "joined"] {
+        let request = Request::new("POST", "/orders").bearer(&token).header("x-envoy-auth-partial-body", "true");
+        let answer = request.body(json, order).send(envoy.listener(listener)).await;
+        assert_eq!(answer.status, 200, "{listener}: {answer:?} {}", envoy.logged().await);
+        envoy.logged().await;
+        upstream.take();
     }
 
     // Larger than Envoy holds back: nobody is asked.

@@ -1,5 +1,5 @@
-//! End to end: the real Envoy asks the real sidecar about real requests. What Envoy does with each answer was measured
-//! once (docs/envoy-contract.md); these tests show when it changes.
+//! End to end: the real Envoy asks the real sidecar about real requests. What Envoy does with an answer is not written down
+//! anywhere in full; these tests are where a new version of it shows that it does something else.
 
 mod bodies;
 mod configs;

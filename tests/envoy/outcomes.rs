@@ -113,7 +113,7 @@ async fn every_outcome_in_both_failure_modes() {
 
     let large = Request::get("/open").header("x-large", "x".repeat(4096));
     let get = |target: &str| Request::get(target);
-    let table: [(&str, Request, Comes, Value); 19] = [
+    let table: [(&str, Request, Comes, Value); 20] = [
         // The policies decide.
         ("ready", get("/open"), Through, json!(["allow", "policy", ["lab/all"]])),
         ("ready", Request::new("POST", "/x"), Through, json!(["allow", "policy", ["lab/all"]])),
@@ -153,6 +153,12 @@ async fn every_outcome_in_both_failure_modes() {
                 "bad request: attribute: `context.params.n` is declared as `Long`, found a text that is not one",
             ),
             json!(["deny", "attribute", []]),
+        ),
+        (
+            "ready",
+            get("/open").header("host", "evil.example"),
+            Denied(400, "bad request: host: the host is not a host"),
+            json!(["deny", "host", []]),
         ),
         ("small", get("/open"), Through, json!(["allow", "policy", ["lab/all"]])),
         (

@@ -16,6 +16,8 @@ async fn the_traps_are_where_they_are_said_to_be() {
     let more = "upstream_headers: {x-stockade-principal: principal}\n";
     let stockade = Stockade::with_bundle(bundle.path(), more).await;
     let silent = Stockade::with_bundle(bundle.path(), more).await;
+    let overreaching = "upstream_headers: {x-envoy-decorator-operation: principal}\n";
+    let overreaching = Stockade::with_bundle(bundle.path(), overreaching).await;
     silent.signal("STOP");
     let upstream = Upstream::start().await;
     let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "app"}});
@@ -31,9 +33,11 @@ async fn the_traps_are_where_they_are_said_to_be() {
     let envoy = Lab::new(&upstream)
         .sidecar("stockade", &stockade.addresses[0])
         .sidecar("silent", &silent.addresses[0])
+        .sidecar("overreaching", &overreaching.addresses[0])
         .sidecar("http1", &stockade.addresses[0])
         .without_http2()
         .listener("http1", "http1", Listener::default())
+        .listener("overreaching", "overreaching", Listener::default())
         .listener(
             "impatient",
             "silent",
@@ -70,6 +74,9 @@ async fn the_traps_are_where_they_are_said_to_be() {
         .await;
 
     assert_eq!(Request::get("/open").send(envoy.listener("http1")).await.status, 503);
+    // Envoy's own headers are not the sidecar's to set: the mutation rules make that an error, not a surprise.
+    assert_eq!(Request::get("/open").send(envoy.listener("overreaching")).await.status, 500);
+    assert_eq!(envoy.stat("http.overreaching.ext_authz.overreaching.invalid").await, 1);
     // Long before the timeout of ten minutes.
     assert_eq!(Request::get("/open").send(envoy.listener("impatient")).await.status, 503);
     assert_ne!(envoy.stat("cluster.silent.upstream_rq_per_try_timeout").await, 0);
