@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -14,6 +13,7 @@ use tracing::{error, info};
 
 use crate::admin::{self, Admin, Readiness};
 use crate::config::{AdminListen, Config};
+use crate::decision::cache::Cache;
 use crate::ext_authz::{server, service};
 use crate::feed::Status;
 use crate::feed::directory::Directories;
@@ -85,22 +85,28 @@ impl App {
         let (log, log_writer) = DecisionLog::start(&config.decision_log, metrics.decision_log())
             .map_err(|error| StartError::new("the decision log cannot be opened", error))?;
 
-        let (snapshot_sender, snapshots) = watch::channel(None);
+        let (snapshot_sender, snapshots) = watch::channel(None::<Arc<Snapshot>>);
         let (status_sender, status) = watch::channel(Status::default());
-        let generation = AtomicU64::new(0);
         let feed = Directories::new(
             config.feed.clone(),
             config.directories(),
-            move |files| {
-                let snapshot = Snapshot::compile(&files, generation.load(Ordering::Relaxed) + 1)?;
-                generation.fetch_add(1, Ordering::Relaxed);
-                Ok(snapshot)
+            {
+                let snapshots = snapshots.clone();
+                move |files| {
+                    let previous = snapshots.borrow().clone();
+                    match previous {
+                        Some(previous) => Snapshot::succeed(&previous, &files),
+                        None => Snapshot::compile(&files, 1),
+                    }
+                }
             },
             snapshot_sender,
             status_sender,
         );
 
-        let checker = service::Checker::new(config.judge(snapshots.clone()), log, metrics.clone());
+        let cache = Arc::new(Cache::new(config.cache.clone()));
+        let judge = config.judge(snapshots.clone(), Arc::clone(&cache), metrics.clone());
+        let checker = service::Checker::new(judge, log, metrics.clone());
         let (routes, health) =
             server::routes(service::Authorization::new(Arc::new(checker), &config.limits), &config.http2)
                 .map_err(|error| StartError::new("reflection cannot be set up", error))?;
@@ -122,7 +128,11 @@ impl App {
             metrics: prometheus.clone(),
             refresh: {
                 let (metrics, status) = (metrics.clone(), status.clone());
-                Arc::new(move || following(&metrics, &status.borrow()))
+                Arc::new(move || {
+                    following(&metrics, &status.borrow());
+                    let (entries, bytes) = cache.size();
+                    metrics.cache_size(entries, bytes);
+                })
             },
         });
         Ok(Self {

@@ -9,12 +9,13 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::decision::authorizer::Authorizer;
+use crate::decision::cache::{self, Cache};
 use crate::ext_authz::identity::{self, Source};
 use crate::ext_authz::judge::Judge;
 use crate::ext_authz::request::{Mapping, ServiceName};
 use crate::ext_authz::response::{Answers, HeaderName, HeaderSource, UndecidedAnswer};
 use crate::ext_authz::{path, server, service};
-use crate::observe::{decision_log, metrics, tracing};
+use crate::observe::{Metrics, decision_log, metrics, tracing};
 use crate::policy::Snapshot;
 use crate::problem::{Problem, SourceFile};
 use crate::yaml::{self, AtLeastOne, Faults, Invalid, Table};
@@ -62,6 +63,9 @@ pub struct Config {
     /// The record of every decision.
     #[deserr(default)]
     pub decision_log: decision_log::Config,
+    /// What is remembered.
+    #[deserr(default)]
+    pub cache: cache::Config,
     /// What is counted.
     #[deserr(default)]
     pub metrics: metrics::Config,
@@ -186,10 +190,20 @@ impl Config {
     }
 
     /// What judges requests as this configuration says, under the snapshot that the channel holds.
-    pub fn judge(&self, snapshots: watch::Receiver<Option<Arc<Snapshot>>>) -> Judge {
+    pub fn judge(
+        &self,
+        snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+        cache: Arc<Cache>,
+        metrics: Metrics,
+    ) -> Judge {
         Judge {
-            authorizer: Authorizer::new(snapshots),
-            mapping: Mapping::new(&self.service, self.paths.clone(), self.identity.0.clone()),
+            authorizer: Authorizer::new(snapshots, cache, metrics),
+            mapping: Mapping::new(
+                &self.service,
+                self.paths.clone(),
+                self.identity.0.clone(),
+                &self.decision_log.attributes,
+            ),
             answers: Answers {
                 undecided: self.undecided,
                 upstream_headers: self.upstream_headers.0.clone(),

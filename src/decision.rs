@@ -1,3 +1,5 @@
-//! From Query to Outcome.
+//! From Query to Decision: made, or remembered.
 
 pub mod authorizer;
+pub mod cache;
+pub mod key;

@@ -312,8 +312,60 @@ pub struct Decision {
     pub shadow: Option<Shadow>,
     /// How the policies want a denial to look; `None` on allow.
     pub denial: Option<Arc<Denial>>,
-    /// The snapshot it was made under.
+    /// The snapshot it was made under, or still stands under.
     pub revision: Arc<Revision>,
+    /// Whether it was made for this request or remembered.
+    pub cache: CacheState,
+}
+
+/// What the decision cache had to do with a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheState {
+    /// It was not asked.
+    Off,
+    /// It remembered the decision, for this long.
+    Hit(Duration),
+    /// The decision was made.
+    Miss(MissReason),
+}
+
+/// Why the decision cache had no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MissReason {
+    /// It never had one, or had to make room.
+    Absent,
+    /// What it had was too old.
+    Expired,
+    /// A Change since may have altered what it had.
+    Changed,
+    /// The policies of the action read the clock.
+    Uncacheable,
+}
+
+impl CacheState {
+    /// The word for it in records and metadata.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Hit(_) => "hit",
+            Self::Miss(_) => "miss",
+        }
+    }
+}
+
+impl MissReason {
+    /// All of them, for metrics that exist from the start.
+    pub const ALL: [Self; 4] = [Self::Absent, Self::Expired, Self::Changed, Self::Uncacheable];
+
+    /// The word for it in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Expired => "expired",
+            Self::Changed => "changed",
+            Self::Uncacheable => "uncacheable",
+        }
+    }
 }
 
 /// Allow or deny.

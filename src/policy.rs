@@ -3,9 +3,12 @@
 
 mod annotations;
 mod bundle;
+mod change;
 mod compile;
 mod entities;
 mod files;
+mod footprint;
+mod index;
 mod routes;
 mod schema;
 mod snapshot;
@@ -14,8 +17,9 @@ mod value;
 
 pub use bundle::Ttl;
 pub use files::Files;
+pub use footprint::{Footprint, Reads};
 pub use routes::{Matched, Routes};
 pub use schema::{ActionType, BASE as BASE_SCHEMA, Types};
-pub use snapshot::Snapshot;
+pub use snapshot::{Evaluation, Snapshot};
 pub use summary::{BundleSummary, PolicySummary, Summary};
 pub use value::check as check_extension;

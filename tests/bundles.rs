@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::slice;
 use std::sync::Arc;
 
 use cedar_policy::{
@@ -18,8 +19,8 @@ use stockade::policy::{Files, Snapshot};
 
 use crate::fixture::{compile, files, holds, lines, problems, shop};
 
-/// A permit, so that a bundle has a policy.
-const PERMIT: (&str, &str) = ("policies/permit.cedar", "permit (principal, action, resource);");
+/// A permit, so that a bundle has a policy. It has a scope, so that nothing is to be said against it.
+const PERMIT: (&str, &str) = ("policies/permit.cedar", "permit (principal is User, action, resource);");
 
 // === what is refused ===
 
@@ -27,7 +28,7 @@ const PERMIT: (&str, &str) = ("policies/permit.cedar", "permit (principal, actio
 #[track_caller]
 fn refused<const N: usize>(table: [(Files, &[&str]); N]) {
     for (bundle, expected) in table {
-        assert_eq!(problems(std::slice::from_ref(&bundle)), expected, "{:#?}", bundle.files);
+        assert_eq!(problems(slice::from_ref(&bundle)), expected, "{:#?}", bundle.files);
     }
 }
 
@@ -85,7 +86,7 @@ fn ids_are_given_and_given_once() {
     let two = "permit (principal, action, resource);\n\nforbid (principal, action, resource) when { false };";
     let needs_id = "a policy without `@id` in a file of several (give each its `@id(\"...\")`: positions change with \
                     every insertion)";
-    let named = "@id(\"one\")\npermit (principal, action, resource);";
+    let named = "@id(\"one\")\npermit (principal is User, action, resource);";
     let mut found = problems(&[shop(&[("policies/two.cedar", two)])]);
     found.sort();
     let places = ["1:1", "3:1"].map(|place| format!("shop/policies/two.cedar:{place}: {needs_id}"));
@@ -417,7 +418,7 @@ fn the_base_schema_gives_way_to_what_a_bundle_declares() {
         action "DELETE" appliesTo { principal: [User], resource: [Service], context: {} };
     "#;
     let uses_it = r#"
-        permit (principal is User, action == Action::"GET", resource) when {
+        permit (principal is User, action in [Action::"GET", Action::"POST"], resource) when {
             principal.department == "x" && context.method == "GET"
         };
     "#;
@@ -426,7 +427,7 @@ fn the_base_schema_gives_way_to_what_a_bundle_declares() {
         let uid = format!("Action::\"{id}\"").parse().unwrap();
         snapshot.types().action(&uid).unwrap_or_else(|| panic!("no {id}"))
     };
-    // What the bundle says of DELETE, and of what the others of the base schema use.
+    // What the bundle says of DELETE, and of what the others of the base schema use, as far as policies read it.
     assert!(action("DELETE").context.is_empty());
     assert_eq!(action("POST").context.len(), 1);
     let (workload, service) = ("Workload".parse().unwrap(), "Service".parse().unwrap());
@@ -529,8 +530,8 @@ fn a_revision_is_its_content_and_its_order() {
     let other = shop(&[("policies/permit.cedar", "forbid (principal, action, resource);")]);
     let guard = files("guard", &[("bundle.yaml", "name: guard")]);
     let digest = |bundles: &[Files]| compile(bundles).revision.digest.clone();
-    assert_eq!(digest(std::slice::from_ref(&one)), digest(&[moved]));
-    assert_ne!(digest(std::slice::from_ref(&one)), digest(&[other]));
+    assert_eq!(digest(slice::from_ref(&one)), digest(&[moved]));
+    assert_ne!(digest(slice::from_ref(&one)), digest(&[other]));
     assert_ne!(digest(&[one.clone(), guard.clone()]), digest(&[guard, one]));
 }
 

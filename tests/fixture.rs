@@ -9,12 +9,14 @@ use proptest::strategy::Strategy;
 use proptest::test_runner::{Config as ProptestConfig, TestRunner};
 use serde_json::{Map, Value as Json, json};
 use stockade::config::Config;
+use stockade::decision::cache::{self, Cache};
 use stockade::ext_authz::judge::{Judge, Verdict};
 use stockade::ext_authz::wire::{
     Address, Attributes, CheckRequest, HeaderMap, HeaderValue, HttpRequest, Kind, ListValue, Metadata, Pair, Peer,
     Request, SocketAddress, Struct, StructValue, Timestamp,
 };
 use stockade::model::{Effect, Outcome, Query, Record, Value};
+use stockade::observe::Metrics;
 use stockade::observe::words;
 use stockade::policy::{Files, Snapshot};
 use stockade::problem::{Problem, SourceFile};
@@ -41,7 +43,7 @@ pub fn shop_with_context(context: &str) -> Files {
             principal: [User, Workload, Anonymous], resource: [Service], context: {{ {context} }}
         }};"
     );
-    shop(&[("schema.cedarschema", &schema), ("policies/all.cedar", "permit (principal, action, resource);")])
+    shop(&[("schema.cedarschema", &schema), ("policies/all.cedar", EVERYTHING)])
 }
 
 /// Compiles bundles that are good.
@@ -59,6 +61,9 @@ pub fn problems(bundles: &[Files]) -> Vec<String> {
         Err(problems) => lines(&problems),
     }
 }
+
+/// A permit that can read the whole context, so that none of it is cut away.
+pub const EVERYTHING: &str = "permit (principal, action, resource) when { [context].contains(context) };";
 
 /// Problems, one line each.
 pub fn lines(problems: &[Problem]) -> Vec<String> {
@@ -87,7 +92,10 @@ impl Court {
             Err(problems) => panic!("not a good configuration: {:?}", lines(&problems)),
         };
         let (_, snapshots) = watch::channel(Some(Arc::clone(&snapshot)));
-        Self { judge: config.judge(snapshots), snapshot }
+        // Mapping and deciding are what these tests are about; tests/engine.rs is about remembering.
+        let cache = Cache::new(cache::Config { enabled: false, ..config.cache.clone() });
+        let (metrics, _) = Metrics::new(&config.metrics).unwrap();
+        Self { judge: config.judge(snapshots, Arc::new(cache), metrics), snapshot }
     }
 
     /// What Cedar is asked, or `kind: detail` of the refusal.

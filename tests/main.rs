@@ -7,6 +7,7 @@ mod support;
 mod bundles;
 mod cli;
 mod corpus;
+mod engine;
 mod envoy;
 mod mapping;
 mod recordings;

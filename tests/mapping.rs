@@ -7,8 +7,8 @@ use stockade::ext_authz::wire::{
 };
 
 use crate::fixture::{
-    Court, by_peer, by_token, context, files, header_map, joined, line, metadata, pairs, peer, post, raw, request,
-    shop, shop_with_context, shown, shown_record, sound, with, with_http,
+    Court, EVERYTHING, by_peer, by_token, context, files, header_map, joined, line, metadata, pairs, peer, post, raw,
+    request, shop, shop_with_context, shown, shown_record, sound, with, with_http,
 };
 
 /// Runs a table: what the schema declares of the context, the request, and the context that it maps to or the refusal.
@@ -751,7 +751,13 @@ fn principal(court: &Court, request: &CheckRequest) -> Result<Json, String> {
 
 /// A bundle with this schema, beside the base schema and a permit for everything.
 fn with_schema(schema: &str) -> stockade::policy::Files {
-    shop(&[("schema.cedarschema", schema), ("policies/all.cedar", "permit (principal, action, resource);")])
+    shop(&[("schema.cedarschema", schema), ("policies/all.cedar", EVERYTHING)])
+}
+
+/// That, and a policy on these principals, so that what its condition reads of them is mapped.
+fn with_reader(schema: &str, principals: &str, condition: &str) -> stockade::policy::Files {
+    let reads = format!("forbid (principal is {principals}, action, resource) when {{ {condition} }};");
+    shop(&[("schema.cedarschema", schema), ("policies/all.cedar", EVERYTHING), ("policies/reads.cedar", &reads)])
 }
 
 #[test]
@@ -801,7 +807,8 @@ fn a_proof_that_is_not_usable_is_not_passed_over() {
 #[test]
 fn claims_become_attributes_by_the_schema_of_the_type() {
     let schema = "entity User in [Group] { department?: String, level?: Long, tags?: Set<String> };";
-    let court = Court::new(&[with_schema(schema)], "");
+    let reads = "principal has department && principal has level && principal has tags";
+    let court = Court::new(&[with_reader(schema, "User", reads)], "");
     let claims = json!({
         "sub": "alice", "department": "books", "level": 3, "tags": ["x"], "iss": "https://issuer.example", "groups": ["g"],
     });
@@ -811,6 +818,10 @@ fn claims_become_attributes_by_the_schema_of_the_type() {
     let wrong = by_token(json!({"sub": "alice", "level": "3"}));
     let refused = "attribute: `principal.level` is declared as `Long`, found a text";
     assert_eq!(principal(&court, &wrong), Err(refused.to_owned()));
+    // No policy reads the level: it is neither mapped nor refused.
+    let court = Court::new(&[with_reader(schema, "User", "principal has department")], "");
+    let wrong = by_token(json!({"sub": "alice", "department": "books", "level": "3"}));
+    assert_eq!(principal(&court, &wrong), Ok(json!(["User::\"alice\"", {"department": "books"}, [], "jwt"])));
 }
 
 #[test]
@@ -819,7 +830,7 @@ fn claims_can_have_other_names() {
                   action \"GET\" appliesTo { principal: [Staff], resource: [Service], context: {} };";
     let config = "identity: [{from: jwt_metadata, namespace: my.jwt, payload_key: token, id_claim: email, \
                   groups_claim: teams, type: Staff, group_type: Team, attributes: {department: \"https://x/dept\"}}]";
-    let court = Court::new(&[with_schema(schema)], config);
+    let court = Court::new(&[with_reader(schema, "Staff", "principal.department == \"x\"")], config);
     let token = |claims: Json| {
         with(|attributes| attributes.metadata_context = Some(metadata(&json!({"my.jwt": {"token": claims}}))))
     };
@@ -839,7 +850,8 @@ fn claims_can_have_other_names() {
 fn what_a_bundle_knows_of_a_user_a_token_need_not_say() {
     let schema = "entity User in [Group] { department: String };";
     let users = r#"[{"uid": {"type": "User", "id": "alice"}, "attrs": {"department": "books"}, "parents": []}]"#;
-    let bundle = shop(&[("schema.cedarschema", schema), ("entities/users.json", users)]);
+    let mut bundle = with_reader(schema, "User", "principal.department == \"x\"");
+    bundle.files.insert("entities/users.json".to_owned(), users.to_owned());
     let court = Court::new(&[bundle], "");
     assert_eq!(
         principal(&court, &by_token(json!({"sub": "alice"}))),
@@ -852,7 +864,8 @@ fn what_a_bundle_knows_of_a_user_a_token_need_not_say() {
 
 #[test]
 fn a_peer_is_a_workload() {
-    let court = Court::new(&[with_schema("")], "");
+    let reads = "principal has trust_domain && principal has namespace && principal has service_account";
+    let court = Court::new(&[with_reader("", "Workload", reads)], "");
     let workload = |id: &str, attributes: Json| Ok(json!([format!("Workload::\"{id}\""), attributes, [], "peer"]));
     for (peer, expected) in [
         (
@@ -876,7 +889,8 @@ fn a_peer_is_a_workload() {
     let bytes = with(|attributes| attributes.source.as_mut().unwrap().principal = Bytes::from_static(b"\xff"));
     assert_eq!(principal(&court, &bytes), Err("identity: the peer's identity is not UTF-8".to_owned()));
     // Only what the bundle's own Workload has.
-    let court = Court::new(&[with_schema("entity Workload in [Group] { namespace?: String };")], "");
+    let schema = "entity Workload in [Group] { namespace?: String };";
+    let court = Court::new(&[with_reader(schema, "Workload", "principal has namespace")], "");
     let own = principal(&court, &by_peer("spiffe://prod/ns/shop/sa/cart"));
     assert_eq!(own, workload("spiffe://prod/ns/shop/sa/cart", json!({"namespace": "shop"})));
 }
@@ -908,7 +922,7 @@ fn a_header_is_trusted_from_whom_the_operator_names_and_from_nobody_else() {
             "192.0.2.7",
             "spiffe://prod/edge/more",
             &["alice"],
-            Ok(json!(["Workload::\"spiffe://prod/edge/more\"", {"trust_domain": "prod"}, [], "peer"])),
+            Ok(json!(["Workload::\"spiffe://prod/edge/more\"", {}, [], "peer"])),
         ),
         // Nobody claims anything: the next proof counts.
         ("10.1.2.3", "", &[], anonymous.clone()),
@@ -994,7 +1008,8 @@ const ROUTED: &str = r#"
 
 #[test]
 fn routes_lead_to_actions_and_resources() {
-    let bundle = shop(&[("schema.cedarschema", ROUTED), ("routes.yaml", ROUTES)]);
+    let mut bundle = with_schema(ROUTED);
+    bundle.files.insert("routes.yaml".to_owned(), ROUTES.to_owned());
     let court = Court::new(&[bundle], "service: shop\npaths: {allow: [encoded_slash]}");
     let grpc = |content_type: &'static str, path: &'static str| {
         with_http(|http| {
@@ -1037,7 +1052,8 @@ fn routes_lead_to_actions_and_resources() {
 
 #[test]
 fn without_routes_every_method_is_an_action_on_the_service() {
-    let court = Court::new(&[files("plain", &[("bundle.yaml", "name: plain")])], "service: shop");
+    let court =
+        Court::new(&[files("plain", &[("bundle.yaml", "name: plain"), ("all.cedar", EVERYTHING)])], "service: shop");
     for method in ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE"] {
         let query = court.query(&line(method, "/a/b")).expect(method);
         assert_eq!(
@@ -1062,4 +1078,23 @@ fn what_the_schema_does_not_name_is_not_in_the_query() {
     let court = Court::new(&[shop_with_context("")], "service: shop");
     let (one, two) = (court.query(&full).expect("maps"), court.query(&request()).expect("maps"));
     assert_eq!(one, two, "equal for policies, so equal");
+}
+
+/// Nor is what no policy of the action reads: it is not mapped, so it cannot misfit either.
+#[test]
+fn what_no_policy_reads_is_not_looked_at() {
+    let schema = r#"action "GET", "PUT" appliesTo {
+        principal: [Anonymous], resource: [Service], context: { path: String, query: { n: Long, m: Long } },
+    };"#;
+    let policy = r#"permit (principal, action == Action::"GET", resource) when { context.query.n > 0 };"#;
+    let court = Court::new(&[shop(&[("schema.cedarschema", schema), ("a.cedar", policy)])], "service: shop");
+    let refused = "attribute: `context.query.n` is declared as `Long`, found a text that is not one";
+    for (request, expected) in [
+        (line("GET", "/?n=1&m=2"), Ok(record("query", json!({"n": 1})))),
+        (line("GET", "/?n=1&m=x&m=%zz"), Ok(record("query", json!({"n": 1})))),
+        (line("GET", "/?n=x"), Err(refused.to_owned())),
+        (line("PUT", "/?n=x"), Ok(json!({}))),
+    ] {
+        assert_eq!(court.context(&request), expected, "{request:?}");
+    }
 }

@@ -7,7 +7,7 @@ use stockade::ext_authz::json::check_request;
 use stockade::ext_authz::wire::CheckRequest;
 use stockade::policy::Files;
 
-use crate::fixture::{Court, shop, shown};
+use crate::fixture::{Court, EVERYTHING, shop, shown};
 use crate::support::repository;
 
 /// Everything that the recordings have, in the types that fit them.
@@ -51,7 +51,7 @@ pub fn recording(number: u32, ending: &str) -> Vec<u8> {
 }
 
 fn bundle(schema: &str) -> Files {
-    shop(&[("schema.cedarschema", schema), ("a.cedar", "permit (principal, action, resource);")])
+    shop(&[("schema.cedarschema", schema), ("a.cedar", EVERYTHING)])
 }
 
 fn mapped(schema: &str, number: u32) -> Result<Json, String> {

@@ -267,10 +267,12 @@ fn what_cannot_be_had_ends_the_start_and_is_named() {
     let config = |more: &str| {
         format!("bundles: [{{directory: bundle}}]\nlisten: [\"tcp://127.0.0.1:0\"]\nadmin: {{listen: none}}\n{more}")
     };
-    let output = cannot_start(&config("decision_log: {output: \"file:///nowhere/log.jsonl\"}"));
+    let more = "decision_log: {output: \"file:///nowhere/log.jsonl\"}";
+    let words = "cannot open the decision log `/nowhere/log.jsonl`";
+    let output = cannot_start(&config(more));
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{log}");
-    assert!(log.contains("cannot open the decision log `/nowhere/log.jsonl`") && !log.contains("panicked"), "{log}");
+    assert!(log.contains(words) && !log.contains("panicked"), "{log}");
 }
 
 #[tokio::test]
@@ -598,6 +600,7 @@ async fn every_decision_leaves_one_record_and_no_secret() {
         let always = [
             "action",
             "attributes",
+            "cache",
             "decision_id",
             "determining",
             "errors",
@@ -622,7 +625,9 @@ async fn every_decision_leaves_one_record_and_no_secret() {
     assert_eq!(records[0]["action"], "Action::\"listBooks\"");
     assert_eq!(records[0]["resource"], "Service::\"bookstore\"");
     assert_eq!(records[0]["determining"], json!(["bookstore/anyone-lists"]));
-    // What is named is logged where the request was mapped to it.
+    let cache: Vec<&Json> = records.iter().map(|record| &record["cache"]).collect();
+    assert_eq!(cache, ["miss", "miss", "miss", "off", "off", "off"], "what is not decided is not remembered");
+    // What is named is logged where the request was mapped, whether policies read it or not.
     assert_eq!(records[2]["attributes"]["context.source.address"], "192.0.2.7");
     assert_eq!((&records[3]["principal"], &records[3]["attributes"]), (&json!(null), &json!({})));
     assert!(records[3]["detail"].as_str().unwrap().contains("double_slash"));

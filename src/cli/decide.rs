@@ -8,10 +8,11 @@ use tokio::sync::watch;
 
 use super::validate;
 use crate::config::Config;
+use crate::decision::cache::{self, Cache};
 use crate::ext_authz::json;
 use crate::ext_authz::judge::Verdict;
 use crate::model::{Decision, Effect, Outcome, PolicyError, Query};
-use crate::observe;
+use crate::observe::{self, Metrics};
 use crate::problem::{self, Problem, SourceFile};
 use crate::yaml;
 
@@ -72,7 +73,10 @@ fn verdict(args: &Args) -> Result<Verdict, Vec<Problem>> {
         vec![Problem::error(message).hint("a CheckRequest in protobuf JSON, as Envoy's access to it is documented")]
     })?;
     let (_sender, snapshots) = watch::channel(Some(Arc::new(snapshot)));
-    Ok(config.judge(snapshots).request(&request, "decide"))
+    let cache = Arc::new(Cache::new(cache::Config { enabled: false, ..config.cache.clone() }));
+    let (metrics, _) =
+        Metrics::new(&config.metrics).map_err(|error| one(format!("metrics cannot be set up: {error}")))?;
+    Ok(config.judge(snapshots, cache, metrics).request(&request, "decide"))
 }
 
 fn report(verdict: &Verdict) -> Value {

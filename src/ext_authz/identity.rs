@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use deserr::{Deserr, ValuePointerRef};
 use ipnet::IpNet;
 use serde::Serialize;
+use smol_str::SmolStr;
 
 use super::convert;
 use super::headers::Headers;
@@ -13,7 +14,7 @@ use super::wire::{Attributes, Kind, Struct};
 use crate::model::{
     EntityId, EntityTypeName, EntityUid, Principal, Proof, Record, RecordType, Unmapped, UnmappedKind, Value,
 };
-use crate::policy::Snapshot;
+use crate::policy::{ActionType, Snapshot};
 use crate::yaml::{Faults, Invalid, Table};
 
 /// One entry of `identity:` in the configuration, in the order in which proofs count.
@@ -167,6 +168,8 @@ pub struct Identity<'a> {
     pub principal: Principal,
     /// The token's payload.
     pub claims: Option<&'a Struct>,
+    /// Those of its attributes that may be logged.
+    pub logged: Record,
 }
 
 /// Finds the first proof.
@@ -177,7 +180,9 @@ pub fn identify<'a>(
     sources: &[Source],
     attributes: &'a Attributes,
     headers: Headers<'_>,
+    action: &ActionType,
     snapshot: &Snapshot,
+    logged: &[SmolStr],
 ) -> Result<Identity<'a>, Unmapped> {
     for source in sources {
         let found = match source {
@@ -196,14 +201,20 @@ pub fn identify<'a>(
                     _ => return Err(unusable(format!("the token has no claim `{id_claim}` that is a text"))),
                 };
                 let uid = EntityUid::from_type_name_and_id(entity_type.0.clone(), EntityId::new(id));
-                let own = match snapshot.types().entity(&entity_type.0) {
+                let own = match action.principal(&entity_type.0) {
                     Some(fields) => claims(fields, payload, &renamed.0, snapshot.knows(&uid))?,
                     None => Record::new(),
                 };
+                let declared = snapshot.types().entity(&entity_type.0).into_iter().flatten();
+                let declared = declared.filter(|(name, _)| logged.contains(name));
+                let declared = declared.map(|(name, field)| (name.clone(), field.clone())).collect();
+                // What is only logged may be missing or misfit without anyone minding.
+                let logged = claims(&declared, payload, &renamed.0, true).unwrap_or_default();
                 let parents = groups(payload, groups_claim)?
                     .into_iter()
                     .map(|group| EntityUid::from_type_name_and_id(group_type.0.clone(), EntityId::new(group)));
-                Identity { principal: principal(uid, own, parents.collect(), Proof::Jwt), claims: Some(payload) }
+                let principal = principal(uid, own, parents.collect(), Proof::Jwt);
+                Identity { principal, claims: Some(payload), logged }
             }
             Source::Peer { entity_type } => {
                 let peer = attributes.source.as_ref().map_or(b"".as_slice(), |source| source.principal.as_ref());
@@ -213,10 +224,12 @@ pub fn identify<'a>(
                 let peer = std::str::from_utf8(peer).map_err(|_| unusable("the peer's identity is not UTF-8"))?;
                 let uid = EntityUid::from_type_name_and_id(entity_type.0.clone(), EntityId::new(peer));
                 let mut own = workload(peer)?;
+                let mut told = own.clone();
+                told.retain(|name, _| logged.contains(name));
                 // Only what the schema names; the type may have been declared anew by a bundle.
-                let fields = snapshot.types().entity(&entity_type.0);
+                let fields = action.principal(&entity_type.0);
                 own.retain(|name, _| fields.is_some_and(|fields| fields.contains_key(name)));
-                Identity { principal: principal(uid, own, Vec::new(), Proof::Peer), claims: None }
+                Identity { principal: principal(uid, own, Vec::new(), Proof::Peer), claims: None, logged: told }
             }
             Source::TrustedHeader { header, peers, addresses, entity_type } => {
                 if !trusted(attributes, peers, addresses) {
@@ -230,16 +243,21 @@ pub fn identify<'a>(
                         Identity {
                             principal: principal(uid, Record::new(), Vec::new(), Proof::TrustedHeader),
                             claims: None,
+                            logged: Record::new(),
                         }
                     }
                 }
             }
             Source::Anonymous { entity_type, id } => {
                 let uid = EntityUid::from_type_name_and_id(entity_type.0.clone(), EntityId::new(id));
-                Identity { principal: principal(uid, Record::new(), Vec::new(), Proof::None), claims: None }
+                Identity {
+                    principal: principal(uid, Record::new(), Vec::new(), Proof::None),
+                    claims: None,
+                    logged: Record::new(),
+                }
             }
         };
-        return complete(found, snapshot);
+        return complete(found, action, snapshot);
     }
     Err(unusable("the request proves no identity"))
 }
@@ -251,10 +269,10 @@ fn principal(uid: EntityUid, attributes: Record, mut parents: Vec<EntityUid>, pr
 }
 
 /// Holds a principal against its schema: what strict validation of policies relies on must be there.
-fn complete<'a>(identity: Identity<'a>, snapshot: &Snapshot) -> Result<Identity<'a>, Unmapped> {
+fn complete<'a>(identity: Identity<'a>, action: &ActionType, snapshot: &Snapshot) -> Result<Identity<'a>, Unmapped> {
     let principal = &identity.principal;
     // An entity of a bundle was validated when the bundle was loaded.
-    if let Some(fields) = snapshot.types().entity(principal.uid.type_name())
+    if let Some(fields) = action.principal(principal.uid.type_name())
         && !snapshot.knows(&principal.uid)
     {
         let missing = fields.iter().find(|(name, field)| field.required && !principal.attributes.contains_key(*name));

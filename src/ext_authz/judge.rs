@@ -10,7 +10,7 @@ use super::request::{Mapped, Mapping};
 use super::response::{Answered, Answers};
 use super::wire::{CheckRequest, Struct};
 use crate::decision::authorizer::Authorizer;
-use crate::model::{Outcome, Query, Unmapped, UnmappedKind};
+use crate::model::{Outcome, Query, Record, Unmapped, UnmappedKind};
 
 /// Maps, decides and answers.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub struct Verdict {
     pub outcome: Outcome,
     /// What Cedar was asked, if it came to that.
     pub query: Option<Query>,
+    /// What of the request may be logged.
+    pub logged: Record,
     /// The answer on the wire.
     pub answer: Result<CheckResponse, Status>,
 }
@@ -54,12 +56,12 @@ impl Judge {
             Err(undecided) => return self.verdict(Outcome::Undecided(undecided), None, None, decision_id, grpc),
         };
         match self.mapping.map(request, &snapshot) {
-            Ok(Mapped { query, claims }) => {
-                let outcome = match self.authorizer.decide(&snapshot, &query) {
+            Ok(Mapped { query, claims, logged, token }) => {
+                let outcome = match self.authorizer.decide(&snapshot, &query, token) {
                     Ok(decision) => Outcome::Decided(decision),
                     Err(undecided) => Outcome::Undecided(undecided),
                 };
-                self.verdict(outcome, Some(query), claims, decision_id, grpc)
+                Verdict { logged, ..self.verdict(outcome, Some(query), claims, decision_id, grpc) }
             }
             Err(unmapped) => {
                 tracing::debug!(%unmapped, "a request could not be mapped");
@@ -83,7 +85,7 @@ impl Judge {
     ) -> Verdict {
         let answered = Answered { outcome: &outcome, query: query.as_ref(), claims, decision_id, grpc };
         let answer = self.answers.respond(answered);
-        Verdict { outcome, query, answer }
+        Verdict { outcome, query, logged: Record::new(), answer }
     }
 }
 

@@ -5,19 +5,22 @@
 //! declares, and only from what they name.
 
 use std::borrow::Cow;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use deserr::Deserr;
 use serde::Serialize;
+use smol_str::SmolStr;
 
 use super::convert::{self, Pairs};
 use super::headers::Headers;
 use super::identity::{self, Identity, Source};
 use super::path;
-use super::wire::{Attributes, CheckRequest, HttpRequest, Metadata, Peer, Struct};
+use super::wire::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct};
 use crate::model::{
     AttributeType, EntityId, EntityTypeName, EntityUid, Extension, Query, Record, RecordType, Root, Type, Unmapped,
     UnmappedKind, Value,
 };
+use crate::observe::decision_log::Attribute;
 use crate::policy::{ActionType, Matched, Snapshot};
 use crate::yaml::{Faults, Invalid};
 
@@ -28,6 +31,16 @@ pub struct Mapping {
     action_type: EntityTypeName,
     paths: path::Config,
     identity: Vec<Source>,
+    logged: Logged,
+}
+
+/// What of a request may be logged, beside what policies read.
+#[derive(Debug, Clone, Default)]
+struct Logged {
+    /// Attributes of the principal.
+    principal: Vec<SmolStr>,
+    /// Places in the context, as dotted paths.
+    context: Vec<String>,
 }
 
 /// `service:` of the configuration: the resource of requests that no route gives another one.
@@ -49,15 +62,25 @@ pub struct Mapped<'a> {
     pub query: Query,
     /// The claims of the token that proved the principal, for headers to the upstream.
     pub claims: Option<&'a Struct>,
+    /// What may be logged, under `principal` and `context`.
+    pub logged: Record,
+    /// How long the token that proved the principal is still good; `None` if it does not say, or there is none.
+    pub token: Option<Duration>,
 }
 
 impl Mapping {
     /// A mapping for this service.
     #[expect(clippy::expect_used, reason = "two literals that are names; every test of this module would fail")]
-    pub fn new(service: &ServiceName, paths: path::Config, identity: Vec<Source>) -> Self {
+    pub fn new(service: &ServiceName, paths: path::Config, identity: Vec<Source>, logged: &[Attribute]) -> Self {
         let service_type = "Service".parse().expect("an entity type");
         let service = EntityUid::from_type_name_and_id(service_type, EntityId::new(&service.0));
-        Self { service, action_type: "Action".parse().expect("an entity type"), paths, identity }
+        let under = |root: &str| {
+            let rests = logged.iter().filter_map(move |name| name.as_str().strip_prefix(root)?.strip_prefix('.'));
+            rests.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let principal = under("principal").into_iter().map(SmolStr::from).collect();
+        let logged = Logged { principal, context: under("context") };
+        Self { service, action_type: "Action".parse().expect("an entity type"), paths, identity, logged }
     }
 
     /// Maps a request under the schema and the routes of a snapshot.
@@ -74,10 +97,20 @@ impl Mapping {
             .types()
             .action(&matched.action)
             .ok_or_else(|| Unmapped::new(UnmappedKind::Action, format!("no schema declares {}", matched.action)))?;
-        let identity = identity::identify(&self.identity, attributes, line.headers, snapshot)?;
+        let told = &self.logged.principal;
+        let mut identity = identity::identify(&self.identity, attributes, line.headers, action, snapshot, told)?;
         let reader = ContextReader { attributes, http, line: &line, matched: &matched, identity: &identity };
         let context = reader.context(action)?;
+        let mut logged = Record::new();
+        if !self.logged.context.is_empty() {
+            logged.insert("context".into(), Value::Record(reader.logged(action, &self.logged.context)));
+        }
+        if !identity.logged.is_empty() {
+            logged.insert("principal".into(), Value::Record(std::mem::take(&mut identity.logged)));
+        }
         Ok(Mapped {
+            token: identity.claims.and_then(token_left),
+            logged,
             query: Query {
                 principal: identity.principal,
                 context,
@@ -101,6 +134,14 @@ impl Mapping {
                 parameters: Vec::new(),
             })
     }
+}
+
+/// What is left of a token's life, by its `exp` claim (RFC 7519, 4.1.4). Envoy has verified it: one that is over by now
+/// was good when the request came, and has nothing left.
+fn token_left(claims: &Struct) -> Option<Duration> {
+    let Some(Kind::Number(expires)) = claims.fields.get("exp")?.kind else { return None };
+    let expires = Duration::try_from_secs_f64(expires).ok()?;
+    Some(expires.saturating_sub(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()))
 }
 
 fn incomplete(detail: impl Into<String>) -> Unmapped {
@@ -210,6 +251,21 @@ impl ContextReader<'_, '_> {
         Ok(context)
     }
 
+    /// What may be logged of the context, by the types that the schema declares. What does not fit is left out: the log
+    /// is no reason to refuse a request.
+    fn logged(&self, action: &ActionType, places: &[String]) -> Record {
+        let mut record = Record::new();
+        for (root, attribute) in &action.declared {
+            let rests = rests(root.as_str(), places.iter().map(String::as_str));
+            let Some(ty) = narrow(&attribute.ty, &rests) else { continue };
+            let narrowed = AttributeType { ty, required: false };
+            if let Ok(Some(value)) = self.root(*root, &narrowed, root.as_str()) {
+                record.insert(root.as_str().into(), value);
+            }
+        }
+        record
+    }
+
     fn root(&self, root: Root, attribute: &AttributeType, place: &str) -> Result<Option<Value>, Unmapped> {
         let line = self.line;
         let string = |text: &str| Some(Value::String(text.into()));
@@ -296,7 +352,7 @@ impl ContextReader<'_, '_> {
         let millis = millis.checked_add(u64::try_from(time.nanos).ok()? / 1_000_000)?;
         // Cedar's datetime ends with the year 9999, and so does this format: it panics beyond. Nanoseconds of more than a
         // second count into it, too.
-        let at = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_millis(millis))?;
+        let at = UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
         let latest = 253_402_300_799_999;
         let text = (millis <= latest).then(|| humantime::format_rfc3339_millis(at).to_string())?;
         Some(Value::Extension(Extension::Datetime, text.into()))
@@ -372,6 +428,28 @@ impl ContextReader<'_, '_> {
         };
         Ok(Some(Value::Record(record)))
     }
+}
+
+/// What is left of dotted paths below a name; the empty text if the name itself is meant.
+fn rests<'a>(name: &str, places: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let below = places.filter_map(|place| place.strip_prefix(name));
+    below.filter_map(|rest| if rest.is_empty() { Some(rest) } else { rest.strip_prefix('.') }).collect()
+}
+
+/// A type cut down to these dotted paths, with nothing required; `None` if nothing is left.
+fn narrow(ty: &Type, places: &[&str]) -> Option<Type> {
+    if places.contains(&"") {
+        return Some(ty.clone());
+    }
+    let Type::Record(fields) = ty else { return None };
+    let narrowed: RecordType = fields
+        .iter()
+        .filter_map(|(name, field)| {
+            let ty = narrow(&field.ty, &rests(name, places.iter().copied()))?;
+            Some((name.clone(), AttributeType { ty, required: false }))
+        })
+        .collect();
+    (!narrowed.is_empty()).then_some(Type::Record(narrowed))
 }
 
 /// The fields of a record type. Other types were refused when the schema was read.

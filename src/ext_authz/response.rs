@@ -20,7 +20,7 @@ use serde::Serialize;
 use tonic::Status;
 
 use super::wire;
-use crate::model::{Decision, Denial, Effect, Outcome, Query, Undecided, Unmapped};
+use crate::model::{CacheState, Decision, Denial, Effect, Outcome, Query, Undecided, Unmapped};
 use crate::yaml::{Faults, Invalid};
 
 /// What the operator says about answers.
@@ -265,6 +265,10 @@ fn undecided_message(undecided: Undecided) -> String {
 /// What Envoy's access log and later filters learn, on every answer. The revision is a text, since numbers become
 /// doubles on the way.
 fn dynamic_metadata(answered: &Answered<'_>) -> Struct {
+    let cache = match answered.outcome {
+        Outcome::Decided(decision) => decision.cache.as_str(),
+        Outcome::Unmapped(_) | Outcome::Undecided(_) => CacheState::Off.as_str(),
+    };
     let (decision, reason, determining, revision) = match answered.outcome {
         Outcome::Decided(decision) => (
             decision.effect.as_str(),
@@ -280,7 +284,7 @@ fn dynamic_metadata(answered: &Answered<'_>) -> Struct {
         ("reason".to_owned(), text(reason)),
         ("determining_policies".to_owned(), Value { kind: Some(Kind::ListValue(ListValue { values: determining })) }),
         ("decision_id".to_owned(), text(answered.decision_id)),
-        ("cache".to_owned(), text("off")),
+        ("cache".to_owned(), text(cache)),
     ]);
     if let Some(revision) = revision {
         fields.insert("revision".to_owned(), text(revision));
@@ -311,6 +315,7 @@ mod tests {
             shadow: None,
             denial: denial.map(Arc::new),
             revision: Arc::new(Revision { id: "r".to_owned(), digest: "r".to_owned() }),
+            cache: CacheState::Off,
         })
     }
 

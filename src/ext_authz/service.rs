@@ -34,7 +34,7 @@ use tower::{Service, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::judge::{Judge, Verdict};
-use crate::model::{Outcome, Query, Revision, Undecided, Unmapped, UnmappedKind};
+use crate::model::{Outcome, Query, Record, Revision, Undecided, Unmapped, UnmappedKind};
 use crate::observe::decision_log::{DecisionLog, Parts, Slot};
 use crate::observe::metrics::Metrics;
 use crate::observe::tracing::{TraceId, TraceParent};
@@ -110,8 +110,8 @@ impl Checker {
         } else {
             self.judge.frame(frame, &account.decision_id)
         };
-        let Verdict { outcome, query, answer } = verdict;
-        account.close(outcome, query);
+        let Verdict { outcome, query, logged, answer } = verdict;
+        account.close(outcome, query, logged);
         answer
     }
 
@@ -124,7 +124,7 @@ impl Checker {
                 let call = Call { arrived, deadline: arrived, trace: None };
                 let mut account = Account::open(self, slot, call);
                 account.decision_id = decision_id;
-                account.close(outcome, None);
+                account.close(outcome, None, Record::new());
             }
             Err(_) => self.metrics.decided(&outcome, arrived.elapsed()),
         }
@@ -172,11 +172,11 @@ impl<'a> Account<'a> {
         }
     }
 
-    fn close(mut self, outcome: Outcome, query: Option<Query>) {
-        self.settle(outcome, query);
+    fn close(mut self, outcome: Outcome, query: Option<Query>, logged: Record) {
+        self.settle(outcome, query, logged);
     }
 
-    fn settle(&mut self, outcome: Outcome, query: Option<Query>) {
+    fn settle(&mut self, outcome: Outcome, query: Option<Query>, logged: Record) {
         let Some(slot) = self.slot.take() else { return };
         let latency = self.call.arrived.elapsed();
         self.checker.metrics.decided(&outcome, latency);
@@ -190,6 +190,7 @@ impl<'a> Account<'a> {
             decision_id: std::mem::take(&mut self.decision_id),
             outcome,
             query,
+            logged,
             revision,
             latency,
             trace_id: self.call.trace.map(|trace: TraceParent| -> TraceId { trace.trace_id }),
@@ -200,7 +201,7 @@ impl<'a> Account<'a> {
 impl Drop for Account<'_> {
     fn drop(&mut self) {
         // Only a panic leaves an account open; the caller gets Undecided from the layer that catches it.
-        self.settle(Outcome::Undecided(Undecided::Internal), None);
+        self.settle(Outcome::Undecided(Undecided::Internal), None, Record::new());
     }
 }
 

@@ -12,7 +12,7 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, R
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use serde::Serialize;
 
-use crate::model::{Decision, Effect, Outcome, PolicyId, Reason, Undecided, UnmappedKind};
+use crate::model::{Decision, Effect, MissReason, Outcome, PolicyId, Reason, Undecided, UnmappedKind};
 use crate::yaml::Faults;
 
 /// `metrics:` what is counted beyond the default.
@@ -70,6 +70,9 @@ const LOAD_SECONDS: Kind = Kind::Histogram(&[1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5
 const LEAD_SECONDS: Kind =
     Kind::Histogram(&[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]);
 
+const AGE_SECONDS: Kind = Kind::Histogram(&[0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0]);
+const POLICY_COUNTS: Kind = Kind::Histogram(&[0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0, 1000.0]);
+
 const DECISIONS: &str = "stockade_decisions_total";
 const CHECK_DURATION: &str = "stockade_check_duration_seconds";
 const IN_FLIGHT: &str = "stockade_checks_in_flight";
@@ -83,6 +86,14 @@ const LOADS: &str = "stockade_snapshot_loads_total";
 const REJECTIONS: &str = "stockade_snapshot_rejections_total";
 const LOAD_DURATION: &str = "stockade_snapshot_load_duration_seconds";
 const LEAD_TIME: &str = "stockade_snapshot_lead_time_seconds";
+const CACHE_HITS: &str = "stockade_cache_hits_total";
+const CACHE_MISSES: &str = "stockade_cache_misses_total";
+const CACHE_PROMOTIONS: &str = "stockade_cache_promotions_total";
+const CACHE_CHECKS: &str = "stockade_cache_self_checks_total";
+const CACHE_AGE: &str = "stockade_cache_hit_age_seconds";
+const CACHE_ENTRIES: &str = "stockade_cache_entries";
+const CACHE_BYTES: &str = "stockade_cache_bytes";
+const CANDIDATES: &str = "stockade_evaluation_candidates";
 const LOG_QUEUE: &str = "stockade_decision_log_queue_depth";
 const LOG_LOST: &str = "stockade_decision_log_lost_total";
 const READY: &str = "stockade_ready";
@@ -125,6 +136,26 @@ pub const METRICS: &[Metric] = &[
     metric(REJECTIONS, Kind::Counter, &[], "Versions of the bundles that were refused; the one before stays in force."),
     metric(LOAD_DURATION, LOAD_SECONDS, &[], "Reading and compiling a version that was put in force."),
     metric(LEAD_TIME, LEAD_SECONDS, &[], "From the change of a bundle to its enforcement."),
+    metric(CACHE_HITS, Kind::Counter, &[], "Decisions that were remembered."),
+    metric(
+        CACHE_MISSES,
+        Kind::Counter,
+        &["reason"],
+        "Decisions that were made although the cache was on. `absent`: not remembered; `expired`: remembered for too \
+         long; `changed`: a new version of the bundles may have altered it; `uncacheable`: the policies of the action \
+         read the clock.",
+    ),
+    metric(CACHE_PROMOTIONS, Kind::Counter, &[], "Remembered decisions that stood although the bundles had changed."),
+    metric(
+        CACHE_CHECKS,
+        Kind::Counter,
+        &["result"],
+        "Hits that were decided again. `differs` is a bug of Stockade, and empties the cache.",
+    ),
+    metric(CACHE_AGE, AGE_SECONDS, &[], "How long ago a remembered decision was made."),
+    metric(CACHE_ENTRIES, Kind::Gauge, &[], "Decisions that are remembered."),
+    metric(CACHE_BYTES, Kind::Gauge, &[], "What they take, by the measure of `cache.size`."),
+    metric(CANDIDATES, POLICY_COUNTS, &[], "Policies that were evaluated to make a decision."),
     metric(LOG_QUEUE, Kind::Gauge, &[], "Records that wait to be written."),
     metric(
         LOG_LOST,
@@ -187,8 +218,22 @@ struct Handles {
     rejections: Counter,
     load_duration: Histogram,
     lead_time: Histogram,
+    cache: CacheHandles,
+    candidates: Histogram,
     decision_log: DecisionLogMetrics,
     ready: Gauge,
+}
+
+#[derive(Debug)]
+struct CacheHandles {
+    hits: Counter,
+    misses: [(MissReason, Counter); MissReason::ALL.len()],
+    promotions: Counter,
+    agreed: Counter,
+    differed: Counter,
+    age: Histogram,
+    entries: Gauge,
+    bytes: Gauge,
 }
 
 /// What the decision log counts.
@@ -247,6 +292,18 @@ impl Metrics {
             rejections: registry.counter(REJECTIONS, &[]),
             load_duration: registry.histogram(LOAD_DURATION),
             lead_time: registry.histogram(LEAD_TIME),
+            cache: CacheHandles {
+                hits: registry.counter(CACHE_HITS, &[]),
+                misses: MissReason::ALL
+                    .map(|reason| (reason, registry.counter(CACHE_MISSES, &[("reason", reason.as_str())]))),
+                promotions: registry.counter(CACHE_PROMOTIONS, &[]),
+                agreed: registry.counter(CACHE_CHECKS, &[("result", "agrees")]),
+                differed: registry.counter(CACHE_CHECKS, &[("result", "differs")]),
+                age: registry.histogram(CACHE_AGE),
+                entries: registry.gauge(CACHE_ENTRIES, &[]),
+                bytes: registry.gauge(CACHE_BYTES, &[]),
+            },
+            candidates: registry.histogram(CANDIDATES),
             decision_log: DecisionLogMetrics {
                 queue_depth: registry.gauge(LOG_QUEUE, &[]),
                 lost_queue_full: registry.counter(LOG_LOST, &[("cause", "queue_full")]),
@@ -312,6 +369,41 @@ impl Metrics {
         // A clock that was set back makes nothing older.
         let age = |at: SystemTime| at.elapsed().unwrap_or_default().as_secs_f64();
         self.0.age.set(last_read.map_or(f64::NAN, age));
+    }
+
+    /// A remembered decision of this age was the answer.
+    pub fn cache_hit(&self, age: Duration) {
+        self.0.cache.hits.increment(1);
+        self.0.cache.age.record(age);
+    }
+
+    /// A decision was made although the cache was on.
+    pub fn cache_missed(&self, reason: MissReason) {
+        if let Some((_, counter)) = self.0.cache.misses.iter().find(|(own, _)| *own == reason) {
+            counter.increment(1);
+        }
+    }
+
+    /// A remembered decision stood although the bundles had changed.
+    pub fn cache_promoted(&self) {
+        self.0.cache.promotions.increment(1);
+    }
+
+    /// A hit was decided again.
+    pub fn cache_checked(&self, agrees: bool) {
+        let counter = if agrees { &self.0.cache.agreed } else { &self.0.cache.differed };
+        counter.increment(1);
+    }
+
+    /// What is remembered now.
+    pub fn cache_size(&self, entries: u64, bytes: u64) {
+        self.0.cache.entries.set(entries as f64);
+        self.0.cache.bytes.set(bytes as f64);
+    }
+
+    /// A decision was made from so many policies.
+    pub fn evaluated(&self, candidates: usize) {
+        self.0.candidates.record(candidates as f64);
     }
 
     /// Whether `/readyz` says so.
@@ -469,7 +561,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::model::{PolicyError, Revision, Shadow, Unmapped};
+    use crate::model::{CacheState, PolicyError, Revision, Shadow, Unmapped};
     use crate::observe::words;
 
     fn decision(effect: Effect, reason: Reason, determining: &[&str]) -> Decision {
@@ -481,6 +573,7 @@ mod tests {
             shadow: None,
             denial: None,
             revision: Arc::new(Revision { id: "a".into(), digest: "a".into() }),
+            cache: CacheState::Off,
         }
     }
 

@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json};
 
 use super::tracing::TraceId;
 use super::words;
-use crate::model::{self, EntityUid, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Value};
+use crate::model::{self, CacheState, EntityUid, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Value};
 use crate::yaml::{Faults, Invalid, suggest};
 
 /// What the service knows of a decision once it is made. Formatting is left to the writer.
@@ -24,6 +24,9 @@ pub struct Parts {
     pub outcome: Outcome,
     /// What Cedar was asked, if the request could be mapped.
     pub query: Option<Query>,
+    /// What of the request may be logged: under `principal` and `context`, cut down to the configured attributes. Apart
+    /// from the query, which holds what policies read.
+    pub logged: model::Record,
     /// The snapshot in force, if there was one. A [`Decision`](crate::model::Decision) names its own.
     pub revision: Option<Arc<Revision>>,
     /// From the arrival to the answer.
@@ -69,6 +72,11 @@ pub struct Record<'a> {
     pub shadow: Option<ShadowRecord<'a>>,
     /// Policies that could not be evaluated.
     pub errors: Vec<ErrorRecord<'a>>,
+    /// `hit`, `miss` or `off`: whether the decision was remembered.
+    pub cache: &'static str,
+    /// How long ago a remembered decision was made, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_age_ms: Option<u64>,
     /// From the arrival to the answer, in microseconds.
     pub latency_us: u64,
     /// The trace that the request belongs to.
@@ -121,6 +129,7 @@ impl<'a> Record<'a> {
         };
         let revision = decision.map(|decision| &decision.revision).or(parts.revision.as_ref());
         let query = parts.query.as_ref();
+        let cache = decision.map_or(CacheState::Off, |decision| decision.cache);
         Self {
             seq,
             time: humantime::format_rfc3339_millis(parts.time),
@@ -135,9 +144,14 @@ impl<'a> Record<'a> {
             determining: decision.map_or(&[], |decision| &decision.determining),
             shadow: decision.and_then(|decision| decision.shadow.as_ref()).map(ShadowRecord::new),
             errors: decision.map_or_else(Vec::new, |decision| errors(&decision.errors)),
+            cache: cache.as_str(),
+            cache_age_ms: match cache {
+                CacheState::Hit(age) => u64::try_from(age.as_millis()).ok(),
+                CacheState::Off | CacheState::Miss(_) => None,
+            },
             latency_us: u64::try_from(parts.latency.as_micros()).unwrap_or(u64::MAX),
             trace_id: parts.trace_id,
-            attributes: query.map_or_else(Map::new, |query| attributes(names, query)),
+            attributes: attributes(names, &parts.logged),
         }
     }
 }
@@ -170,6 +184,11 @@ fn texts<T: fmt::Display, S: Serializer>(values: &[T], serializer: S) -> Result<
 // === attributes ===
 
 impl Attribute {
+    /// `context.source.address`
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     fn try_from_text(name: String) -> Result<Self, Invalid> {
         if name.split('.').any(is_credential) {
             let hint = "whoever reads the log could use it; log the principal or a claim instead";
@@ -197,14 +216,10 @@ fn is_credential(name: &str) -> bool {
     matches!(name.as_str(), "authorization" | "proxy-authorization" | "cookie" | "set-cookie")
 }
 
-/// The values of the named attributes, those that the query has. Only what the request itself brought: the entities of
+/// The values of the named attributes, those that the request has. Only what the request itself brought: the entities of
 /// the bundles are in the bundles.
-pub fn attributes(names: &[Attribute], query: &Query) -> Map<String, Json> {
-    let value = |name: &Attribute| {
-        let (root, path) = name.0.split_once('.')?;
-        let record = if root == "principal" { &query.principal.attributes } else { &query.context };
-        find(record, path).map(|value| (name.0.clone(), json(value)))
-    };
+pub fn attributes(names: &[Attribute], logged: &model::Record) -> Map<String, Json> {
+    let value = |name: &Attribute| find(logged, &name.0).map(|value| (name.0.clone(), json(value)));
     names.iter().filter_map(value).collect()
 }
 
@@ -254,33 +269,38 @@ pub(super) mod tests {
             shadow: None,
             denial: None,
             revision: Arc::new(Revision { id: "0123456789ab".into(), digest: "0123456789ab".into() }),
+            cache: CacheState::Off,
         })
     }
 
     fn query() -> Query {
-        let record = |entries: &[(&str, Value)]| -> model::Record {
-            entries.iter().map(|(name, value)| ((*name).into(), value.clone())).collect()
-        };
         let uid = |text: &str| text.parse::<EntityUid>().expect(text);
-        let headers = record(&[("authorization", Value::String("secret".into())), ("x-id", Value::Long(7))]);
-        let address = Value::Extension(Extension::Ipaddr, "10.0.0.1".into());
         Query {
             principal: Principal {
                 uid: uid(r#"User::"a\"b""#),
-                attributes: record(&[
-                    ("https://example.com/role", Value::String("admin".into())),
-                    ("groups", Value::set(vec![Value::Entity(uid(r#"Group::"g""#)), Value::Bool(true)])),
-                ]),
+                attributes: model::Record::new(),
                 parents: Vec::new(),
                 proof: Proof::Jwt,
             },
             action: uid(r#"Action::"GET""#),
             resource: uid(r#"Service::"shop""#),
-            context: record(&[
-                ("source", Value::Record(record(&[("address", address)]))),
-                ("headers", Value::Record(headers)),
-            ]),
+            context: model::Record::new(),
         }
+    }
+
+    fn logged() -> model::Record {
+        let record = |entries: &[(&str, Value)]| -> Value {
+            Value::Record(entries.iter().map(|(name, value)| ((*name).into(), value.clone())).collect())
+        };
+        let group = r#"Group::"g""#.parse().expect("an entity");
+        let headers = record(&[("authorization", Value::String("secret".into())), ("x-id", Value::Long(7))]);
+        let address = Value::Extension(Extension::Ipaddr, "10.0.0.1".into());
+        let principal = record(&[
+            ("https://example.com/role", Value::String("admin".into())),
+            ("groups", Value::set(vec![Value::Entity(group), Value::Bool(true)])),
+        ]);
+        let context = record(&[("source", record(&[("address", address)])), ("headers", headers)]);
+        [("principal".into(), principal), ("context".into(), context)].into()
     }
 
     pub(in crate::observe) fn parts(id: impl ToString, outcome: Outcome) -> Parts {
@@ -289,6 +309,7 @@ pub(super) mod tests {
             decision_id: id.to_string(),
             outcome,
             query: None,
+            logged: model::Record::new(),
             revision: None,
             latency: Duration::from_nanos(12_345),
             trace_id: None,
@@ -330,7 +351,7 @@ pub(super) mod tests {
             "context.source.address": "10.0.0.1",
             "context.headers": {"x-id": 7},
         });
-        assert_eq!(Json::Object(attributes(&names, &query())), expected);
+        assert_eq!(Json::Object(attributes(&names, &logged())), expected);
     }
 
     #[test]
@@ -342,7 +363,8 @@ pub(super) mod tests {
             decision.shadow = Some(Shadow { effect: Effect::Deny, determining: Vec::new(), errors: vec![error()] });
         }
         let trace = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").expect("a trace");
-        let full = Parts { query: Some(query()), trace_id: Some(trace.trace_id), ..parts("d-1", outcome) };
+        let full =
+            Parts { query: Some(query()), logged: logged(), trace_id: Some(trace.trace_id), ..parts("d-1", outcome) };
         let record = Record::new(4, &full, &names(&["context.source.address"]));
         let expected = json!({
             "seq": 4, "time": "2023-11-14T22:13:20.123Z", "decision_id": "d-1",
@@ -353,7 +375,7 @@ pub(super) mod tests {
                 "effect": "deny", "determining": [], "errors": [{"policy": "shop/limit", "message": "overflow"}]
             },
             "errors": [{"policy": "shop/limit", "message": "overflow"}],
-            "latency_us": 12, "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+            "cache": "off", "latency_us": 12, "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
             "attributes": {"context.source.address": "10.0.0.1"},
         });
         assert_eq!(serde_json::to_value(record).expect("JSON"), expected);
@@ -363,7 +385,7 @@ pub(super) mod tests {
             "seq": 5, "time": "2023-11-14T22:13:20.123Z", "decision_id": "d-2",
             "outcome": "deny", "reason": "path", "detail": "dot segments", "revision": null,
             "principal": null, "action": null, "resource": null,
-            "determining": [], "errors": [], "latency_us": 12, "attributes": {},
+            "determining": [], "errors": [], "cache": "off", "latency_us": 12, "attributes": {},
         });
         assert_eq!(serde_json::to_value(Record::new(5, &parts("d-2", unmapped), &[])).expect("JSON"), expected);
     }

@@ -4,16 +4,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use cedar_policy::{Authorizer, Entities, Entity, PolicySet, Schema, SlotId, ValidationMode, Validator};
+use cedar_policy::{Entities, Entity, Policy, PolicySet, Schema, SlotId, ValidationMode, Validator};
 use cedar_policy_core::ast::EntityUID;
 use sha2::{Digest, Sha256};
 
 use super::Files;
 use super::bundle::{self, Body, Bundle, Parsed};
+use super::change::History;
 use super::entities::{EntityStore, Reach};
+use super::footprint::Footprint;
+use super::index::{Compiled, Index, Side};
 use super::routes::Routes;
 use super::schema::{self, Types};
-use super::snapshot::{PolicyFacts, Snapshot};
+use super::snapshot::Snapshot;
 use super::summary::BundleSummary;
 use crate::model::{Denial, EntityUid, PolicyId, Revision, Timeline};
 use crate::problem::{Problem, Severity, SourceFile};
@@ -47,7 +50,7 @@ impl Compiler {
         self.stop_at_errors()?;
         let schema = self.schema(&bundles);
         self.stop_at_errors()?;
-        let Some((schema, types)) = schema else { return Err(self.problems) };
+        let Some((schema, mut types)) = schema else { return Err(self.problems) };
         let sets = self.policies(&bundles);
         let reach = self.validate(&sets, &schema);
         let entities = self.entities(&bundles, &schema);
@@ -58,7 +61,11 @@ impl Compiler {
             }
         }
         self.stop_at_errors()?;
-        let Sets { enforced, shadow, facts, .. } = sets;
+        let entities = EntityStore::new(&entities, reach);
+        let mut policies: Vec<Arc<Compiled>> = sets.compiled.into_iter().map(Arc::new).collect();
+        policies.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        let index = Index::new(&policies, entities.actions().map(Side::of));
+        types.narrow(|action| index.footprint(action.as_ref()));
         Ok(Snapshot {
             generation,
             revision: Arc::new(revision(files)),
@@ -67,11 +74,13 @@ impl Compiler {
                 enforced: SystemTime::now(),
             },
             warnings: self.problems,
-            enforced,
-            shadow,
-            policies: facts,
+            has_shadow: policies.iter().any(|policy| policy.shadow),
+            policies,
+            index,
+            history: History::default(),
+            schema_digest: schema_digest(&bundles),
             types,
-            entities: EntityStore::new(&entities, reach),
+            entities,
             routes,
             default_denial: Arc::new(
                 bundles.iter().find_map(|bundle| bundle.denial.clone()).unwrap_or_else(|| Denial {
@@ -81,7 +90,6 @@ impl Compiler {
                 }),
             ),
             bundles: bundles.into_iter().map(|bundle| describe(bundle.manifest)).collect(),
-            authorizer: Authorizer::new(),
         })
     }
 
@@ -165,23 +173,19 @@ impl Compiler {
             sets.sources.insert(id.clone(), Arc::clone(&own.source));
             let added = match &own.body {
                 Body::Static(policy) => {
-                    let facts = PolicyFacts::new(own, policy.effect(), None);
-                    sets.facts.insert(id.clone(), facts);
-                    let narrow = sets.pick(own.annotations.shadow).add(policy.as_ref().clone());
-                    narrow.and_then(|()| sets.all.add(policy.as_ref().clone()))
+                    sets.compiled.push(own.compiled(policy, &mut self.problems));
+                    sets.all.add(policy.as_ref().clone())
                 }
-                Body::Template(template) => {
-                    let narrow = sets.pick(own.annotations.shadow).add_template(template.as_ref().clone());
-                    narrow.and_then(|()| sets.all.add_template(template.as_ref().clone()))
-                }
+                Body::Template(template) => sets.all.add_template(template.as_ref().clone()),
             };
             if let Err(error) = added {
                 self.problems.push(Problem::from_diagnostic(&error, &own.source));
             }
         }
+        let templates: HashMap<&PolicyId, &&Parsed> =
+            parsed.iter().filter(|own| matches!(own.body, Body::Template(_))).map(|own| (own.id(), own)).collect();
         for link in bundles.iter().flat_map(|bundle| &bundle.links) {
-            let template = parsed.iter().find(|own| own.id() == &link.template);
-            let Some((own, Body::Template(body))) = template.map(|own| (own, &own.body)) else {
+            let Some(template) = templates.get(&link.template) else {
                 let message =
                     format!("link `{}` names the template `{}`, which does not exist", link.id, link.template);
                 self.problems.push(Problem::error(message).in_file(&link.source));
@@ -201,14 +205,10 @@ impl Compiler {
                 };
                 values.insert(slot, uid.clone());
             }
-            let linked = sets
-                .pick(own.annotations.shadow)
-                .link(link.template.clone(), link.id.clone(), values.clone())
-                .and_then(|()| sets.all.link(link.template.clone(), link.id.clone(), values));
-            match linked {
+            match sets.all.link(link.template.clone(), link.id.clone(), values) {
                 Ok(()) => {
-                    let facts = PolicyFacts::new(own, body.effect(), Some(link.template.clone()));
-                    sets.facts.insert(link.id.clone(), facts);
+                    let linked = sets.all.policy(&link.id);
+                    sets.compiled.extend(linked.map(|policy| template.compiled(policy, &mut self.problems)));
                     sets.sources.insert(link.id.clone(), Arc::clone(&link.source));
                 }
                 Err(error) => {
@@ -217,7 +217,7 @@ impl Compiler {
                 }
             }
         }
-        if sets.facts.is_empty() && self.problems.is_empty() {
+        if sets.compiled.is_empty() && self.problems.is_empty() {
             self.problems.push(Problem::warning("there is no policy: every request is denied"));
         }
         sets
@@ -326,37 +326,45 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     message
 }
 
-impl PolicyFacts {
-    fn new(own: &Parsed, effect: cedar_policy::Effect, template: Option<PolicyId>) -> Self {
-        Self {
-            effect,
-            shadow: own.annotations.shadow,
-            denial: own.annotations.denial.clone().map(Arc::new),
-            file: own.source.name.clone(),
-            template,
+impl Parsed {
+    /// A policy that this stands for: itself, or linked from it.
+    fn compiled(&self, policy: &Policy, problems: &mut Vec<Problem>) -> Compiled {
+        let footprint = Footprint::of(policy).unwrap_or_else(|error| {
+            let message = format!("what `{}` reads cannot be told, so everything is: {error}", policy.id());
+            let hint = "decisions of its actions are remembered for requests that are equal in all that is declared";
+            problems.push(Problem::warning(message).hint(hint).at(&self.source, self.span));
+            Footprint::everything()
+        });
+        let compiled = Compiled::new(policy, footprint, self.annotations.clone(), self.source.name.clone());
+        if compiled.is_unscoped() {
+            let message = format!("`{}` has no scope: every decision that is made evaluates it", policy.id());
+            let hint = "about a microsecond each; name a principal, an action or a resource where the rule has one";
+            problems.push(Problem::warning(message).hint(hint).at(&self.source, self.span));
         }
+        compiled
     }
 }
 
-/// The policies of all bundles: all of them for validation, and apart by mode for evaluation.
+/// The policies of all bundles: as one set for validation, and each for evaluation.
 #[derive(Default)]
 struct Sets {
     all: PolicySet,
-    enforced: PolicySet,
-    shadow: PolicySet,
-    facts: HashMap<PolicyId, PolicyFacts>,
+    compiled: Vec<Compiled>,
     sources: HashMap<PolicyId, Arc<SourceFile>>,
-}
-
-impl Sets {
-    fn pick(&mut self, shadow: bool) -> &mut PolicySet {
-        if shadow { &mut self.shadow } else { &mut self.enforced }
-    }
 }
 
 fn describe(manifest: bundle::Manifest) -> BundleSummary {
     let bundle::Manifest { name, version, owner, description, controls, ttl, denial: _ } = manifest;
     BundleSummary { name: name.0, version, owner, description, controls, ttl }
+}
+
+/// Over the texts of all schema files: any edit of one may change what a request is.
+fn schema_digest(bundles: &[Bundle]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    for (_, source) in bundles.iter().flat_map(|bundle| &bundle.fragments) {
+        hasher.update(Sha256::digest(&source.text));
+    }
+    hasher.finalize().into()
 }
 
 /// Identity by content: the digests of the bundles, in the order in which they are followed.

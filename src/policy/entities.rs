@@ -6,9 +6,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use cedar_policy::Entities;
 use cedar_policy_core::ast::{self, EntityUID, PartialValue, ValueKind};
-use cedar_policy_core::entities::{NoEntitiesSchema, TCComputation};
+use cedar_policy_core::entities::{Entities, NoEntitiesSchema, TCComputation};
 use cedar_policy_core::extensions::Extensions;
 
 use super::value;
@@ -32,8 +31,8 @@ pub struct Reach {
 
 impl EntityStore {
     /// Takes over entities whose transitive closure is computed.
-    pub fn new(entities: &Entities, reach: Reach) -> Self {
-        let entities: &cedar_policy_core::entities::Entities = entities.as_ref();
+    pub fn new(entities: &cedar_policy::Entities, reach: Reach) -> Self {
+        let entities: &Entities = entities.as_ref();
         let entities = entities.iter().map(|entity| (entity.uid().clone(), Arc::new(entity.clone()))).collect();
         Self { entities, reach }
     }
@@ -48,18 +47,48 @@ impl EntityStore {
         self.entities.contains_key(AsRef::<EntityUID>::as_ref(uid))
     }
 
-    /// The entities that policies can reach for a request, with the principal as the request proves it.
+    /// The entity with this id, for a request with this principal: what is below the principal is below the groups, too,
+    /// that only the request proves.
+    pub fn get(&self, uid: &EntityUID, principal: &Principal, own: Option<&ast::Entity>) -> Option<Arc<ast::Entity>> {
+        let mut entity = Arc::clone(self.entities.get(uid)?);
+        if let Some(own) = own.filter(|own| !principal.parents.is_empty() && entity.is_descendant_of(own.uid())) {
+            let raised = Arc::make_mut(&mut entity);
+            own.ancestors().for_each(|ancestor| raised.add_indirect_ancestor(ancestor.clone()));
+        }
+        Some(entity)
+    }
+
+    /// Whether policies look at the entities that a request names, and no further.
+    pub fn is_level_1(&self) -> bool {
+        self.reach.depth == Some(1)
+    }
+
+    /// The entities that are in one of two stores only, or differ in attributes, tags or ancestors.
+    pub fn differences(&self, other: &Self) -> HashSet<EntityUID> {
+        let differs = |uid: &EntityUID| match (self.entities.get(uid), other.entities.get(uid)) {
+            (Some(own), Some(other)) => !Arc::ptr_eq(own, other) && !same(own, other),
+            _ => true,
+        };
+        self.entities.keys().chain(other.entities.keys()).filter(|uid| differs(uid)).cloned().collect()
+    }
+
+    /// All actions, with their groups.
+    pub fn actions(&self) -> impl Iterator<Item = &ast::Entity> {
+        self.entities.values().map(Arc::as_ref).filter(|entity| entity.uid().is_action())
+    }
+
+    /// The entities that policies can reach for a request: `own` is the principal as [`Self::principal`] gave it,
+    /// `frontier` is everything else that the request names.
     ///
     /// # Errors
-    /// If an attribute of the principal is not a value of its type; the message says which.
-    pub fn slice<'a>(
+    /// If Cedar does not take them, which would be a fault of ours.
+    pub fn slice(
         &self,
         principal: &Principal,
-        others: impl Iterator<Item = &'a EntityUID>,
+        own: Option<Arc<ast::Entity>>,
+        mut frontier: Vec<EntityUID>,
     ) -> Result<Entities, String> {
-        let own = self.principal(principal)?;
-        let mut slice: HashMap<&EntityUID, Arc<ast::Entity>> = HashMap::new();
-        let mut frontier: Vec<EntityUID> = others.cloned().collect();
+        let mut slice: HashMap<EntityUID, Arc<ast::Entity>> = HashMap::new();
         frontier.extend(self.reach.literals.iter().map(|uid| AsRef::<EntityUID>::as_ref(uid).clone()));
         // At depth 1 the entities of the request are there; each step adds what their attributes refer to.
         let mut depth = 1;
@@ -76,36 +105,32 @@ impl EntityStore {
                 if &uid == own_uid {
                     continue;
                 }
-                let Some((uid, entity)) = self.entities.get_key_value(&uid) else { continue };
-                if slice.insert(uid, Arc::clone(entity)).is_none() && goes_deeper(depth) {
-                    next.extend(referred(entity));
+                let Some(entity) = self.get(&uid, principal, own.as_deref()) else { continue };
+                if goes_deeper(depth) && !slice.contains_key(&uid) {
+                    next.extend(referred(&entity));
                 }
+                slice.insert(uid, entity);
             }
             frontier = next;
             depth += 1;
         }
-        // What is below the principal is below the groups, too, that only the request proves.
-        if let Some(own) = own.as_ref().filter(|_| !principal.parents.is_empty()) {
-            for entity in slice.values_mut().filter(|entity| entity.is_descendant_of(own_uid)) {
-                let entity = Arc::make_mut(entity);
-                own.ancestors().for_each(|ancestor| entity.add_indirect_ancestor(ancestor.clone()));
-            }
-        }
         // Ancestors are part of each entity and were computed at load: nothing else is left to compute or check here.
         let all = slice.into_values().chain(own);
-        cedar_policy_core::entities::Entities::new()
+        Entities::new()
             .add_entities(
                 all,
                 None::<&NoEntitiesSchema>,
                 TCComputation::AssumeAlreadyComputed,
                 Extensions::all_available(),
             )
-            .map(Entities::from)
             .map_err(|error| error.to_string())
     }
 
     /// The principal as the request proves it, merged with what the bundles know: their attributes win, parents add up.
-    fn principal(&self, principal: &Principal) -> Result<Option<Arc<ast::Entity>>, String> {
+    ///
+    /// # Errors
+    /// If an attribute of the principal is not a value of its type; the message says which.
+    pub fn principal(&self, principal: &Principal) -> Result<Option<Arc<ast::Entity>>, String> {
         let uid: &EntityUID = principal.uid.as_ref();
         let known = self.entities.get(uid);
         if principal.attributes.is_empty() && principal.parents.is_empty() {
@@ -132,6 +157,12 @@ impl EntityStore {
         let entity = ast::Entity::new_with_attr_partial_value(uid.clone(), attributes, ancestors, parents, tags);
         Ok(Some(Arc::new(entity)))
     }
+}
+
+/// Whether an evaluation cannot tell two versions of an entity apart.
+fn same(own: &ast::Entity, other: &ast::Entity) -> bool {
+    let ancestors = |entity: &ast::Entity| entity.ancestors().cloned().collect::<HashSet<EntityUID>>();
+    own.attrs().eq(other.attrs()) && own.tags().eq(other.tags()) && ancestors(own) == ancestors(other)
 }
 
 /// The entities that the attributes and tags of an entity refer to.

@@ -307,7 +307,7 @@ fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<
                 let message = format!("route `{}` leads to {action}, which does not take `{resource}`", entry.pattern);
                 faults.push((message, Some(hint.to_owned())));
             }
-            for (root, attribute) in &declared.context {
+            for (root, attribute) in &declared.declared {
                 if let (Root::Params, crate::model::Type::Record(fields)) = (root, &attribute.ty) {
                     let missing =
                         fields.iter().filter(|(name, field)| field.required && !own.contains(&name.to_string()));

@@ -12,6 +12,7 @@ use cedar_policy_core::validator::ValidatorSchema;
 use cedar_policy_core::validator::types::{self, EntityKind};
 use serde_json::{Map, Value as Json};
 
+use super::footprint::Footprint;
 use crate::model::{AttributeType, ContextType, EntityTypeName, EntityUid, Extension, RecordType, Root, Type};
 use crate::yaml::suggest;
 
@@ -25,19 +26,47 @@ pub struct Types {
     entities: HashMap<EntityTypeName, RecordType>,
 }
 
-/// What an action takes.
-#[derive(Debug)]
+/// What an action takes, and what its policies can read of it.
+#[derive(Debug, Default)]
 pub struct ActionType {
     principals: Vec<EntityTypeName>,
     resources: Vec<EntityTypeName>,
-    /// What its context is made of.
+    /// What its context is made of, as declared.
+    pub declared: ContextType,
+    /// What its context is made of, cut down to the footprint: what is mapped, evaluated and remembered.
     pub context: ContextType,
+    /// The attributes that are read of its types of principals, likewise cut down.
+    attributes: HashMap<EntityTypeName, RecordType>,
+    /// What its policies can read.
+    pub footprint: Footprint,
+    /// Identity of the footprint.
+    pub fingerprint: [u8; 16],
 }
 
 impl ActionType {
+    fn new(principals: Vec<EntityTypeName>, resources: Vec<EntityTypeName>, declared: ContextType) -> Self {
+        Self { principals, resources, declared, ..Self::default() }
+    }
+
+    fn narrow(&mut self, footprint: Footprint, entities: &HashMap<EntityTypeName, RecordType>) {
+        let cut = |name: &EntityTypeName| {
+            let fields = entities.get(name).map(|fields| footprint.cut_entity(fields)).unwrap_or_default();
+            (name.clone(), fields)
+        };
+        self.attributes = self.principals.iter().map(cut).collect();
+        self.context = footprint.cut_context(&self.declared);
+        self.fingerprint = footprint.fingerprint();
+        self.footprint = footprint;
+    }
+
     /// Whether the action is declared for these types of principal and resource.
     pub fn applies_to(&self, principal: &EntityTypeName, resource: &EntityTypeName) -> bool {
         self.principals.contains(principal) && self.takes_resource(resource)
+    }
+
+    /// The attributes of a type of principal that the action's policies can read; `None` if it does not take that type.
+    pub fn principal(&self, name: &EntityTypeName) -> Option<&RecordType> {
+        self.attributes.get(name)
     }
 
     /// Whether the action is declared for this type of resource.
@@ -67,7 +96,7 @@ impl Types {
                 .collect();
             let principals = action.applies_to_principals().cloned().map(EntityTypeName::from).collect();
             let resources = action.applies_to_resources().cloned().map(EntityTypeName::from).collect();
-            types.actions.insert(uid, ActionType { principals, resources, context });
+            types.actions.insert(uid, ActionType::new(principals, resources, context));
         }
         for entity in schema.entity_types() {
             let name = EntityTypeName::from(entity.name().clone());
@@ -77,6 +106,13 @@ impl Types {
         faults.sort();
         faults.dedup();
         if faults.is_empty() { Ok(types) } else { Err(faults) }
+    }
+
+    /// Cuts each action's types down to what `footprint` says of it.
+    pub(super) fn narrow(&mut self, footprint: impl Fn(&EntityUid) -> Footprint) {
+        for (uid, action) in &mut self.actions {
+            action.narrow(footprint(uid), &self.entities);
+        }
     }
 
     /// What an action takes; `None` if the schema does not declare it.

@@ -1,19 +1,22 @@
 //! Snapshots: compiled bundles, immutable and validated, swapped in as a whole.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use cedar_policy::{AuthorizationError, Authorizer, Context, PolicySet, Request, Response};
-use cedar_policy_core::ast::{self, EntityUID};
+use cedar_policy_core::ast::{self, EntityUID, EntityUIDEntry, Literal, ValueKind};
+use cedar_policy_core::evaluator::Evaluator;
+use cedar_policy_core::extensions::Extensions;
 
+use super::change::{Change, History, Sides};
 use super::entities::{self, EntityStore};
+use super::index::{Compiled, Index, Side};
 use super::routes::Routes;
 use super::schema::Types;
 use super::summary::{BundleSummary, PolicySummary, Summary};
 use super::{Files, value};
 use crate::model::{
-    Decision, Denial, Effect, EntityUid, PolicyError, PolicyId, Query, Reason, Revision, Shadow, Timeline,
+    CacheState, Decision, Denial, Effect, EntityUid, PolicyError, PolicyId, Query, Reason, Revision, Shadow, Timeline,
 };
 use crate::problem::Problem;
 
@@ -28,25 +31,50 @@ pub struct Snapshot {
     pub timeline: Timeline,
     /// Warnings of the bundles, which do not stop it from being used.
     pub warnings: Vec<Problem>,
-    pub(super) enforced: PolicySet,
-    pub(super) shadow: PolicySet,
-    pub(super) policies: HashMap<PolicyId, PolicyFacts>,
+    /// By id.
+    pub(super) policies: Vec<Arc<Compiled>>,
+    pub(super) index: Index,
+    /// Whether any policy is in shadow mode.
+    pub(super) has_shadow: bool,
+    pub(super) history: History,
+    /// Over the texts of all schema files.
+    pub(super) schema_digest: [u8; 32],
     pub(super) types: Types,
     pub(super) entities: EntityStore,
     pub(super) routes: Routes,
     pub(super) default_denial: Arc<Denial>,
     pub(super) bundles: Vec<BundleSummary>,
-    pub(super) authorizer: Authorizer,
 }
 
-/// What is known of a policy beside what Cedar evaluates.
-#[derive(Debug)]
-pub(super) struct PolicyFacts {
-    pub(super) effect: cedar_policy::Effect,
-    pub(super) shadow: bool,
-    pub(super) denial: Option<Arc<Denial>>,
-    pub(super) file: String,
-    pub(super) template: Option<PolicyId>,
+/// A decision, and what else came out of making it.
+#[derive(Debug, Clone)]
+pub struct Evaluation {
+    /// The decision.
+    pub decision: Decision,
+    /// How many policies met the query's scope.
+    pub candidates: usize,
+    /// The least `@ttl` of them: one that did not decide this time might have, had the clock or the world differed.
+    pub ttl: Option<Duration>,
+}
+
+/// What became of the candidates of a request: Cedar's Response, for both modes apart.
+#[derive(Debug, Default)]
+struct Evaluated<'a> {
+    enforced: Satisfied<'a>,
+    shadow: Satisfied<'a>,
+    shadow_errors: Vec<PolicyError>,
+    errors: Vec<PolicyError>,
+    /// The erring forbids that are in force.
+    erring_forbids: Vec<&'a Compiled>,
+    /// Whether a forbid in shadow mode erred.
+    shadow_forbid_erred: bool,
+}
+
+/// The satisfied policies of one mode.
+#[derive(Debug, Default)]
+struct Satisfied<'a> {
+    permits: Vec<&'a Compiled>,
+    forbids: Vec<&'a Compiled>,
 }
 
 impl Snapshot {
@@ -56,6 +84,30 @@ impl Snapshot {
     /// Every problem of every bundle; warnings are among them only if there are errors.
     pub fn compile(files: &[Files], generation: u64) -> Result<Self, Vec<Problem>> {
         super::compile::compile(files, generation)
+    }
+
+    /// Compiles the successor of a snapshot, which knows what differs from it, so that decisions made under it may stand.
+    ///
+    /// # Errors
+    /// Every problem of every bundle.
+    pub fn succeed(previous: &Self, files: &[Files]) -> Result<Self, Vec<Problem>> {
+        let generation = previous.generation + 1;
+        let mut next = Self::compile(files, generation)?;
+        next.history = previous.history.then(generation, Change::between(previous, &next));
+        Ok(next)
+    }
+
+    /// Whether a decision that was made under an older generation about an equal query still stands under this one.
+    pub fn spares(&self, generation: u64, decision: &Decision, query: &Query) -> bool {
+        let Ok(own) = self.entities.principal(&query.principal) else { return false };
+        let find = |uid: &EntityUid| self.entities.get(uid.as_ref(), &query.principal, own.as_deref());
+        let (action, resource) = (find(&query.action), find(&query.resource));
+        let sides = Sides {
+            principal: Side { uid: query.principal.uid.as_ref(), entity: own.as_deref() },
+            action: Side { uid: query.action.as_ref(), entity: action.as_deref() },
+            resource: Side { uid: query.resource.as_ref(), entity: resource.as_deref() },
+        };
+        self.history.spares(generation, self.generation, decision, query, &sides)
     }
 
     /// What the schema says of actions and entity types.
@@ -68,132 +120,158 @@ impl Snapshot {
         &self.routes
     }
 
+    /// How long allows and denials may be remembered, as far as a bundle says so.
+    pub fn ttl(&self) -> (Option<Duration>, Option<Duration>) {
+        let ttl = self.bundles.iter().find_map(|bundle| bundle.ttl);
+        (ttl.and_then(|ttl| ttl.allow).map(|span| span.0), ttl.and_then(|ttl| ttl.deny).map(|span| span.0))
+    }
+
     /// Whether the bundles hold this entity.
     pub fn knows(&self, uid: &EntityUid) -> bool {
         self.entities.contains(uid)
     }
 
-    /// Whether a policy is a `forbid`.
-    pub fn is_forbid(&self, id: &PolicyId) -> bool {
-        self.policies.get(id).is_some_and(|facts| facts.effect == cedar_policy::Effect::Forbid)
-    }
-
-    /// Decides a Query by plain Cedar.
+    /// Decides a Query: Cedar's decision and reasons, from the policies whose scope it meets.
     ///
     /// # Errors
     /// A fault of ours, in words for the log: the Query did not fit what mapping promises.
     pub fn decide(&self, query: &Query) -> Result<Decision, String> {
+        self.evaluation(query).map(|evaluation| evaluation.decision)
+    }
+
+    /// Decides a Query, and says what the decision cost and how long it may be remembered.
+    ///
+    /// # Errors
+    /// As [`Self::decide`].
+    pub fn evaluation(&self, query: &Query) -> Result<Evaluation, String> {
         let applies = self
             .types
             .action(&query.action)
             .is_some_and(|action| action.applies_to(query.principal.uid.type_name(), query.resource.type_name()));
         if !applies {
-            return Ok(self.deny(Reason::NotApplicable, Vec::new(), Vec::new(), None, None));
+            let decision = self.deny(Reason::NotApplicable, &[], Vec::new(), None);
+            return Ok(Evaluation { decision, candidates: 0, ttl: None });
+        }
+        let own = self.entities.principal(&query.principal)?;
+        let resource: &EntityUID = query.resource.as_ref();
+        let found = self.entities.get(resource, &query.principal, own.as_deref());
+        let candidates = self.index.candidates(
+            &self.policies,
+            Side { uid: query.principal.uid.as_ref(), entity: own.as_deref() },
+            query.action.as_ref(),
+            Side { uid: resource, entity: found.as_deref() },
+        );
+        let (count, ttl) = (candidates.len(), candidates.iter().filter_map(|policy| policy.ttl).min());
+        let evaluated = self.evaluate(query, own, candidates)?;
+        Ok(Evaluation { decision: self.decision(&evaluated), candidates: count, ttl })
+    }
+
+    /// Evaluates candidates, whose scope is known to hold: what is left is their conditions.
+    fn evaluate<'a>(
+        &self,
+        query: &Query,
+        own: Option<Arc<ast::Entity>>,
+        candidates: Vec<&'a Compiled>,
+    ) -> Result<Evaluated<'a>, String> {
+        let mut evaluated = Evaluated::default();
+        if candidates.iter().all(|policy| policy.body.non_scope_constraints().is_none()) {
+            // Nothing looks at context or entities, so they need not be made.
+            candidates.into_iter().for_each(|policy| evaluated.satisfied(policy));
+            return Ok(evaluated);
         }
         let mut context = BTreeMap::new();
         for (name, own) in &query.context {
             context.insert(name.clone(), value::to_cedar(own)?);
         }
         let mut reached: Vec<EntityUID> = vec![
-            AsRef::<EntityUID>::as_ref(&query.principal.uid).clone(),
             AsRef::<EntityUID>::as_ref(&query.action).clone(),
             AsRef::<EntityUID>::as_ref(&query.resource).clone(),
         ];
         context.values().for_each(|own| entities::collect(&own.value, &mut reached));
-        let entities = self.entities.slice(&query.principal, reached.iter())?;
-        let request = Request::new(
-            query.principal.uid.clone(),
-            query.action.clone(),
-            query.resource.clone(),
-            Context::from(ast::Context::Value(Arc::new(context))),
-            None,
-        )
-        .map_err(|error| error.to_string())?;
-        let response = self.authorizer.is_authorized(&request, &self.enforced, &entities);
-        let shadow = (self.shadow.num_of_policies() > 0)
-            .then(|| self.authorizer.is_authorized(&request, &self.shadow, &entities))
-            .map(|shadow| self.with_shadow(&response, &shadow));
-        Ok(self.decision(&response, shadow))
+        let entities = self.entities.slice(&query.principal, own, reached)?;
+        let known = |uid: &EntityUid| EntityUIDEntry::known(AsRef::<EntityUID>::as_ref(uid).clone(), None);
+        let request = ast::Request::new_unchecked(
+            known(&query.principal.uid),
+            known(&query.action),
+            known(&query.resource),
+            Some(ast::Context::Value(Arc::new(context))),
+        );
+        let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
+        for policy in candidates {
+            let Some(condition) = policy.body.non_scope_constraints() else {
+                evaluated.satisfied(policy);
+                continue;
+            };
+            match evaluator.interpret(condition, policy.body.env()).map(|value| value.value) {
+                Ok(ValueKind::Lit(Literal::Bool(true))) => evaluated.satisfied(policy),
+                Ok(ValueKind::Lit(Literal::Bool(false))) => {}
+                // Strict validation has made sure that a condition is a Bool.
+                Ok(_) => evaluated.erring(policy, "the condition is not a Bool".to_owned()),
+                Err(error) => evaluated.erring(policy, error.to_string()),
+            }
+        }
+        Ok(evaluated)
     }
 
     /// The table of "no"s (design, decision 2), as far as policies have a say in it.
-    fn decision(&self, response: &Response, shadow: Option<Shadow>) -> Decision {
-        let determining = sorted(response.diagnostics().reason().cloned());
-        let errors = errors(response);
-        match response.decision() {
+    fn decision(&self, evaluated: &Evaluated<'_>) -> Decision {
+        let Evaluated { enforced: Satisfied { permits, forbids }, errors, erring_forbids, .. } = evaluated;
+        let shadow = self.has_shadow.then(|| evaluated.with_shadow());
+        if !forbids.is_empty() {
             // A policy that forbids has spoken: what another one could not say changes nothing.
-            cedar_policy::Decision::Deny if !determining.is_empty() => {
-                self.deny(Reason::Policy, determining, errors, shadow, None)
-            }
-            _ if errors.iter().any(|error| self.is_forbid(&error.policy)) => {
-                let erring = sorted(errors.iter().map(|e| e.policy.clone()).filter(|id| self.is_forbid(id)));
-                let denial = self.denial(&[]);
-                self.deny(Reason::PolicyError, erring, errors, shadow, Some(denial))
-            }
-            cedar_policy::Decision::Deny => self.deny(Reason::DefaultDeny, determining, errors, shadow, None),
-            cedar_policy::Decision::Allow => Decision {
-                effect: Effect::Allow,
-                reason: Reason::Policy,
-                determining,
-                errors,
-                shadow,
-                denial: None,
-                revision: Arc::clone(&self.revision),
-            },
+            return self.deny(Reason::Policy, forbids, errors.clone(), shadow);
+        }
+        if !erring_forbids.is_empty() {
+            let denial = Some(Arc::clone(&self.default_denial));
+            let denied = self.deny(Reason::PolicyError, erring_forbids, errors.clone(), shadow);
+            return Decision { denial, ..denied };
+        }
+        if permits.is_empty() {
+            return self.deny(Reason::DefaultDeny, &[], errors.clone(), shadow);
+        }
+        Decision {
+            effect: Effect::Allow,
+            reason: Reason::Policy,
+            determining: ids(permits),
+            errors: errors.clone(),
+            shadow,
+            denial: None,
+            revision: Arc::clone(&self.revision),
+            cache: CacheState::Off,
         }
     }
 
-    /// What both sets together would decide. Merging Responses of disjoint sets is exact (cedar-facts, 3.2): a satisfied
-    /// forbid in either denies, and so does an erring one, else a satisfied permit in either allows.
-    fn with_shadow(&self, enforced: &Response, shadow: &Response) -> Shadow {
-        let both = [enforced, shadow];
-        let forbids = |response: &&Response| {
-            response.decision() == cedar_policy::Decision::Deny && response.diagnostics().reason().next().is_some()
-        };
-        let errs = |response: &&Response| errors(response).iter().any(|error| self.is_forbid(&error.policy));
-        let allows = |response: &&Response| response.decision() == cedar_policy::Decision::Allow;
-        let denied = both.iter().any(|response| forbids(response) || errs(response));
-        let effect = if both.iter().any(allows) && !denied { Effect::Allow } else { Effect::Deny };
-        Shadow { effect, determining: sorted(shadow.diagnostics().reason().cloned()), errors: errors(shadow) }
-    }
-
+    /// A denial by these policies looks as the first of them, by id, that shapes it says; else as the bundle says.
     fn deny(
         &self,
         reason: Reason,
-        determining: Vec<PolicyId>,
+        determining: &[&Compiled],
         errors: Vec<PolicyError>,
         shadow: Option<Shadow>,
-        denial: Option<Arc<Denial>>,
     ) -> Decision {
-        let denial = denial.unwrap_or_else(|| self.denial(&determining));
-        let revision = Arc::clone(&self.revision);
-        Decision { effect: Effect::Deny, reason, determining, errors, shadow, denial: Some(denial), revision }
-    }
-
-    /// How a denial by these policies looks: as the first of them, by id, that shapes it says; else as the bundle says.
-    fn denial(&self, determining: &[PolicyId]) -> Arc<Denial> {
-        determining
-            .iter()
-            .filter_map(|id| self.policies.get(id)?.denial.as_ref())
-            .next()
-            .map_or_else(|| Arc::clone(&self.default_denial), Arc::clone)
+        let denial = determining.iter().find_map(|policy| policy.denial.as_ref()).unwrap_or(&self.default_denial);
+        Decision {
+            effect: Effect::Deny,
+            reason,
+            determining: ids(determining),
+            errors,
+            shadow,
+            denial: Some(Arc::clone(denial)),
+            revision: Arc::clone(&self.revision),
+            cache: CacheState::Off,
+        }
     }
 
     /// The snapshot at a glance.
     pub fn summary(&self) -> Summary {
         let time = |at: SystemTime| humantime::format_rfc3339_millis(at).to_string();
-        let mut policies: Vec<PolicySummary> = self
-            .policies
-            .iter()
-            .map(|(id, facts)| PolicySummary {
-                id: id.to_string(),
-                effect: if facts.effect == cedar_policy::Effect::Permit { "permit" } else { "forbid" },
-                mode: if facts.shadow { "shadow" } else { "enforce" },
-                file: facts.file.clone(),
-                template: facts.template.as_ref().map(ToString::to_string),
-            })
-            .collect();
-        policies.sort_by(|a, b| a.id.cmp(&b.id));
+        let policies = self.policies.iter().map(|policy| PolicySummary {
+            id: policy.id.to_string(),
+            effect: if policy.effect == cedar_policy::Effect::Permit { "permit" } else { "forbid" },
+            mode: if policy.shadow { "shadow" } else { "enforce" },
+            file: policy.file.clone(),
+            template: policy.template.as_ref().map(ToString::to_string),
+        });
         Summary {
             revision: (*self.revision).clone(),
             generation: self.generation,
@@ -201,7 +279,7 @@ impl Snapshot {
             changed_at: self.timeline.changed.map(time),
             lead_time_ms: self.timeline.lead_time().and_then(|lead| u64::try_from(lead.as_millis()).ok()),
             bundles: self.bundles.clone(),
-            policies,
+            policies: policies.collect(),
             routes: self.routes.len(),
             entities: self.entities.len(),
             warnings: self.warnings.iter().map(ToString::to_string).collect(),
@@ -214,21 +292,44 @@ impl Snapshot {
     }
 }
 
-fn sorted(ids: impl Iterator<Item = PolicyId>) -> Vec<PolicyId> {
-    let mut ids: Vec<PolicyId> = ids.collect();
-    ids.sort_unstable();
-    ids
+/// In the order of the list, which is by id.
+fn ids(policies: &[&Compiled]) -> Vec<PolicyId> {
+    policies.iter().map(|policy| policy.id.clone()).collect()
 }
 
-fn errors(response: &Response) -> Vec<PolicyError> {
-    let mut errors: Vec<PolicyError> = response
-        .diagnostics()
-        .errors()
-        .map(|AuthorizationError::PolicyEvaluationError(error)| PolicyError {
-            policy: error.policy_id().clone(),
-            message: error.inner().to_string(),
-        })
-        .collect();
-    errors.sort_by(|a, b| a.policy.cmp(&b.policy));
-    errors
+impl<'a> Evaluated<'a> {
+    fn satisfied(&mut self, policy: &'a Compiled) {
+        let mode = if policy.shadow { &mut self.shadow } else { &mut self.enforced };
+        match policy.effect {
+            cedar_policy::Effect::Permit => mode.permits.push(policy),
+            cedar_policy::Effect::Forbid => mode.forbids.push(policy),
+        }
+    }
+
+    fn erring(&mut self, policy: &'a Compiled, message: String) {
+        let error = PolicyError { policy: policy.id.clone(), message };
+        if policy.shadow {
+            self.shadow_forbid_erred |= policy.effect == cedar_policy::Effect::Forbid;
+            self.shadow_errors.push(error);
+            return;
+        }
+        self.errors.push(error);
+        if policy.effect == cedar_policy::Effect::Forbid {
+            self.erring_forbids.push(policy);
+        }
+    }
+
+    /// What both modes together would decide.
+    fn with_shadow(&self) -> Shadow {
+        let erred = !self.erring_forbids.is_empty() || self.shadow_forbid_erred;
+        let forbidden = erred || !self.enforced.forbids.is_empty() || !self.shadow.forbids.is_empty();
+        let permitted = !self.enforced.permits.is_empty() || !self.shadow.permits.is_empty();
+        // As Cedar gives reasons: those of the side that wins.
+        let determining = if self.shadow.forbids.is_empty() { &self.shadow.permits } else { &self.shadow.forbids };
+        Shadow {
+            effect: if permitted && !forbidden { Effect::Allow } else { Effect::Deny },
+            determining: ids(determining),
+            errors: self.shadow_errors.clone(),
+        }
+    }
 }

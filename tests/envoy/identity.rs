@@ -66,7 +66,9 @@ async fn tokens_prove_who_asks() {
         ("GET", "/books/1", with(json!({"groups": {"readers": true}})), 400, Some("identity"), None),
         ("GET", "/books/1", with(json!({"groups": ["readers", 1]})), 400, Some("identity"), None),
         ("GET", "/books/1", with(json!({"sub": ""})), 400, Some("identity"), None),
-        ("GET", "/books/1", with(json!({"email": 1})), 400, Some("attribute"), None),
+        // It is looked at where policies do: one in shadow mode wants to know where orders are written to.
+        ("POST", "/orders", with(json!({"email": 1})), 400, Some("attribute"), None),
+        ("GET", "/books/1", with(json!({"email": 1})), 200, Some("policy"), Some("User::\"mallory\"")),
         // Bad tokens are Envoy's 401, or 403 if they are for somebody else, even where no token would do; nobody is asked.
         ("GET", "/books", Some(forged), 401, None, None),
         ("GET", "/books", Some(swapped), 401, None, None),

@@ -1,0 +1,164 @@
+//! Changes: the difference between two snapshots, as far as decisions are concerned.
+//!
+//! A decision that was made under an older snapshot still stands if no Change since can have altered it: neither allow
+//! or deny, nor which policies determined it, nor how a denial looks. The rules follow from Cedar's proofs about adding
+//! and removing policies (cedar-spec, `Thm/Authorization.lean`), made stricter so that determining policies and errors stay exact:
+//!
+//! | change | decisions that may differ |
+//! |---|---|
+//! | policy removed | those that it determined: another one was not satisfied, or a permit under a forbid |
+//! | policy added | those in its scope: also where it does not change the outcome, it may determine or err |
+//! | policy modified | as removed, and as added |
+//! | entity changed | those whose principal, its parents, resource or context name it; its descendants differ themselves |
+//! | default denial changed | denials |
+//! | schema, or anything not understood | all |
+//!
+//! Routes need no rule: they lead to the Query, which is made anew for each request.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+use cedar_policy_core::ast::EntityUID;
+
+use super::index::{Compiled, Side};
+use super::snapshot::Snapshot;
+use crate::model::{Decision, Effect, PolicyId, Query, Value};
+
+/// How many Changes a snapshot keeps. A decision that is older is made anew.
+const KEPT: usize = 64;
+
+/// What differs from one snapshot to the next.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// Anything may.
+    Everything,
+    /// This.
+    Some(Difference),
+}
+
+/// What differs, where it can be told.
+#[derive(Debug, Default)]
+pub(super) struct Difference {
+    /// Policies that are gone, or whose content changed.
+    removed: BTreeSet<PolicyId>,
+    /// Policies that are new, or whose content changed: their places in the newer snapshot's list.
+    added: Vec<Arc<Compiled>>,
+    /// Entities that are new, gone, or differ in attributes, tags or ancestors.
+    entities: HashSet<EntityUID>,
+    /// Whether denials look different that no policy shapes.
+    default_denial: bool,
+}
+
+/// A query's principal, action and resource, with their entities.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sides<'a> {
+    pub(super) principal: Side<'a>,
+    pub(super) action: Side<'a>,
+    pub(super) resource: Side<'a>,
+}
+
+/// The Changes that led to a snapshot, newest first, each with the generation that it led to.
+#[derive(Debug, Default, Clone)]
+pub(super) struct History(Vec<(u64, Arc<Change>)>);
+
+impl Change {
+    /// What differs between two snapshots.
+    pub(super) fn between(old: &Snapshot, new: &Snapshot) -> Self {
+        if old.schema_digest != new.schema_digest || old.has_shadow != new.has_shadow {
+            return Self::Everything;
+        }
+        let mut difference = Difference {
+            default_denial: old.default_denial != new.default_denial,
+            entities: old.entities.differences(&new.entities),
+            ..Difference::default()
+        };
+        // Beyond the first level an evaluation reaches entities that the Query does not name.
+        let is_level_1 = old.entities.is_level_1() && new.entities.is_level_1();
+        if !difference.entities.is_empty() && !is_level_1 {
+            return Self::Everything;
+        }
+        let (mut before, mut after) = (old.policies.iter().peekable(), new.policies.iter().peekable());
+        // Both lists are sorted by id.
+        loop {
+            match (before.peek(), after.peek()) {
+                (None, None) => break,
+                (Some(own), Some(other)) if own.id == other.id => {
+                    if !own.decides_like(other) {
+                        difference.removed.insert(own.id.clone());
+                        difference.added.push(Arc::clone(other));
+                    }
+                    before.next();
+                    after.next();
+                }
+                (Some(own), other) if other.is_none_or(|other| own.id < other.id) => {
+                    difference.removed.insert(own.id.clone());
+                    before.next();
+                }
+                (_, Some(other)) => {
+                    difference.added.push(Arc::clone(other));
+                    after.next();
+                }
+                (Some(_), None) => return Self::Everything,
+            }
+        }
+        Self::Some(difference)
+    }
+
+    /// Whether it may have altered a decision about a query. `sides` are the query's under the newest snapshot: an entity
+    /// change in between that made them differ alters the decision by itself.
+    fn may_alter(&self, decision: &Decision, query: &Query, sides: &Sides<'_>) -> bool {
+        let Self::Some(difference) = self else { return true };
+        let touched = |uid: &crate::model::EntityUid| difference.entities.contains(AsRef::<EntityUID>::as_ref(uid));
+        if !difference.entities.is_empty()
+            && (touched(&query.principal.uid)
+                || touched(&query.resource)
+                || query.principal.parents.iter().any(touched)
+                || query.context.values().any(|value| names(value, &touched)))
+        {
+            return true;
+        }
+        if difference.default_denial && decision.effect == Effect::Deny {
+            return true;
+        }
+        let shadow = decision.shadow.iter().flat_map(|shadow| &shadow.determining);
+        if decision.determining.iter().chain(shadow).any(|id| difference.removed.contains(id)) {
+            return true;
+        }
+        let in_scope =
+            |policy: &Compiled| policy.is_about(sides.action) && policy.meets(sides.principal, sides.resource);
+        difference.added.iter().any(|policy| in_scope(policy))
+    }
+}
+
+/// Whether a value names an entity.
+fn names(value: &Value, entity: &impl Fn(&crate::model::EntityUid) -> bool) -> bool {
+    match value {
+        Value::Entity(uid) => entity(uid),
+        Value::Set(members) => members.iter().any(|member| names(member, entity)),
+        Value::Record(fields) => fields.values().any(|field| names(field, entity)),
+        Value::Bool(_) | Value::Long(_) | Value::String(_) | Value::Extension(..) => false,
+    }
+}
+
+impl History {
+    /// What led to a snapshot, given what led to the one before and the Change between them.
+    pub(super) fn then(&self, generation: u64, change: Change) -> Self {
+        let older = self.0.iter().take(KEPT - 1).cloned();
+        Self(std::iter::once((generation, Arc::new(change))).chain(older).collect())
+    }
+
+    /// Whether a decision made under `since` still stands under `now`, which this is the history of.
+    pub(super) fn spares(&self, since: u64, now: u64, decision: &Decision, query: &Query, sides: &Sides<'_>) -> bool {
+        let mut expected = now;
+        for (generation, change) in &self.0 {
+            if expected == since {
+                return true;
+            }
+            if *generation != expected || change.may_alter(decision, query, sides) {
+                return false;
+            }
+            expected -= 1;
+        }
+        expected == since
+    }
+}

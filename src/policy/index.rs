@@ -1,0 +1,242 @@
+//! The scope index: which policies a request can be decided by, without looking at the others.
+//!
+//! Dropping a policy whose principal, resource or action scope the request does not meet leaves the whole Response
+//! equal: decision, determining policies and erring policies. That is a theorem of Cedar's Lean model for principal and
+//! resource (`isAuthorized_eq_for_scope_based_policy_slice`), and the same argument for actions: scopes cannot err and
+//! come first. So a policy stands in one bucket, by its most selective bound, under each action that it is about; a request
+//! looks into the buckets of its principal, its resource, their ancestors and types, and then holds each policy found
+//! against its whole scope.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cedar_policy::{ActionConstraint, Effect, Policy, PrincipalConstraint, ResourceConstraint};
+use cedar_policy_core::ast::{self, EntityType, EntityUID};
+
+use super::annotations::Annotations;
+use super::footprint::Footprint;
+use crate::model::{Denial, EntityUid, PolicyId};
+
+/// A policy, with what is known of it beside what Cedar evaluates.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    /// `bundle/id`
+    pub(super) id: PolicyId,
+    pub(super) effect: Effect,
+    /// Evaluated and reported, without effect.
+    pub(super) shadow: bool,
+    /// An upper bound for how long a decision may be remembered that it was a candidate for.
+    pub(super) ttl: Option<Duration>,
+    /// How a denial looks that it determines.
+    pub(super) denial: Option<Arc<Denial>>,
+    /// The file that it stands in.
+    pub(super) file: String,
+    /// The template that it is linked from.
+    pub(super) template: Option<PolicyId>,
+    /// What Cedar evaluates, once the scope is met.
+    pub(super) body: ast::Policy,
+    /// What it can read.
+    pub(super) footprint: Footprint,
+    principal: Bound,
+    resource: Bound,
+    action: ActionConstraint,
+}
+
+/// One side of a scope.
+#[derive(Debug, PartialEq, Eq)]
+enum Bound {
+    Any,
+    Eq(EntityUID),
+    In(EntityUID),
+    Is(EntityType),
+    IsIn(EntityType, EntityUID),
+}
+
+/// A principal or resource of a request: its id, and its entity if there is one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Side<'a> {
+    pub(super) uid: &'a EntityUID,
+    pub(super) entity: Option<&'a ast::Entity>,
+}
+
+/// Policies by scope. The numbers are places in the list that it was made from.
+#[derive(Debug, Default)]
+pub(super) struct Index(HashMap<EntityUID, Buckets>);
+
+/// The policies about one action.
+#[derive(Debug, Default)]
+struct Buckets {
+    /// What all of them together can read.
+    footprint: Footprint,
+    principal: HashMap<EntityUID, Vec<usize>>,
+    resource: HashMap<EntityUID, Vec<usize>>,
+    principal_type: HashMap<EntityType, Vec<usize>>,
+    resource_type: HashMap<EntityType, Vec<usize>>,
+    any: Vec<usize>,
+}
+
+// === impl Compiled ===
+
+impl Compiled {
+    pub(super) fn new(policy: &Policy, footprint: Footprint, annotations: Annotations, file: String) -> Self {
+        let Annotations { shadow, denial, ttl } = annotations;
+        let uid = |uid: EntityUid| AsRef::<EntityUID>::as_ref(&uid).clone();
+        let principal = match policy.principal_constraint() {
+            PrincipalConstraint::Any => Bound::Any,
+            PrincipalConstraint::Eq(own) => Bound::Eq(uid(own)),
+            PrincipalConstraint::In(own) => Bound::In(uid(own)),
+            PrincipalConstraint::Is(own) => Bound::Is(AsRef::<EntityType>::as_ref(&own).clone()),
+            PrincipalConstraint::IsIn(ty, own) => Bound::IsIn(AsRef::<EntityType>::as_ref(&ty).clone(), uid(own)),
+        };
+        let resource = match policy.resource_constraint() {
+            ResourceConstraint::Any => Bound::Any,
+            ResourceConstraint::Eq(own) => Bound::Eq(uid(own)),
+            ResourceConstraint::In(own) => Bound::In(uid(own)),
+            ResourceConstraint::Is(own) => Bound::Is(AsRef::<EntityType>::as_ref(&own).clone()),
+            ResourceConstraint::IsIn(ty, own) => Bound::IsIn(AsRef::<EntityType>::as_ref(&ty).clone(), uid(own)),
+        };
+        Self {
+            id: policy.id().clone(),
+            effect: policy.effect(),
+            shadow,
+            ttl,
+            denial: denial.map(Arc::new),
+            file,
+            footprint,
+            template: policy.template_id().cloned(),
+            body: AsRef::<ast::Policy>::as_ref(policy).clone(),
+            principal,
+            resource,
+            action: policy.action_constraint(),
+        }
+    }
+
+    /// Whether every decision that one determines looks as if the other did: same content, whatever its formatting and
+    /// its other annotations.
+    pub(super) fn decides_like(&self, other: &Self) -> bool {
+        self.effect == other.effect
+            && self.shadow == other.shadow
+            && self.denial == other.denial
+            && self.ttl == other.ttl
+            && self.principal == other.principal
+            && self.action == other.action
+            && self.resource == other.resource
+            && self.body.non_scope_constraints() == other.body.non_scope_constraints()
+            && self.body.env() == other.body.env()
+    }
+
+    /// Whether the scope holds for every request.
+    pub(super) fn is_unscoped(&self) -> bool {
+        matches!((&self.principal, &self.action, &self.resource), (Bound::Any, ActionConstraint::Any, Bound::Any))
+    }
+
+    pub(super) fn is_about(&self, action: Side<'_>) -> bool {
+        let within = |group: &EntityUid| action.is_in(AsRef::<EntityUID>::as_ref(group));
+        match &self.action {
+            ActionConstraint::Any => true,
+            ActionConstraint::Eq(own) => AsRef::<EntityUID>::as_ref(own) == action.uid,
+            ActionConstraint::In(groups) => groups.iter().any(within),
+        }
+    }
+
+    /// Whether a request meets its scope, save the action.
+    pub(super) fn meets(&self, principal: Side<'_>, resource: Side<'_>) -> bool {
+        self.principal.holds(principal) && self.resource.holds(resource)
+    }
+}
+
+impl Bound {
+    fn holds(&self, side: Side<'_>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Eq(uid) => side.uid == uid,
+            Self::In(uid) => side.is_in(uid),
+            Self::Is(ty) => side.uid.entity_type() == ty,
+            Self::IsIn(ty, uid) => side.uid.entity_type() == ty && side.is_in(uid),
+        }
+    }
+
+    fn entity(&self) -> Option<&EntityUID> {
+        match self {
+            Self::Eq(uid) | Self::In(uid) | Self::IsIn(_, uid) => Some(uid),
+            Self::Any | Self::Is(_) => None,
+        }
+    }
+}
+
+impl<'a> Side<'a> {
+    /// The side that an entity is.
+    pub(super) fn of(entity: &'a ast::Entity) -> Self {
+        Self { uid: entity.uid(), entity: Some(entity) }
+    }
+
+    /// Cedar's `in`: itself, or one of its ancestors.
+    fn is_in(self, uid: &EntityUID) -> bool {
+        self.uid == uid || self.entity.is_some_and(|entity| entity.is_descendant_of(uid))
+    }
+
+    fn ancestors(&self) -> impl Iterator<Item = &EntityUID> {
+        self.entity.into_iter().flat_map(ast::Entity::ancestors)
+    }
+}
+
+// === impl Index ===
+
+impl Index {
+    /// Puts each policy into its bucket under each of these actions that it is about.
+    pub(super) fn new<'a>(policies: &[Arc<Compiled>], actions: impl Iterator<Item = Side<'a>>) -> Self {
+        let buckets = actions.map(|action| {
+            let mut own = Buckets::default();
+            for (at, policy) in policies.iter().enumerate().filter(|(_, policy)| policy.is_about(action)) {
+                own.insert(policy, at);
+                own.footprint.merge(&policy.footprint);
+            }
+            (action.uid.clone(), own)
+        });
+        Self(buckets.collect())
+    }
+
+    /// What the policies about an action can read.
+    pub(super) fn footprint(&self, action: &EntityUID) -> Footprint {
+        self.0.get(action).map(|buckets| buckets.footprint.clone()).unwrap_or_default()
+    }
+
+    /// The policies whose scope a request meets, in the order of the list.
+    pub(super) fn candidates<'p>(
+        &self,
+        policies: &'p [Arc<Compiled>],
+        principal: Side<'_>,
+        action: &EntityUID,
+        resource: Side<'_>,
+    ) -> Vec<&'p Compiled> {
+        let Some(buckets) = self.0.get(action) else { return Vec::new() };
+        let mut found: Vec<usize> = Vec::new();
+        for uid in std::iter::once(principal.uid).chain(principal.ancestors()) {
+            found.extend(buckets.principal.get(uid).into_iter().flatten());
+        }
+        for uid in std::iter::once(resource.uid).chain(resource.ancestors()) {
+            found.extend(buckets.resource.get(uid).into_iter().flatten());
+        }
+        found.extend(buckets.principal_type.get(principal.uid.entity_type()).into_iter().flatten());
+        found.extend(buckets.resource_type.get(resource.uid.entity_type()).into_iter().flatten());
+        found.extend(&buckets.any);
+        found.sort_unstable();
+        let policies = found.into_iter().filter_map(|at| policies.get(at)).map(Arc::as_ref);
+        policies.filter(|policy| policy.meets(principal, resource)).collect()
+    }
+}
+
+impl Buckets {
+    /// By the most selective bound: an entity is one of many, a type one of few.
+    fn insert(&mut self, policy: &Compiled, at: usize) {
+        let bucket = match (policy.principal.entity(), policy.resource.entity(), &policy.principal, &policy.resource) {
+            (Some(uid), ..) => self.principal.entry(uid.clone()).or_default(),
+            (None, Some(uid), ..) => self.resource.entry(uid.clone()).or_default(),
+            (None, None, Bound::Is(ty), _) => self.principal_type.entry(ty.clone()).or_default(),
+            (None, None, _, Bound::Is(ty)) => self.resource_type.entry(ty.clone()).or_default(),
+            (None, None, ..) => &mut self.any,
+        };
+        bucket.push(at);
+    }
+}
