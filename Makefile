@@ -34,6 +34,10 @@ test: $(ENVOY_FOR_TESTS) ## every test; installs the Envoy that they need
 	     END { printf "\n%d passed, %d failed, %d skipped\n", passed, failed, ignored }' $(TEST_LOG); \
 	exit $$status
 
+.PHONY: engine
+engine: ## the long form of the test that remembered decisions equal fresh ones: a million comparisons
+	$(CARGO) test --release --locked --test stockade -- --ignored a_million_times --nocapture
+
 .PHONY: lint
 lint: $(CARGO_DENY) ## formatting, clippy, documentation, licences
 	$(CARGO) fmt --all --check

@@ -1,7 +1,5 @@
 //! Cached = fresh: whatever is asked and whatever changes, an answer of the running engine equals a fresh evaluation of all
 //! policies by plain Cedar over all entities, under the snapshot in force.
-//!
-//! Shown to fail on planted bugs: `tests/mutations` holds three as patches, and says how to run them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -527,9 +525,9 @@ fn what_is_remembered_equals_what_would_be_decided() {
     runs(20_000);
 }
 
-/// The long form: `make engine`.
+/// The long form.
 #[test]
-#[ignore = "takes minutes; `make engine` runs it"]
+#[ignore = "takes half an hour; `make engine` runs it"]
 fn what_is_remembered_equals_what_would_be_decided_a_million_times() {
     runs(1_000_000);
 }

@@ -531,7 +531,15 @@ async fn a_swapped_config_map_is_enforced_and_a_bad_one_is_not() {
     publish(&mount, "v3", "permit (principal, action, resource) when { principal.nmae };");
     let line = logged(&mut stockade, refused).await;
     assert_eq!(line["message"], "bundles refused: the last good version stays in force");
-    let third = admin_json(&stockade, "/snapshot").await;
+    let rejected = async {
+        loop {
+            let shown = admin_json(&stockade, "/snapshot").await;
+            if !shown["rejection"].is_null() {
+                return shown;
+            }
+        }
+    };
+    let third = timeout(PATIENCE, rejected).await.expect("a rejection in time");
     assert_eq!(third["snapshot"], second["snapshot"]);
     let problems = third["rejection"]["problems"].as_array().unwrap();
     assert!(problems.iter().any(|problem| problem.as_str().unwrap().contains("attribute `nmae`")), "{problems:?}");
