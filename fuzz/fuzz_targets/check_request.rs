@@ -1,5 +1,6 @@
 //! Whatever comes in, an answer goes out that Envoy cannot misread: any bytes, taken for a CheckRequest, under a bundle
-//! that looks at everything. The same is a property over generated requests in tests/wire.rs.
+//! that looks at everything; and what is remembered is what would be decided anew. The first is a property over generated
+//! requests in tests/wire.rs, too.
 
 #![no_main]
 
@@ -10,34 +11,47 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use libfuzzer_sys::fuzz_target;
 use stockade::config::Config;
+use stockade::decision::cache::Cache;
 use stockade::ext_authz::judge::{Judge, Verdict};
 use stockade::feed::{Limits, read};
 use stockade::model::{Effect, Outcome};
+use stockade::observe::{Metrics, words};
 use stockade::policy::Snapshot;
 use stockade::problem::SourceFile;
 use stockade::yaml;
 use tokio::sync::watch;
 
-/// As a sidecar is by default, and with every form of paths let through.
-static JUDGES: LazyLock<[Judge; 2]> = LazyLock::new(|| {
+/// Judges under one bundle: as a sidecar is by default, the same without remembering anything, and with every form of
+/// paths let through.
+static JUDGES: LazyLock<[Judge; 3]> = LazyLock::new(|| {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/everything");
     let bundle = read(&directory, &Limits::default()).expect("a directory");
     let snapshot = Arc::new(Snapshot::compile(&[bundle], 1).expect("a good bundle"));
-    let forms = "empty_path, double_slash, dot_segments, path_parameters, backslash, encoded_slash, encoded_dot, \
-                 encoded_nul, double_encoding, malformed_escape, not_utf8, fragment";
-    ["", forms].map(|forms| {
-        let text = format!("bundles: [{{directory: .}}]\npaths: {{allow: [{forms}]}}\n");
+    let forms = "paths: {allow: [empty_path, double_slash, dot_segments, path_parameters, backslash, encoded_slash, \
+                 encoded_dot, encoded_nul, double_encoding, malformed_escape, not_utf8, fragment]}";
+    ["", "cache: {enabled: false}", forms].map(|more| {
+        let text = format!("bundles: [{{directory: .}}]\n{more}\n");
         let config: Config = yaml::parse(&SourceFile::new("stockade.yaml", text)).expect("a good configuration");
         let (_, snapshots) = watch::channel(Some(Arc::clone(&snapshot)));
-        config.judge(snapshots)
+        let (metrics, _) = Metrics::new(&config.metrics).expect("metrics");
+        config.judge(snapshots, Arc::new(Cache::new(config.cache.clone())), metrics)
     })
 });
 
 fuzz_target!(|frame: &[u8]| {
-    for judge in &*JUDGES {
-        sound(&judge.frame(Bytes::copy_from_slice(frame), "d-1"));
-    }
+    let verdicts = JUDGES.each_ref().map(|judge| judge.frame(Bytes::copy_from_slice(frame), "d-1"));
+    verdicts.iter().for_each(sound);
+    let [remembered, fresh, _] = &verdicts;
+    assert_eq!(told(remembered), told(fresh));
 });
+
+/// What a verdict comes to, for whoever compares two.
+fn told(verdict: &Verdict) -> String {
+    match &verdict.outcome {
+        Outcome::Decided(decision) => format!("{:?} {:?}", words(&verdict.outcome), decision.determining),
+        other => format!("{other:?}"),
+    }
+}
 
 /// What must be true of every answer. There is a snapshot, so nothing is Undecided: that would be a fault of ours.
 fn sound(verdict: &Verdict) {
