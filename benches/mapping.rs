@@ -16,6 +16,7 @@ use prost::Message;
 use stockade::config::Config;
 use stockade::decision::cache::{self, Cache};
 use stockade::ext_authz::judge::Judge;
+use stockade::ext_authz::response::Answer;
 use stockade::ext_authz::wire::{
     Address, Attributes, CheckRequest, HttpRequest, Pair, Peer, Request, SocketAddress, Timestamp,
 };
@@ -132,7 +133,7 @@ fn check(c: &mut Criterion) {
     group.bench_function("from frame to frame", |b| {
         b.iter(|| {
             let verdict = judge.frame(black_box(&frame).clone(), "d-1");
-            verdict.answer.map(|response| response.encode_to_vec())
+            verdict.answer.map(Answer::into_frame)
         });
     });
     group.finish();

@@ -7,14 +7,15 @@ use std::time::Duration;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tracing::{error, info};
 
 use crate::admin::{self, Admin, Readiness};
 use crate::config::{AdminListen, Config};
 use crate::decision::cache::Cache;
-use crate::ext_authz::{server, service};
+use crate::ext_authz::checker::Checker;
+use crate::ext_authz::server;
+use crate::ext_authz::service::Authorization;
 use crate::feed::Status;
 use crate::feed::directory::Directories;
 use crate::listener::{self, Listener};
@@ -33,7 +34,7 @@ const LOG_FLUSH: Duration = Duration::from_secs(5);
 pub struct App {
     listeners: Vec<Listener>,
     admin: Option<(Listener, axum::Router)>,
-    routes: Routes,
+    service: Authorization,
     http2: server::Config,
     health: HealthReporter,
     feed: Directories<Snapshot>,
@@ -106,10 +107,10 @@ impl App {
 
         let cache = Arc::new(Cache::new(config.cache.clone()));
         let judge = config.judge(snapshots.clone(), Arc::clone(&cache), metrics.clone());
-        let checker = service::Checker::new(judge, log, metrics.clone());
-        let (routes, health) =
-            server::routes(service::Authorization::new(Arc::new(checker), &config.limits), &config.http2)
-                .map_err(|error| StartError::new("reflection cannot be set up", error))?;
+        let checker = Arc::new(Checker::new(judge, log, metrics.clone()));
+        let (others, health) =
+            server::others(&config.http2).map_err(|error| StartError::new("reflection cannot be set up", error))?;
+        let service = Authorization::new(checker, &config.limits, others);
         // A health service says that all is well until it is told otherwise, and the sockets are bound already.
         server::report(&health, false).await;
 
@@ -130,15 +131,14 @@ impl App {
                 let (metrics, status) = (metrics.clone(), status.clone());
                 Arc::new(move || {
                     following(&metrics, &status.borrow());
-                    let (entries, bytes) = cache.size();
-                    metrics.cache_size(entries, bytes);
+                    metrics.cache(&cache.usage());
                 })
             },
         });
         Ok(Self {
             listeners,
             admin: admin_listener.map(|listener| (listener, router)),
-            routes,
+            service,
             http2: config.http2,
             health,
             feed,
@@ -169,16 +169,16 @@ impl App {
         let mut servers: JoinSet<Result<(), StartError>> = JoinSet::new();
         for listener in self.listeners {
             info!(listener = "ext_authz", address = listener.local_address(), "listening");
-            let (routes, http2, drain) = (self.routes.clone(), self.http2.clone(), lifecycle.hold());
+            let (service, http2, drain) = (self.service.clone(), self.http2.clone(), lifecycle.hold());
             servers.spawn(async move {
                 let held = drain.clone();
-                let served = server::serve(listener, routes, http2, drain).await;
+                let served = server::serve(listener, service, http2, drain).await;
                 drop(held);
                 served.map_err(|error| StartError::new("the ext_authz server failed", error))
             });
         }
-        // The services hold the decision log; it ends, and flushes, when the last of them is gone.
-        drop(self.routes);
+        // The service holds the decision log; it ends, and flushes, when the last clone is gone.
+        drop(self.service);
         if let Some((listener, router)) = self.admin {
             info!(listener = "admin", address = listener.local_address(), "listening");
             servers.spawn(serve_admin(listener, router, lifecycle.hold()));

@@ -1,7 +1,10 @@
 //! Envoy's side: from CheckRequest to Query, and from what became of it to CheckResponse. tonic and Envoy's types stay
 //! in here.
 
+pub mod checker;
 mod convert;
+mod encode;
+mod grpc;
 mod headers;
 pub mod identity;
 pub mod json;

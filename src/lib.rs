@@ -28,4 +28,5 @@ pub mod shutdown;
 
 pub mod problem;
 pub mod units;
+pub mod varint;
 pub mod yaml;

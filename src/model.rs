@@ -297,9 +297,39 @@ pub enum Outcome {
     Undecided(Undecided),
 }
 
-/// Allow or deny, with the determining policies and the revision it was made under.
+/// Allow or deny, and the revision it stands under.
 #[derive(Debug, Clone)]
 pub struct Decision {
+    /// What the policies say: shared by all decisions that came out alike.
+    pub ruling: Arc<Ruling>,
+    /// The snapshot it was made under, or still stands under.
+    pub revision: Arc<Revision>,
+    /// The local count of that snapshot.
+    pub generation: u64,
+    /// Whether it was made for this request or remembered.
+    pub cache: CacheState,
+}
+
+#[cfg(test)]
+impl Decision {
+    /// A ruling, decided under some snapshot.
+    pub fn of(ruling: Ruling) -> Self {
+        let revision = Arc::new(Revision { id: "0123456789ab".into(), digest: "0123456789ab".into() });
+        Self { ruling: Arc::new(ruling), revision, generation: 1, cache: CacheState::Off }
+    }
+}
+
+impl std::ops::Deref for Decision {
+    type Target = Ruling;
+
+    fn deref(&self) -> &Ruling {
+        &self.ruling
+    }
+}
+
+/// What the policies say of a Query: all of a [`Decision`] that is remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruling {
     /// Allow or deny.
     pub effect: Effect,
     /// Why, in a word of bounded number.
@@ -312,10 +342,13 @@ pub struct Decision {
     pub shadow: Option<Shadow>,
     /// How the policies want a denial to look; `None` on allow.
     pub denial: Option<Arc<Denial>>,
-    /// The snapshot it was made under, or still stands under.
-    pub revision: Arc<Revision>,
-    /// Whether it was made for this request or remembered.
-    pub cache: CacheState,
+}
+
+impl Ruling {
+    /// Whether an evaluation error had a part in it, in force or in shadow.
+    pub fn erred(&self) -> bool {
+        !self.errors.is_empty() || self.shadow.as_ref().is_some_and(|shadow| !shadow.errors.is_empty())
+    }
 }
 
 /// What the decision cache had to do with a decision.

@@ -285,7 +285,8 @@ pub fn holds<S: Strategy>(cases: u32, strategy: S, property: impl Fn(S::Value)) 
 /// Holds an answer against what must be true of every answer, and tells in a word why it came out as it did. There is
 /// a snapshot, so nothing is Undecided: that would be a fault of ours.
 pub fn sound(verdict: &Verdict) -> &'static str {
-    let response = verdict.answer.as_ref().expect("a CheckResponse: a gRPC error is for the Undecided");
+    let answer = verdict.answer.as_ref().expect("an answer: a gRPC error is for the Undecided");
+    let response = answer.response().expect("a CheckResponse");
     // Envoy allows an answer without a status.
     let code = response.status.as_ref().expect("a status").code;
     let allowed = matches!(&verdict.outcome, Outcome::Decided(decision) if decision.effect == Effect::Allow);

@@ -55,7 +55,8 @@ fn told(verdict: &Verdict) -> String {
 
 /// What must be true of every answer. There is a snapshot, so nothing is Undecided: that would be a fault of ours.
 fn sound(verdict: &Verdict) {
-    let response = verdict.answer.as_ref().expect("a CheckResponse: a gRPC error is for the Undecided");
+    let answer = verdict.answer.as_ref().expect("an answer: a gRPC error is for the Undecided");
+    let response = answer.response().expect("a CheckResponse");
     // Envoy allows an answer without a status.
     let code = response.status.as_ref().expect("a status").code;
     let allowed = matches!(&verdict.outcome, Outcome::Decided(decision) if decision.effect == Effect::Allow);

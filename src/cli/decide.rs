@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::decision::cache::{self, Cache};
 use crate::ext_authz::json;
 use crate::ext_authz::judge::Verdict;
-use crate::model::{Decision, Effect, Outcome, PolicyError, Query};
+use crate::model::{Effect, Outcome, PolicyError, Query};
 use crate::observe::{self, Metrics};
 use crate::problem::{self, Problem, SourceFile};
 use crate::yaml;
@@ -45,7 +45,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
                 print!("{}", text(&verdict));
             }
             match &verdict.outcome {
-                Outcome::Decided(Decision { effect: Effect::Allow, .. }) => ExitCode::SUCCESS,
+                Outcome::Decided(decision) if decision.effect == Effect::Allow => ExitCode::SUCCESS,
                 Outcome::Decided(_) | Outcome::Unmapped(_) => ExitCode::from(2),
                 Outcome::Undecided(_) => ExitCode::from(4),
             }
@@ -86,7 +86,7 @@ fn report(verdict: &Verdict) -> Value {
         "reason": reason,
         "query": verdict.query.as_ref().map(query),
         "answer": match &verdict.answer {
-            Ok(response) => json::check_response(response),
+            Ok(answer) => answer.response().map_or(Value::Null, |response| json::check_response(&response)),
             Err(status) => json!({"grpc_status": status.code() as i32, "message": status.message()}),
         },
     });

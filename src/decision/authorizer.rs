@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::cache::{self, Bounds, Cache};
-use super::key;
-use crate::model::{CacheState, Decision, MissReason, Query, Root, Undecided};
+use super::cache::{Bounds, Cache};
+use super::key::{self, Key};
+use crate::model::{CacheState, Decision, MissReason, Query, Root, Ruling, Undecided};
 use crate::observe::Metrics;
 use crate::policy::{Evaluation, Snapshot};
 
@@ -48,7 +48,7 @@ impl Authorizer {
             return self.made(self.evaluate(snapshot, query)?.decision, MissReason::Uncacheable);
         };
         let now = Instant::now();
-        let mut key = Vec::with_capacity(256);
+        let mut key = Key::new();
         key::encode(query, &action.fingerprint, &mut key);
         match self.remembered(snapshot, query, &key, now) {
             Ok(decision) => Ok(decision),
@@ -58,7 +58,7 @@ impl Authorizer {
                 let bounds = Bounds { allow, deny, policies: ttl, token };
                 // Under the generation that it was decided under, which was read before the evaluation: a push in between
                 // is held against it at the next hit.
-                self.cache.insert(key, &decision, snapshot.generation, bounds, now);
+                self.cache.insert(&key, &decision.ruling, snapshot.generation, bounds, now);
                 self.made(decision, reason)
             }
         }
@@ -70,18 +70,14 @@ impl Authorizer {
         let generation = entry.generation();
         if generation != snapshot.generation {
             // Newer than this check's snapshot: a push came while it was mapped. It answers by its own.
-            if generation > snapshot.generation || !snapshot.spares(generation, &entry.decision, query) {
+            if generation > snapshot.generation || !snapshot.spares(generation, &entry.ruling, query) {
                 return Err(MissReason::Changed);
             }
             entry.promote(snapshot.generation);
             self.metrics.cache_promoted();
         }
-        let age = entry.age(now);
-        let decision = Decision {
-            revision: Arc::clone(&snapshot.revision),
-            cache: CacheState::Hit(age),
-            ..entry.decision.clone()
-        };
+        let age = self.cache.age(&entry, now);
+        let decision = Decision { cache: CacheState::Hit(age), ..snapshot.stands(&entry.ruling) };
         if self.cache.is_sampled() {
             self.check(snapshot, query, &decision)?;
         }
@@ -90,8 +86,8 @@ impl Authorizer {
     }
 
     /// Decides a hit again. A difference is a bug of ours and a breach at worst: everything is forgotten.
-    fn check(&self, snapshot: &Snapshot, query: &Query, remembered: &Decision) -> Result<(), MissReason> {
-        let same = snapshot.decide(query).is_ok_and(|fresh| cache::agree(&fresh, remembered));
+    fn check(&self, snapshot: &Snapshot, query: &Query, remembered: &Ruling) -> Result<(), MissReason> {
+        let same = snapshot.decide(query).is_ok_and(|fresh| *fresh.ruling == *remembered);
         self.metrics.cache_checked(same);
         if same {
             return Ok(());
@@ -106,11 +102,12 @@ impl Authorizer {
     }
 
     fn evaluate(&self, snapshot: &Snapshot, query: &Query) -> Result<Evaluation, Undecided> {
+        let begun = Instant::now();
         let evaluation = snapshot.evaluation(query).map_err(|fault| {
             tracing::error!(fault, action = %query.action, "a query could not be evaluated; this is a bug in stockade");
             Undecided::Internal
         })?;
-        self.metrics.evaluated(evaluation.candidates);
+        self.metrics.evaluated(evaluation.candidates, begun.elapsed());
         Ok(evaluation)
     }
 

@@ -4,12 +4,16 @@
 //! injective: every field has its length in front, every value its type; absent and empty are two things, sets and
 //! records are sorted already. A test decodes what it encodes. Keys are compared in full.
 
-use std::io::Write;
+use smallvec::SmallVec;
 
 use crate::model::{EntityUid, Extension, Proof, Query, Record, Value};
+use crate::varint::Varint;
+
+/// A key, on the stack unless it is a long one.
+pub type Key = SmallVec<[u8; 512]>;
 
 /// Appends the key of a query to `key`, which is empty or holds what came before.
-pub fn encode(query: &Query, fingerprint: &[u8; 16], key: &mut Vec<u8>) {
+pub fn encode(query: &Query, fingerprint: &[u8; 16], key: &mut Key) {
     key.extend_from_slice(fingerprint);
     uid(&query.principal.uid, key);
     key.push(match query.principal.proof {
@@ -26,30 +30,24 @@ pub fn encode(query: &Query, fingerprint: &[u8; 16], key: &mut Vec<u8>) {
     record(&query.context, key);
 }
 
-fn length(length: usize, key: &mut Vec<u8>) {
-    // A message is at most some megabytes, so nothing in it has more parts than this holds.
-    key.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+fn length(length: usize, key: &mut Key) {
+    key.extend_from_slice(&Varint::of(length as u64));
 }
 
-fn text(text: &str, key: &mut Vec<u8>) {
+fn text(text: &str, key: &mut Key) {
     length(text.len(), key);
     key.extend_from_slice(text.as_bytes());
 }
 
-fn uid(uid: &EntityUid, key: &mut Vec<u8>) {
-    // The length comes in front, and is known when the type's name has been written.
-    let at = key.len();
-    length(0, key);
-    // Writing to a Vec cannot fail.
-    let _ = write!(key, "{}", uid.type_name());
-    let written = u32::try_from(key.len() - at - 4).unwrap_or(u32::MAX);
-    if let Some(place) = key.get_mut(at..at + 4) {
-        place.copy_from_slice(&written.to_le_bytes());
-    }
+fn uid(uid: &EntityUid, key: &mut Key) {
+    let entity_type = uid.type_name();
+    length(entity_type.namespace_components().count(), key);
+    entity_type.namespace_components().for_each(|component| text(component, key));
+    text(entity_type.basename(), key);
     text(uid.id().unescaped(), key);
 }
 
-fn record(fields: &Record, key: &mut Vec<u8>) {
+fn record(fields: &Record, key: &mut Key) {
     length(fields.len(), key);
     for (name, field) in fields {
         text(name, key);
@@ -57,7 +55,7 @@ fn record(fields: &Record, key: &mut Vec<u8>) {
     }
 }
 
-fn value(own: &Value, key: &mut Vec<u8>) {
+fn value(own: &Value, key: &mut Key) {
     match own {
         Value::Bool(value) => key.extend_from_slice(&[1, u8::from(*value)]),
         Value::Long(value) => {
@@ -116,7 +114,8 @@ mod tests {
         }
 
         fn length(&mut self) -> Option<usize> {
-            self.take(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap()) as usize)
+            let byte = usize::from(self.byte()?);
+            if byte < 0x80 { Some(byte) } else { Some(byte - 0x80 + (self.length()? << 7)) }
         }
 
         fn text(&mut self) -> Option<String> {
@@ -125,8 +124,9 @@ mod tests {
         }
 
         fn uid(&mut self) -> Option<EntityUid> {
-            let (entity_type, id) = (self.text()?, self.text()?);
-            Some(EntityUid::from_type_name_and_id(entity_type.parse().ok()?, EntityId::new(id)))
+            let components = self.length()? + 1;
+            let entity_type = (0..components).map(|_| self.text()).collect::<Option<Vec<_>>>()?.join("::");
+            Some(EntityUid::from_type_name_and_id(entity_type.parse().ok()?, EntityId::new(self.text()?)))
         }
 
         fn record(&mut self) -> Option<Record> {
@@ -172,7 +172,7 @@ mod tests {
         let leaf = prop_oneof![
             any::<bool>().prop_map(Value::Bool),
             any::<i64>().prop_map(Value::Long),
-            ".{0,8}".prop_map(|text| Value::String(text.into())),
+            "(.{0,8}|.{120,300})".prop_map(|text| Value::String(text.into())),
             any_uid().prop_map(Value::Entity),
             "[0-9.]{0,8}".prop_map(|text| Value::Extension(Extension::Ipaddr, text.into())),
             "[0-9.]{0,8}".prop_map(|text| Value::Extension(Extension::Decimal, text.into())),
@@ -203,8 +203,8 @@ mod tests {
         )
     }
 
-    fn key(query: &Query) -> Vec<u8> {
-        let mut key = Vec::new();
+    fn key(query: &Query) -> Key {
+        let mut key = Key::new();
         encode(query, &[7; 16], &mut key);
         key
     }
@@ -243,7 +243,7 @@ mod tests {
             record("a", Value::Entity("User::\"x\"".parse().expect("an entity"))),
         ];
         let uid: EntityUid = "User::\"x\"".parse().expect("an entity");
-        let keys: std::collections::BTreeSet<Vec<u8>> = contexts
+        let keys: std::collections::BTreeSet<Key> = contexts
             .iter()
             .map(|context| {
                 let principal =

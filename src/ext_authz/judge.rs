@@ -1,13 +1,12 @@
 //! From a CheckRequest to the answer: the way of a request (design, section 3), without accounts and without a wire.
 
 use bytes::Bytes;
-use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
 use prost::Message;
 use tonic::Status;
 
 use super::headers::Headers;
 use super::request::{Mapped, Mapping};
-use super::response::{Answered, Answers};
+use super::response::{Answer, Answered, Answers};
 use super::wire::{CheckRequest, Struct};
 use crate::decision::authorizer::Authorizer;
 use crate::model::{Outcome, Query, Record, Unmapped, UnmappedKind};
@@ -33,7 +32,7 @@ pub struct Verdict {
     /// What of the request may be logged.
     pub logged: Record,
     /// The answer on the wire.
-    pub answer: Result<CheckResponse, Status>,
+    pub answer: Result<Answer, Status>,
 }
 
 impl Judge {

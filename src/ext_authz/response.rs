@@ -2,25 +2,25 @@
 //!
 //! Envoy reads only the status of an answer: one without a status allows, and so does one with status OK that carries a
 //! denial (contract, 1.3). So a CheckResponse is built here and nowhere else, from an [`Outcome`], by a function in
-//! which those pairs cannot be written.
+//! which those pairs cannot be written. It is written as bytes at once (see [`super::encode`]); the field numbers are those of
+//! envoy-types, whose messages read it back in the tests.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
 
+use bytes::Bytes;
 use deserr::Deserr;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
-use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
-use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
-use envoy_types::pb::envoy::service::auth::v3::{CheckResponse, DeniedHttpResponse, OkHttpResponse};
-use envoy_types::pb::envoy::r#type::v3::HttpStatus;
-use envoy_types::pb::google::protobuf::value::Kind;
-use envoy_types::pb::google::protobuf::{BoolValue, ListValue, Struct, Value};
-use envoy_types::pb::google::rpc;
+use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
+use prost::{DecodeError, Message as _};
 use serde::Serialize;
 use tonic::Status;
 
+use super::encode::Message;
 use super::wire;
 use crate::model::{CacheState, Decision, Denial, Effect, Outcome, Query, Undecided, Unmapped};
+use crate::observe::words;
 use crate::yaml::{Faults, Invalid};
 
 /// What the operator says about answers.
@@ -134,66 +134,134 @@ pub struct Answered<'a> {
     pub grpc: bool,
 }
 
+/// An encoded CheckResponse, in the frame of a gRPC message.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Answer(Vec<u8>);
+
+impl Answer {
+    /// The flag that says "not compressed", and the length.
+    const PREFIX: usize = 5;
+
+    fn write(write: impl FnOnce(&mut Message<'_>)) -> Self {
+        // Most answers take some three hundred bytes.
+        let mut frame = Vec::with_capacity(512);
+        frame.extend_from_slice(&[0; Self::PREFIX]);
+        write(&mut Message::new(&mut frame));
+        // Denials are checked to be small when a bundle is loaded.
+        let length = u32::try_from(frame.len() - Self::PREFIX).unwrap_or(u32::MAX);
+        if let Some(place) = frame.get_mut(1..Self::PREFIX) {
+            place.copy_from_slice(&length.to_be_bytes());
+        }
+        Self(frame)
+    }
+
+    /// The frame, as it goes on the wire.
+    pub fn into_frame(self) -> Bytes {
+        self.0.into()
+    }
+
+    /// The message, as Envoy reads it.
+    ///
+    /// # Errors
+    /// If it cannot be read, which is a bug of ours.
+    pub fn response(&self) -> Result<CheckResponse, DecodeError> {
+        CheckResponse::decode(self.0.get(Self::PREFIX..).unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.response(), f)
+    }
+}
+
 /// gRPC codes, as CheckResponse.status carries them. Envoy knows zero and non-zero.
-const OK: i32 = 0;
-const PERMISSION_DENIED: i32 = 7;
-const UNAVAILABLE: i32 = 14;
+const OK: u64 = 0;
+const PERMISSION_DENIED: u64 = 7;
+const UNAVAILABLE: u64 = 14;
+
+/// Fields of a CheckResponse.
+mod field {
+    pub(super) const STATUS: u64 = 1;
+    pub(super) const DENIED_RESPONSE: u64 = 2;
+    pub(super) const OK_RESPONSE: u64 = 3;
+    pub(super) const DYNAMIC_METADATA: u64 = 4;
+    pub(super) const ERROR_RESPONSE: u64 = 5;
+}
 
 impl Answers {
     /// The answer on the wire.
     ///
     /// # Errors
     /// Undecided as a gRPC error, where the operator chose that.
-    pub fn respond(&self, answered: Answered<'_>) -> Result<CheckResponse, Status> {
-        let (code, http_response) = match answered.outcome {
-            Outcome::Decided(decision) => match (decision.effect, &decision.denial) {
-                (Effect::Allow, _) => (OK, HttpResponse::OkResponse(self.allowed(&answered, decision))),
-                (Effect::Deny, Some(denial)) => {
-                    (PERMISSION_DENIED, HttpResponse::DeniedResponse(denied(denial, answered.grpc)))
+    pub fn respond(&self, answered: Answered<'_>) -> Result<Answer, Status> {
+        if let (Outcome::Undecided(undecided), UndecidedAnswer::GrpcStatus) = (answered.outcome, self.undecided) {
+            return Err(Status::unavailable(undecided_message(*undecided)));
+        }
+        Ok(Answer::write(|response| {
+            match answered.outcome {
+                Outcome::Decided(decision) => match (decision.effect, &decision.denial) {
+                    (Effect::Allow, _) => {
+                        status(response, OK);
+                        response.message(field::OK_RESPONSE, |ok| self.allow(ok, &answered, decision));
+                    }
+                    (Effect::Deny, Some(denial)) => {
+                        status(response, PERMISSION_DENIED);
+                        response.message(field::DENIED_RESPONSE, |denied| deny(denied, denial, answered.grpc));
+                    }
+                    (Effect::Deny, None) => {
+                        status(response, PERMISSION_DENIED);
+                        response.message(field::DENIED_RESPONSE, |denied| plain(denied, 403, "access denied"));
+                    }
+                },
+                Outcome::Unmapped(unmapped) => {
+                    status(response, PERMISSION_DENIED);
+                    let message = unmapped_message(unmapped);
+                    response.message(field::DENIED_RESPONSE, |denied| plain(denied, 400, &message));
                 }
-                (Effect::Deny, None) => (PERMISSION_DENIED, HttpResponse::DeniedResponse(plain(403, "access denied"))),
-            },
-            Outcome::Unmapped(unmapped) => {
-                (PERMISSION_DENIED, HttpResponse::DeniedResponse(plain(400, &unmapped_message(unmapped))))
+                Outcome::Undecided(undecided) => {
+                    status(response, UNAVAILABLE);
+                    let message = undecided_message(*undecided);
+                    response.message(field::ERROR_RESPONSE, |error| plain(error, 503, &message));
+                }
             }
-            Outcome::Undecided(undecided) => match self.undecided {
-                UndecidedAnswer::ErrorResponse => {
-                    (UNAVAILABLE, HttpResponse::ErrorResponse(plain(503, &undecided_message(*undecided))))
-                }
-                UndecidedAnswer::GrpcStatus => return Err(Status::unavailable(undecided_message(*undecided))),
-            },
-        };
-        Ok(CheckResponse {
-            status: Some(rpc::Status { code, message: String::new(), details: Vec::new() }),
-            dynamic_metadata: Some(dynamic_metadata(&answered)),
-            http_response: Some(http_response),
-        })
+            response.message(field::DYNAMIC_METADATA, |metadata| dynamic_metadata(metadata, &answered));
+        }))
     }
 
     /// What the upstream gets. A header that we own is set, or removed if it has no value: what the client sent under
     /// its name never survives. Envoy applies removals after sets, so a name is in one of the two only.
-    fn allowed(&self, answered: &Answered<'_>, decision: &Decision) -> OkHttpResponse {
-        let mut headers = Vec::new();
-        let mut headers_to_remove: Vec<String> = Vec::new();
+    fn allow(&self, ok: &mut Message<'_>, answered: &Answered<'_>, decision: &Decision) {
+        const HEADERS: u64 = 2;
+        const HEADERS_TO_REMOVE: u64 = 5;
         for (name, source) in &self.upstream_headers {
             match header_value(source, answered, decision) {
-                Some(value) => headers.push(header(&name.0, &visible(&value))),
-                None => headers_to_remove.push(name.0.clone()),
+                Some(value) => ok.message(HEADERS, |option| header(option, &name.0, Visible(&value))),
+                None => ok.text(HEADERS_TO_REMOVE, &name.0),
             }
         }
         let removed = self.remove_headers.iter().filter(|name| !self.upstream_headers.contains_key(name));
-        headers_to_remove.extend(removed.map(|name| name.0.clone()));
-        OkHttpResponse { headers, headers_to_remove, ..OkHttpResponse::default() }
+        removed.for_each(|name| ok.text(HEADERS_TO_REMOVE, &name.0));
     }
 }
 
-fn header_value(source: &HeaderSource, answered: &Answered<'_>, decision: &Decision) -> Option<String> {
-    let value = match source {
-        HeaderSource::Principal => answered.query?.principal.uid.to_string(),
-        HeaderSource::PrincipalId => answered.query?.principal.uid.id().unescaped().to_owned(),
-        HeaderSource::DecisionId => answered.decision_id.to_owned(),
-        HeaderSource::Revision => decision.revision.id.clone(),
-        HeaderSource::Claim(claim) => claim_text(answered.claims?.fields.get(claim)?)?,
+/// `google.rpc.Status`. The message is there also if it says OK: Envoy allows without one, and nobody should take this
+/// answer for an empty one.
+fn status(response: &mut Message<'_>, code: u64) {
+    response.message(field::STATUS, |status| {
+        if code != OK {
+            status.number(1, code);
+        }
+    });
+}
+
+fn header_value<'a>(source: &HeaderSource, answered: &Answered<'a>, decision: &'a Decision) -> Option<Cow<'a, str>> {
+    let value: Cow<'_, str> = match source {
+        HeaderSource::Principal => answered.query?.principal.uid.to_string().into(),
+        HeaderSource::PrincipalId => answered.query?.principal.uid.id().unescaped().into(),
+        HeaderSource::DecisionId => answered.decision_id.into(),
+        HeaderSource::Revision => decision.revision.id.as_str().into(),
+        HeaderSource::Claim(claim) => claim_text(answered.claims?.get(claim)?)?.into(),
     };
     (!value.is_empty()).then_some(value)
 }
@@ -210,48 +278,44 @@ fn claim_text(value: &wire::StructValue) -> Option<String> {
 }
 
 /// A value that every HTTP implementation takes: what is not visible ASCII, and `%` itself, is percent-encoded.
-fn visible(value: &str) -> String {
-    let mut encoded = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        if (byte.is_ascii_graphic() || byte == b' ') && byte != b'%' {
-            encoded.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
+struct Visible<'a>(&'a str);
+
+impl fmt::Display for Visible<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        percent_encoding::utf8_percent_encode(self.0, HIDDEN).fmt(f)
     }
-    encoded
 }
 
-/// One header. `append: false` counts in Envoy 1.40 and `append_action` in 1.37, where the default appends to what the
-/// client sent (contract, finding 4).
-fn header(name: &str, value: &str) -> HeaderValueOption {
-    #[expect(deprecated, reason = "`append` is the field that Envoy 1.40 reads")]
-    HeaderValueOption {
-        header: Some(HeaderValue { key: name.to_owned(), value: value.to_owned(), raw_value: Vec::new() }),
-        append: Some(BoolValue { value: false }),
-        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
-        ..HeaderValueOption::default()
-    }
+const HIDDEN: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b'%');
+
+/// One header, as a `HeaderValueOption`. `append: false` counts in Envoy 1.40 and `append_action` in 1.37, where the
+/// default appends to what the client sent (contract, finding 4).
+fn header(option: &mut Message<'_>, name: &str, value: impl fmt::Display) {
+    option.message(1, |header| {
+        header.text(1, name);
+        header.display(2, value);
+    });
+    // A BoolValue that is there, and false.
+    option.message(2, |_| ());
+    option.number(3, HeaderAppendAction::OverwriteIfExistsOrAdd as u64);
 }
 
 /// A denial as a policy or a bundle shapes it. Envoy derives the grpc-status of a gRPC caller from the HTTP status;
 /// a redirect means nothing to such a caller and becomes a plain refusal.
-fn denied(denial: &Denial, grpc: bool) -> DeniedHttpResponse {
+fn deny(response: &mut Message<'_>, denial: &Denial, grpc: bool) {
     let redirect = (300..400).contains(&denial.status);
     if grpc && redirect {
-        return plain(403, &denial.message);
+        return plain(response, 403, &denial.message);
     }
-    let headers = denial.headers.iter().map(|(name, value)| header(name, value)).collect();
-    DeniedHttpResponse { headers, ..plain(denial.status, &denial.message) }
+    plain(response, denial.status, &denial.message);
+    for (name, value) in &denial.headers {
+        response.message(2, |option| header(option, name, value));
+    }
 }
 
-fn plain(status: u16, body: &str) -> DeniedHttpResponse {
-    DeniedHttpResponse {
-        status: Some(HttpStatus { code: i32::from(status) }),
-        headers: Vec::new(),
-        body: body.to_owned(),
-    }
+fn plain(response: &mut Message<'_>, status: u16, body: &str) {
+    response.message(1, |http_status| http_status.number(1, u64::from(status)));
+    response.text(3, body);
 }
 
 fn unmapped_message(unmapped: &Unmapped) -> String {
@@ -264,59 +328,62 @@ fn undecided_message(undecided: Undecided) -> String {
 
 /// What Envoy's access log and later filters learn, on every answer. The revision is a text, since numbers become
 /// doubles on the way.
-fn dynamic_metadata(answered: &Answered<'_>) -> Struct {
-    let cache = match answered.outcome {
-        Outcome::Decided(decision) => decision.cache.as_str(),
-        Outcome::Unmapped(_) | Outcome::Undecided(_) => CacheState::Off.as_str(),
+fn dynamic_metadata(metadata: &mut Message<'_>, answered: &Answered<'_>) {
+    let decision = match answered.outcome {
+        Outcome::Decided(decision) => Some(decision),
+        Outcome::Unmapped(_) | Outcome::Undecided(_) => None,
     };
-    let (decision, reason, determining, revision) = match answered.outcome {
-        Outcome::Decided(decision) => (
-            decision.effect.as_str(),
-            decision.reason.as_str(),
-            decision.determining.iter().map(|id| text(AsRef::<str>::as_ref(id))).collect(),
-            Some(decision.revision.id.as_str()),
-        ),
-        Outcome::Unmapped(unmapped) => (Effect::Deny.as_str(), unmapped.kind.as_str(), Vec::new(), None),
-        Outcome::Undecided(undecided) => ("undecided", undecided.as_str(), Vec::new(), None),
-    };
-    let mut fields = HashMap::from([
-        ("decision".to_owned(), text(decision)),
-        ("reason".to_owned(), text(reason)),
-        ("determining_policies".to_owned(), Value { kind: Some(Kind::ListValue(ListValue { values: determining })) }),
-        ("decision_id".to_owned(), text(answered.decision_id)),
-        ("cache".to_owned(), text(cache)),
-    ]);
-    if let Some(revision) = revision {
-        fields.insert("revision".to_owned(), text(revision));
+    let (outcome, reason) = words(answered.outcome);
+    entry(metadata, "decision", |value| value.text(STRING, outcome));
+    entry(metadata, "reason", |value| value.text(STRING, reason));
+    entry(metadata, "determining_policies", |value| {
+        value.message(LIST, |list| {
+            for id in decision.into_iter().flat_map(|decision| &decision.determining) {
+                list.message(1, |value| value.text(STRING, id.as_ref()));
+            }
+        });
+    });
+    entry(metadata, "decision_id", |value| value.text(STRING, answered.decision_id));
+    let cache = decision.map_or(CacheState::Off, |decision| decision.cache);
+    entry(metadata, "cache", |value| value.text(STRING, cache.as_str()));
+    if let Some(decision) = decision {
+        entry(metadata, "revision", |value| value.text(STRING, &decision.revision.id));
+        if let Some(shadow) = &decision.shadow {
+            entry(metadata, "shadow_decision", |value| value.text(STRING, shadow.effect.as_str()));
+        }
     }
-    if let Outcome::Decided(Decision { shadow: Some(shadow), .. }) = answered.outcome {
-        fields.insert("shadow_decision".to_owned(), text(shadow.effect.as_str()));
-    }
-    Struct { fields }
 }
 
-fn text(text: &str) -> Value {
-    Value { kind: Some(Kind::StringValue(text.to_owned())) }
+/// Kinds of a `google.protobuf.Value`.
+const STRING: u64 = 3;
+const LIST: u64 = 6;
+
+/// A field of a `google.protobuf.Struct`: on the wire a map is a list of pairs.
+fn entry(own: &mut Message<'_>, name: &str, write: impl FnOnce(&mut Message<'_>)) {
+    own.message(1, |pair| {
+        pair.text(1, name);
+        pair.message(2, write);
+    });
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
+
     use super::*;
-    use crate::model::{Reason, Revision, UnmappedKind};
+    use crate::model::{PolicyId, Reason, Ruling, Shadow, UnmappedKind};
 
     fn decision(effect: Effect, denial: Option<Denial>) -> Outcome {
-        Outcome::Decided(Decision {
+        Outcome::Decided(Decision::of(Ruling {
             effect,
             reason: Reason::Policy,
-            determining: Vec::new(),
+            determining: vec![PolicyId::new("a"), PolicyId::new("b")],
             errors: Vec::new(),
-            shadow: None,
+            shadow: Some(Shadow { effect, determining: Vec::new(), errors: Vec::new() }),
             denial: denial.map(Arc::new),
-            revision: Arc::new(Revision { id: "r".to_owned(), digest: "r".to_owned() }),
-            cache: CacheState::Off,
-        })
+        }))
     }
 
     fn every_outcome() -> Vec<Outcome> {
@@ -338,9 +405,12 @@ mod tests {
         for outcome in every_outcome() {
             for grpc in [false, true] {
                 let answered = Answered { outcome: &outcome, query: None, claims: None, decision_id: "d", grpc };
-                let response = Answers::default().respond(answered).expect("a CheckResponse");
+                let answer = Answers::default().respond(answered).expect("an answer");
+                let response = answer.response().expect("a CheckResponse");
+                // Nothing was written that its reader does not know, and nothing twice.
+                assert_eq!(response.encoded_len() + Answer::PREFIX, answer.into_frame().len(), "{outcome:?}");
                 let code = response.status.expect("a status").code;
-                let allowed = matches!(&outcome, Outcome::Decided(Decision { effect: Effect::Allow, .. }));
+                let allowed = matches!(&outcome, Outcome::Decided(decision) if decision.effect == Effect::Allow);
                 assert_eq!(code == 0, allowed, "{outcome:?}");
                 assert!(response.dynamic_metadata.is_some());
                 let status = match response.http_response.expect("a body") {
@@ -382,9 +452,8 @@ mod tests {
         };
         let outcome = decision(Effect::Allow, None);
         let answered = Answered { outcome: &outcome, query: None, claims: None, decision_id: "d%\u{e9}", grpc: false };
-        let Some(HttpResponse::OkResponse(ok)) = answers.respond(answered).expect("good").http_response else {
-            panic!("not allowed")
-        };
+        let answer = answers.respond(answered).expect("an answer").response().expect("a CheckResponse");
+        let Some(HttpResponse::OkResponse(ok)) = answer.http_response else { panic!("not allowed") };
         let set: Vec<_> = ok.headers.iter().filter_map(|option| option.header.as_ref()).collect();
         assert_eq!((set.len(), set[0].key.as_str(), set[0].value.as_str()), (1, "x-decision", "d%25%C3%A9"));
         assert_eq!(ok.headers_to_remove, ["x-user", "cookie"]);

@@ -1,17 +1,13 @@
 //! The gRPC server around the service: HTTP/2 limits set on purpose, health, reflection, and an orderly end.
 
-use std::convert::Infallible;
-
 use deserr::Deserr;
 use serde::Serialize;
-use tonic::body::Body;
-use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
-use tower::Service;
 
+use super::service::Authorization;
 use crate::listener::Listener;
 use crate::shutdown::Drain;
 use crate::units::{Bytes, Span};
@@ -56,22 +52,13 @@ const DESCRIPTORS: &[u8] = include_bytes!("descriptors.binpb");
 /// The name under which Envoy's gRPC health check asks; the empty one stands for the process.
 const SERVICES: [&str; 2] = ["", "envoy.service.auth.v3.Authorization"];
 
-/// The services of every listener: the checks, health, and reflection if it is asked for.
+/// What every listener serves beside checks: health, and reflection if it is asked for.
 ///
 /// # Errors
 /// If the built-in descriptors cannot be read.
-pub fn routes<S>(service: S, config: &Config) -> Result<(Routes, HealthReporter), String>
-where
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
-        + NamedService
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send + 'static,
-{
+pub fn others(config: &Config) -> Result<(Routes, HealthReporter), String> {
     let (reporter, health) = tonic_health::server::health_reporter();
-    let mut routes = Routes::new(service).add_service(health);
+    let mut routes = Routes::new(health);
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -97,7 +84,7 @@ pub async fn report(reporter: &HealthReporter, ready: bool) {
 /// If TLS cannot be set up, or the server fails as a whole.
 pub async fn serve(
     listener: Listener,
-    routes: Routes,
+    service: Authorization,
     config: Config,
     drain: Drain,
 ) -> Result<(), tonic::transport::Error> {
@@ -111,7 +98,6 @@ pub async fn serve(
         .http2_max_header_list_size(u32::try_from(config.header_list.0).unwrap_or(u32::MAX))
         .http2_keepalive_interval(Some(config.keep_alive_interval.0))
         .http2_keepalive_timeout(Some(config.keep_alive_timeout.0))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, async move { drain.draining().await })
+        .serve_with_incoming_shutdown(service, incoming, async move { drain.draining().await })
         .await
 }

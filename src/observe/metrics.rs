@@ -65,6 +65,9 @@ const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str],
 /// A cache hit takes microseconds; what takes more than a tenth of a second has run into Envoy's timeout.
 const CHECK_SECONDS: Kind =
     Kind::Histogram(&[5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1]);
+/// Ten policies in scope take some microseconds.
+const EVALUATION_SECONDS: Kind =
+    Kind::Histogram(&[1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2]);
 const LOAD_SECONDS: Kind = Kind::Histogram(&[1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]);
 /// A kubelet takes up to a minute and a half to bring a changed ConfigMap into a pod.
 const LEAD_SECONDS: Kind =
@@ -93,6 +96,9 @@ const CACHE_CHECKS: &str = "stockade_cache_self_checks_total";
 const CACHE_AGE: &str = "stockade_cache_hit_age_seconds";
 const CACHE_ENTRIES: &str = "stockade_cache_entries";
 const CACHE_BYTES: &str = "stockade_cache_bytes";
+const CACHE_CAPACITY: &str = "stockade_cache_capacity_bytes";
+const CACHE_EVICTIONS: &str = "stockade_cache_evictions_total";
+const EVALUATION_DURATION: &str = "stockade_evaluation_duration_seconds";
 const CANDIDATES: &str = "stockade_evaluation_candidates";
 const LOG_QUEUE: &str = "stockade_decision_log_queue_depth";
 const LOG_LOST: &str = "stockade_decision_log_lost_total";
@@ -155,6 +161,14 @@ pub const METRICS: &[Metric] = &[
     metric(CACHE_AGE, AGE_SECONDS, &[], "How long ago a remembered decision was made."),
     metric(CACHE_ENTRIES, Kind::Gauge, &[], "Decisions that are remembered."),
     metric(CACHE_BYTES, Kind::Gauge, &[], "What they take, by the measure of `cache.size`."),
+    metric(CACHE_CAPACITY, Kind::Gauge, &[], "What they may take: `cache.size`."),
+    metric(CACHE_EVICTIONS, Kind::Counter, &[], "Remembered decisions that had to make room for others."),
+    metric(
+        EVALUATION_DURATION,
+        EVALUATION_SECONDS,
+        &[],
+        "Making a decision from the policies, without mapping the request and answering it.",
+    ),
     metric(CANDIDATES, POLICY_COUNTS, &[], "Policies that were evaluated to make a decision."),
     metric(LOG_QUEUE, Kind::Gauge, &[], "Records that wait to be written."),
     metric(
@@ -219,6 +233,7 @@ struct Handles {
     load_duration: Histogram,
     lead_time: Histogram,
     cache: CacheHandles,
+    evaluation_duration: Histogram,
     candidates: Histogram,
     decision_log: DecisionLogMetrics,
     ready: Gauge,
@@ -234,6 +249,21 @@ struct CacheHandles {
     age: Histogram,
     entries: Gauge,
     bytes: Gauge,
+    capacity: Gauge,
+    evictions: Counter,
+}
+
+/// How full the decision cache is, and what it lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CacheUsage {
+    /// Rulings that are remembered; those that have expired leave when their key is asked for, or room is needed.
+    pub entries: u64,
+    /// What they take in bytes, by the measure of `cache.size`.
+    pub bytes: u64,
+    /// What they may take.
+    pub capacity: u64,
+    /// How many had to make room since the start.
+    pub evictions: u64,
 }
 
 /// What the decision log counts.
@@ -302,7 +332,10 @@ impl Metrics {
                 age: registry.histogram(CACHE_AGE),
                 entries: registry.gauge(CACHE_ENTRIES, &[]),
                 bytes: registry.gauge(CACHE_BYTES, &[]),
+                capacity: registry.gauge(CACHE_CAPACITY, &[]),
+                evictions: registry.counter(CACHE_EVICTIONS, &[]),
             },
+            evaluation_duration: registry.histogram(EVALUATION_DURATION),
             candidates: registry.histogram(CANDIDATES),
             decision_log: DecisionLogMetrics {
                 queue_depth: registry.gauge(LOG_QUEUE, &[]),
@@ -395,14 +428,17 @@ impl Metrics {
         counter.increment(1);
     }
 
-    /// What is remembered now.
-    pub fn cache_size(&self, entries: u64, bytes: u64) {
-        self.0.cache.entries.set(entries as f64);
-        self.0.cache.bytes.set(bytes as f64);
+    /// What is remembered now, what it may take, and what has had to make room.
+    pub fn cache(&self, usage: &CacheUsage) {
+        self.0.cache.entries.set(usage.entries as f64);
+        self.0.cache.bytes.set(usage.bytes as f64);
+        self.0.cache.capacity.set(usage.capacity as f64);
+        self.0.cache.evictions.absolute(usage.evictions);
     }
 
-    /// A decision was made from so many policies.
-    pub fn evaluated(&self, candidates: usize) {
+    /// A decision was made from so many policies in this time.
+    pub fn evaluated(&self, candidates: usize, took: Duration) {
+        self.0.evaluation_duration.record(took);
         self.0.candidates.record(candidates as f64);
     }
 
@@ -561,20 +597,13 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::model::{CacheState, PolicyError, Revision, Shadow, Unmapped};
+    use crate::model::{PolicyError, Ruling, Shadow, Unmapped};
     use crate::observe::words;
 
     fn decision(effect: Effect, reason: Reason, determining: &[&str]) -> Decision {
-        Decision {
-            effect,
-            reason,
-            determining: determining.iter().map(PolicyId::new).collect(),
-            errors: Vec::new(),
-            shadow: None,
-            denial: None,
-            revision: Arc::new(Revision { id: "a".into(), digest: "a".into() }),
-            cache: CacheState::Off,
-        }
+        let determining = determining.iter().map(PolicyId::new).collect();
+        let ruling = Ruling { effect, reason, determining, errors: Vec::new(), shadow: None, denial: None };
+        Decision::of(ruling)
     }
 
     fn outcomes() -> Vec<Outcome> {
@@ -642,11 +671,13 @@ mod tests {
         let (metrics, handle) = Metrics::new(&Config::default()).expect("metrics");
         let error = || PolicyError { policy: PolicyId::new("p"), message: "overflow".into() };
         let mut allow = decision(Effect::Allow, Reason::Policy, &[]);
-        allow.errors = vec![error(), error()];
-        allow.shadow = Some(Shadow { effect: Effect::Deny, determining: Vec::new(), errors: vec![error()] });
+        Arc::make_mut(&mut allow.ruling).errors = vec![error(), error()];
+        Arc::make_mut(&mut allow.ruling).shadow =
+            Some(Shadow { effect: Effect::Deny, determining: Vec::new(), errors: vec![error()] });
         let mut deny = decision(Effect::Deny, Reason::PolicyError, &[]);
-        deny.errors = vec![error()];
-        deny.shadow = Some(Shadow { effect: Effect::Deny, determining: Vec::new(), errors: Vec::new() });
+        Arc::make_mut(&mut deny.ruling).errors = vec![error()];
+        Arc::make_mut(&mut deny.ruling).shadow =
+            Some(Shadow { effect: Effect::Deny, determining: Vec::new(), errors: Vec::new() });
         metrics.decided(&Outcome::Decided(allow), Duration::ZERO);
         metrics.decided(&Outcome::Decided(deny), Duration::ZERO);
         for (consequence, count) in [("skipped", "2"), ("denied", "1"), ("shadow", "1")] {

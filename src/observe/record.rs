@@ -254,23 +254,21 @@ pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::{Decision, Effect, Extension, Principal, Proof, Reason, Unmapped, UnmappedKind};
+    use crate::model::{Decision, Effect, Extension, Principal, Proof, Reason, Ruling, Unmapped, UnmappedKind};
     use crate::observe::decision_log::Config;
     use crate::observe::tracing::TraceParent;
     use crate::problem::SourceFile;
     use crate::yaml;
 
     pub(in crate::observe) fn decided(effect: Effect) -> Outcome {
-        Outcome::Decided(Decision {
+        Outcome::Decided(Decision::of(Ruling {
             effect,
             reason: Reason::Policy,
             determining: vec![PolicyId::new("shop/read")],
             errors: Vec::new(),
             shadow: None,
             denial: None,
-            revision: Arc::new(Revision { id: "0123456789ab".into(), digest: "0123456789ab".into() }),
-            cache: CacheState::Off,
-        })
+        }))
     }
 
     fn query() -> Query {
@@ -359,8 +357,9 @@ pub(super) mod tests {
         let error = || PolicyError { policy: PolicyId::new("shop/limit"), message: "overflow".into() };
         let mut outcome = decided(Effect::Allow);
         if let Outcome::Decided(decision) = &mut outcome {
-            decision.errors = vec![error()];
-            decision.shadow = Some(Shadow { effect: Effect::Deny, determining: Vec::new(), errors: vec![error()] });
+            let ruling = Arc::make_mut(&mut decision.ruling);
+            ruling.errors = vec![error()];
+            ruling.shadow = Some(Shadow { effect: Effect::Deny, determining: Vec::new(), errors: vec![error()] });
         }
         let trace = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").expect("a trace");
         let full =

@@ -22,7 +22,7 @@ use cedar_policy_core::ast::EntityUID;
 
 use super::index::{Compiled, Side};
 use super::snapshot::Snapshot;
-use crate::model::{Decision, Effect, PolicyId, Query, Value};
+use crate::model::{Effect, PolicyId, Query, Ruling, Value};
 
 /// How many Changes a snapshot keeps. A decision that is older is made anew.
 const KEPT: usize = 64;
@@ -106,7 +106,7 @@ impl Change {
 
     /// Whether it may have altered a decision about a query. `sides` are the query's under the newest snapshot: an entity
     /// change in between that made them differ alters the decision by itself.
-    fn may_alter(&self, decision: &Decision, query: &Query, sides: &Sides<'_>) -> bool {
+    fn may_alter(&self, ruling: &Ruling, query: &Query, sides: &Sides<'_>) -> bool {
         let Self::Some(difference) = self else { return true };
         let touched = |uid: &crate::model::EntityUid| difference.entities.contains(AsRef::<EntityUID>::as_ref(uid));
         if !difference.entities.is_empty()
@@ -117,11 +117,11 @@ impl Change {
         {
             return true;
         }
-        if difference.default_denial && decision.effect == Effect::Deny {
+        if difference.default_denial && ruling.effect == Effect::Deny {
             return true;
         }
-        let shadow = decision.shadow.iter().flat_map(|shadow| &shadow.determining);
-        if decision.determining.iter().chain(shadow).any(|id| difference.removed.contains(id)) {
+        let shadow = ruling.shadow.iter().flat_map(|shadow| &shadow.determining);
+        if ruling.determining.iter().chain(shadow).any(|id| difference.removed.contains(id)) {
             return true;
         }
         let in_scope =
@@ -148,13 +148,13 @@ impl History {
     }
 
     /// Whether a decision made under `since` still stands under `now`, which this is the history of.
-    pub(super) fn spares(&self, since: u64, now: u64, decision: &Decision, query: &Query, sides: &Sides<'_>) -> bool {
+    pub(super) fn spares(&self, since: u64, now: u64, ruling: &Ruling, query: &Query, sides: &Sides<'_>) -> bool {
         let mut expected = now;
         for (generation, change) in &self.0 {
             if expected == since {
                 return true;
             }
-            if *generation != expected || change.may_alter(decision, query, sides) {
+            if *generation != expected || change.may_alter(ruling, query, sides) {
                 return false;
             }
             expected -= 1;

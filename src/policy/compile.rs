@@ -16,7 +16,7 @@ use super::footprint::Footprint;
 use super::index::{Compiled, Index, Side};
 use super::routes::Routes;
 use super::schema::{self, Types};
-use super::snapshot::Snapshot;
+use super::snapshot::{Silent, Snapshot};
 use super::summary::BundleSummary;
 use crate::model::{Denial, EntityUid, PolicyId, Revision, Timeline};
 use crate::problem::{Problem, Severity, SourceFile};
@@ -89,6 +89,7 @@ impl Compiler {
                     headers: Vec::new(),
                 }),
             ),
+            silent: Silent::default(),
             bundles: bundles.into_iter().map(|bundle| describe(bundle.manifest)).collect(),
         })
     }

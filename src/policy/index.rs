@@ -8,7 +8,7 @@
 //! against its whole scope.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cedar_policy::{ActionConstraint, Effect, Policy, PrincipalConstraint, ResourceConstraint};
@@ -16,7 +16,7 @@ use cedar_policy_core::ast::{self, EntityType, EntityUID};
 
 use super::annotations::Annotations;
 use super::footprint::Footprint;
-use crate::model::{Denial, EntityUid, PolicyId};
+use crate::model::{Denial, EntityUid, PolicyId, Ruling};
 
 /// A policy, with what is known of it beside what Cedar evaluates.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub(super) struct Compiled {
     pub(super) ttl: Option<Duration>,
     /// How a denial looks that it determines.
     pub(super) denial: Option<Arc<Denial>>,
+    /// What is ruled where it alone determines, made once.
+    pub(super) alone: OnceLock<Arc<Ruling>>,
     /// The file that it stands in.
     pub(super) file: String,
     /// The template that it is linked from.
@@ -102,6 +104,7 @@ impl Compiled {
             shadow,
             ttl,
             denial: denial.map(Arc::new),
+            alone: OnceLock::new(),
             file,
             footprint,
             template: policy.template_id().cloned(),

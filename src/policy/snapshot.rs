@@ -1,7 +1,7 @@
 //! Snapshots: compiled bundles, immutable and validated, swapped in as a whole.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use cedar_policy_core::ast::{self, EntityUID, EntityUIDEntry, Literal, ValueKind};
@@ -16,7 +16,8 @@ use super::schema::Types;
 use super::summary::{BundleSummary, PolicySummary, Summary};
 use super::{Files, value};
 use crate::model::{
-    CacheState, Decision, Denial, Effect, EntityUid, PolicyError, PolicyId, Query, Reason, Revision, Shadow, Timeline,
+    CacheState, Decision, Denial, Effect, EntityUid, PolicyError, PolicyId, Query, Reason, Revision, Ruling, Shadow,
+    Timeline,
 };
 use crate::problem::Problem;
 
@@ -43,7 +44,15 @@ pub struct Snapshot {
     pub(super) entities: EntityStore,
     pub(super) routes: Routes,
     pub(super) default_denial: Arc<Denial>,
+    pub(super) silent: Silent,
     pub(super) bundles: Vec<BundleSummary>,
+}
+
+/// The rulings that no policy has a part in, each made once.
+#[derive(Debug, Default)]
+pub(super) struct Silent {
+    default_deny: OnceLock<Arc<Ruling>>,
+    not_applicable: OnceLock<Arc<Ruling>>,
 }
 
 /// A decision, and what else came out of making it.
@@ -98,7 +107,7 @@ impl Snapshot {
     }
 
     /// Whether a decision that was made under an older generation about an equal query still stands under this one.
-    pub fn spares(&self, generation: u64, decision: &Decision, query: &Query) -> bool {
+    pub fn spares(&self, generation: u64, ruling: &Ruling, query: &Query) -> bool {
         let Ok(own) = self.entities.principal(&query.principal) else { return false };
         let find = |uid: &EntityUid| self.entities.get(uid.as_ref(), &query.principal, own.as_deref());
         let (action, resource) = (find(&query.action), find(&query.resource));
@@ -107,7 +116,7 @@ impl Snapshot {
             action: Side { uid: query.action.as_ref(), entity: action.as_deref() },
             resource: Side { uid: query.resource.as_ref(), entity: resource.as_deref() },
         };
-        self.history.spares(generation, self.generation, decision, query, &sides)
+        self.history.spares(generation, self.generation, ruling, query, &sides)
     }
 
     /// What the schema says of actions and entity types.
@@ -149,8 +158,8 @@ impl Snapshot {
             .action(&query.action)
             .is_some_and(|action| action.applies_to(query.principal.uid.type_name(), query.resource.type_name()));
         if !applies {
-            let decision = self.deny(Reason::NotApplicable, &[], Vec::new(), None);
-            return Ok(Evaluation { decision, candidates: 0, ttl: None });
+            let ruling = self.silent.not_applicable.get_or_init(|| self.deny(Reason::NotApplicable, &[], &[], None));
+            return Ok(Evaluation { decision: self.stands(ruling), candidates: 0, ttl: None });
         }
         let own = self.entities.principal(&query.principal)?;
         let resource: &EntityUID = query.resource.as_ref();
@@ -163,7 +172,7 @@ impl Snapshot {
         );
         let (count, ttl) = (candidates.len(), candidates.iter().filter_map(|policy| policy.ttl).min());
         let evaluated = self.evaluate(query, own, candidates)?;
-        Ok(Evaluation { decision: self.decision(&evaluated), candidates: count, ttl })
+        Ok(Evaluation { decision: self.stands(&self.ruling(&evaluated)), candidates: count, ttl })
     }
 
     /// Evaluates candidates, whose scope is known to hold: what is left is their conditions.
@@ -213,31 +222,35 @@ impl Snapshot {
         Ok(evaluated)
     }
 
-    /// The table of "no"s (design, decision 2), as far as policies have a say in it.
-    fn decision(&self, evaluated: &Evaluated<'_>) -> Decision {
+    /// A ruling as a decision under this snapshot.
+    pub fn stands(&self, ruling: &Arc<Ruling>) -> Decision {
+        Decision {
+            ruling: Arc::clone(ruling),
+            revision: Arc::clone(&self.revision),
+            generation: self.generation,
+            cache: CacheState::Off,
+        }
+    }
+
+    /// The table of "no"s (design, decision 2), as far as policies have a say in it. The rulings of a lone policy and of
+    /// none are nearly all there are, so they are made once and shared: a cache full of them holds each once.
+    fn ruling(&self, evaluated: &Evaluated<'_>) -> Arc<Ruling> {
         let Evaluated { enforced: Satisfied { permits, forbids }, errors, erring_forbids, .. } = evaluated;
         let shadow = self.has_shadow.then(|| evaluated.with_shadow());
-        if !forbids.is_empty() {
-            // A policy that forbids has spoken: what another one could not say changes nothing.
-            return self.deny(Reason::Policy, forbids, errors.clone(), shadow);
-        }
-        if !erring_forbids.is_empty() {
-            let denial = Some(Arc::clone(&self.default_denial));
-            let denied = self.deny(Reason::PolicyError, erring_forbids, errors.clone(), shadow);
-            return Decision { denial, ..denied };
-        }
-        if permits.is_empty() {
-            return self.deny(Reason::DefaultDeny, &[], errors.clone(), shadow);
-        }
-        Decision {
-            effect: Effect::Allow,
-            reason: Reason::Policy,
-            determining: ids(permits),
-            errors: errors.clone(),
-            shadow,
-            denial: None,
-            revision: Arc::clone(&self.revision),
-            cache: CacheState::Off,
+        let shared = shadow.is_none() && errors.is_empty();
+        // A policy that forbids has spoken: what another one could not say changes nothing.
+        match (forbids.as_slice(), erring_forbids.as_slice(), permits.as_slice()) {
+            ([alone], ..) if shared => {
+                Arc::clone(alone.alone.get_or_init(|| self.deny(Reason::Policy, forbids, errors, None)))
+            }
+            ([_, ..], ..) => self.deny(Reason::Policy, forbids, errors, shadow),
+            ([], [_, ..], _) => self.deny(Reason::PolicyError, erring_forbids, errors, shadow),
+            ([], [], []) if shared => {
+                Arc::clone(self.silent.default_deny.get_or_init(|| self.deny(Reason::DefaultDeny, &[], errors, None)))
+            }
+            ([], [], []) => self.deny(Reason::DefaultDeny, &[], errors, shadow),
+            ([], [], [alone]) if shared => Arc::clone(alone.alone.get_or_init(|| allow(permits, errors, None))),
+            ([], [], permits) => allow(permits, errors, shadow),
         }
     }
 
@@ -246,20 +259,19 @@ impl Snapshot {
         &self,
         reason: Reason,
         determining: &[&Compiled],
-        errors: Vec<PolicyError>,
+        errors: &[PolicyError],
         shadow: Option<Shadow>,
-    ) -> Decision {
-        let denial = determining.iter().find_map(|policy| policy.denial.as_ref()).unwrap_or(&self.default_denial);
-        Decision {
+    ) -> Arc<Ruling> {
+        // A policy that erred has not spoken, so it shapes nothing.
+        let shaped = determining.iter().filter(|_| reason == Reason::Policy).find_map(|policy| policy.denial.as_ref());
+        Arc::new(Ruling {
             effect: Effect::Deny,
             reason,
             determining: ids(determining),
-            errors,
+            errors: errors.to_vec(),
             shadow,
-            denial: Some(Arc::clone(denial)),
-            revision: Arc::clone(&self.revision),
-            cache: CacheState::Off,
-        }
+            denial: Some(Arc::clone(shaped.unwrap_or(&self.default_denial))),
+        })
     }
 
     /// The snapshot at a glance.
@@ -290,6 +302,17 @@ impl Snapshot {
     pub fn policy_count(&self) -> usize {
         self.policies.len()
     }
+}
+
+fn allow(permits: &[&Compiled], errors: &[PolicyError], shadow: Option<Shadow>) -> Arc<Ruling> {
+    Arc::new(Ruling {
+        effect: Effect::Allow,
+        reason: Reason::Policy,
+        determining: ids(permits),
+        errors: errors.to_vec(),
+        shadow,
+        denial: None,
+    })
 }
 
 /// In the order of the list, which is by id.

@@ -1,0 +1,187 @@
+//! Every check is answered, counted and recorded exactly once, whatever becomes of it.
+
+use std::any::Any;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use tonic::Status;
+
+use super::judge::{Judge, Verdict};
+use super::response::Answer;
+use crate::model::{Outcome, Query, Record, Revision, Undecided};
+use crate::observe::decision_log::{DecisionLog, Parts, Slot};
+use crate::observe::metrics::{InFlight, Metrics};
+use crate::observe::tracing::TraceParent;
+
+/// What answers checks, counts them and keeps their records. Shared by all listeners.
+#[derive(Debug)]
+pub struct Checker {
+    judge: Judge,
+    log: DecisionLog,
+    metrics: Metrics,
+    ids: DecisionIds,
+}
+
+/// What comes with a check beside its message.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    /// When it came.
+    pub arrived: Instant,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+    /// Envoy's trace.
+    pub trace: Option<TraceParent>,
+}
+
+impl Call {
+    /// A call of which nothing is known but that it came just now.
+    pub fn now() -> Self {
+        let arrived = Instant::now();
+        Self { arrived, deadline: arrived, trace: None }
+    }
+}
+
+impl Checker {
+    /// Puts the parts together.
+    pub fn new(judge: Judge, log: DecisionLog, metrics: Metrics) -> Self {
+        Self { judge, log, metrics, ids: DecisionIds::new() }
+    }
+
+    /// Answers a check whose message has arrived. Nothing in here waits, so a call that is cancelled was either not begun
+    /// or finished; and a panic is answered as Undecided, since it would end the connection and all other calls on it.
+    ///
+    /// # Errors
+    /// Undecided as a gRPC error, where the operator chose that.
+    pub fn check(&self, message: Bytes, call: Call) -> Result<Answer, Status> {
+        // What a panic leaves behind is an account, which closes itself, and caches that hold no half-written entries.
+        catch_unwind(AssertUnwindSafe(|| self.judged(message, call))).unwrap_or_else(|panic| self.after_panic(&*panic))
+    }
+
+    fn judged(&self, message: Bytes, call: Call) -> Result<Answer, Status> {
+        let Ok(slot) = self.log.reserve() else {
+            let verdict = self.judge.unseen(Outcome::Undecided(Undecided::LogFull), &self.ids.next());
+            self.metrics.decided(&verdict.outcome, call.arrived.elapsed());
+            return verdict.answer;
+        };
+        let account = Account::open(self, slot, call);
+        let _span = tracing::debug_span!(
+            "check",
+            decision_id = account.decision_id,
+            trace_id = call.trace.map(|trace| tracing::field::display(trace.trace_id)),
+            parent_id = call.trace.map(|trace| tracing::field::display(trace.parent_id)),
+        )
+        .entered();
+        let verdict = if Instant::now() >= call.deadline {
+            self.judge.unseen(Outcome::Undecided(Undecided::Deadline), &account.decision_id)
+        } else {
+            self.judge.frame(message, &account.decision_id)
+        };
+        let Verdict { outcome, query, logged, answer } = verdict;
+        account.close(outcome, query, logged);
+        answer
+    }
+
+    /// Answers what never came to a check: shed, too large, too late. There is no message to say more about.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn settle(&self, outcome: Outcome, call: Call) -> Result<Answer, Status> {
+        let decision_id = self.ids.next();
+        let Verdict { outcome, answer, .. } = self.judge.unseen(outcome, &decision_id);
+        match self.log.reserve() {
+            Ok(slot) => {
+                let mut account = Account::open(self, slot, call);
+                account.decision_id = decision_id;
+                account.close(outcome, None, Record::new());
+            }
+            Err(_) => self.metrics.decided(&outcome, call.arrived.elapsed()),
+        }
+        answer
+    }
+
+    /// Answers for a check that panicked. Its account was closed as it unwound.
+    fn after_panic(&self, panic: &(dyn Any + Send)) -> Result<Answer, Status> {
+        let message = panic.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        tracing::error!(panic = message, "a check panicked and was answered as undecided; this is a bug in stockade");
+        self.judge.unseen(Outcome::Undecided(Undecided::Internal), &self.ids.next()).answer
+    }
+}
+
+/// Ids that are unique without asking anyone: a random start for the process, and a count.
+#[derive(Debug)]
+struct DecisionIds {
+    process: u64,
+    count: AtomicU64,
+}
+
+impl DecisionIds {
+    fn new() -> Self {
+        // Seeded by the system's randomness; uniqueness is all that is asked of it.
+        Self { process: RandomState::new().build_hasher().finish(), count: AtomicU64::new(1) }
+    }
+
+    fn next(&self) -> String {
+        format!("{:016x}-{:x}", self.process, self.count.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// The account of one check: counted and logged exactly once, also if it never comes to an end.
+struct Account<'a> {
+    checker: &'a Checker,
+    slot: Option<Slot>,
+    decision_id: String,
+    call: Call,
+    time: SystemTime,
+    _in_flight: InFlight,
+}
+
+impl<'a> Account<'a> {
+    fn open(checker: &'a Checker, slot: Slot, call: Call) -> Self {
+        Self {
+            slot: Some(slot),
+            decision_id: checker.ids.next(),
+            call,
+            time: SystemTime::now(),
+            _in_flight: checker.metrics.in_flight(),
+            checker,
+        }
+    }
+
+    fn close(mut self, outcome: Outcome, query: Option<Query>, logged: Record) {
+        self.settle(outcome, query, logged);
+    }
+
+    fn settle(&mut self, outcome: Outcome, query: Option<Query>, logged: Record) {
+        let Some(slot) = self.slot.take() else { return };
+        let latency = self.call.arrived.elapsed();
+        self.checker.metrics.decided(&outcome, latency);
+        // A decision names its own.
+        let revision: Option<Arc<Revision>> = match &outcome {
+            Outcome::Decided(_) => None,
+            _ => self.checker.judge.authorizer.current().ok().map(|snapshot| Arc::clone(&snapshot.revision)),
+        };
+        slot.write(Parts {
+            time: self.time,
+            decision_id: std::mem::take(&mut self.decision_id),
+            outcome,
+            query,
+            logged,
+            revision,
+            latency,
+            trace_id: self.call.trace.map(|trace| trace.trace_id),
+        });
+    }
+}
+
+impl Drop for Account<'_> {
+    fn drop(&mut self) {
+        // Only a panic leaves an account open; the caller gets Undecided from the layer that catches it.
+        self.settle(Outcome::Undecided(Undecided::Internal), None, Record::new());
+    }
+}
