@@ -20,6 +20,7 @@ use stockade::ext_authz::response::Answer;
 use stockade::ext_authz::wire::{
     Address, Attributes, CheckRequest, HttpRequest, Pair, Peer, Request, SocketAddress, Timestamp,
 };
+use stockade::ext_authz::{view, wire};
 use stockade::observe::Metrics;
 use stockade::policy::{Files, Snapshot};
 use stockade::problem::SourceFile;
@@ -115,21 +116,23 @@ fn frame() -> Bytes {
 fn check(c: &mut Criterion) {
     let (judge, snapshot) = judge();
     let frame = frame();
-    let request = CheckRequest::decode(frame.clone()).expect("a CheckRequest");
+    let request = view::CheckRequest::decode(&frame).expect("a CheckRequest");
     let query = judge.mapping.map(&request, &snapshot).expect("a Query").query;
     let decision = judge.authorizer.decide(&snapshot, &query, None).expect("a decision");
     assert_eq!(decision.effect.as_str(), "allow", "the benchmark is of the way through");
 
     let mut group = c.benchmark_group("check");
     group.throughput(Throughput::Bytes(frame.len() as u64));
-    group.bench_function("decode", |b| b.iter(|| CheckRequest::decode(black_box(&frame).clone())));
+    group.bench_function("decode", |b| b.iter(|| view::CheckRequest::decode(black_box(&frame))));
+    group.bench_function("decode with prost and shared bytes", |b| {
+        b.iter(|| wire::CheckRequest::decode(black_box(&frame).clone()))
+    });
     // What decoding would cost with the messages of envoy-types, for comparison.
     group.bench_function("decode with envoy-types", |b| {
         b.iter(|| auth::CheckRequest::decode(black_box(&frame).clone()))
     });
     group.bench_function("map", |b| b.iter(|| judge.mapping.map(black_box(&request), &snapshot)));
     group.bench_function("decide", |b| b.iter(|| judge.authorizer.decide(&snapshot, black_box(&query), None)));
-    group.bench_function("map, decide, respond", |b| b.iter(|| judge.request(black_box(&request), "d-1")));
     group.bench_function("from frame to frame", |b| {
         b.iter(|| {
             let verdict = judge.frame(black_box(&frame).clone(), "d-1");

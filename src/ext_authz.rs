@@ -14,4 +14,5 @@ pub mod request;
 pub mod response;
 pub mod server;
 pub mod service;
+pub mod view;
 pub mod wire;

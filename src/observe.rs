@@ -7,6 +7,7 @@ pub mod decision_log;
 mod lines;
 pub mod metrics;
 mod record;
+pub mod sparingly;
 pub mod tracing;
 
 pub use decision_log::DecisionLog;

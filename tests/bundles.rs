@@ -674,7 +674,7 @@ fn shadow_policies_have_no_effect_and_say_what_they_would_have() {
     let link = r#"[{"template_id": "t", "link_id": "l", "args": {"?principal": "User::\"alice\""}}]"#;
     let linked = shop(&[PERMIT, ("policies/t.cedar", template), ("policies/links.json", link)]);
     let decision = compile(&[linked]).decide(&get(user("alice"))).unwrap();
-    assert_eq!((decision.effect, decision.shadow.unwrap().effect), (Allow, Deny));
+    assert_eq!((decision.effect, decision.shadow.as_ref().unwrap().effect), (Allow, Deny));
 }
 
 #[test]
@@ -690,13 +690,13 @@ fn the_first_policy_by_id_that_shapes_denials_does() {
     ])]);
     let decision = snapshot.decide(&get(user("alice"))).unwrap();
     assert_eq!(told(&decision).2, texts(&["a", "b", "c"]));
-    let denial = decision.denial.unwrap();
+    let denial = decision.denial.clone().unwrap();
     assert_eq!((denial.status, denial.message.as_str(), denial.headers.len()), (401, "b", 0));
     // Nobody shapes it: the bundle does.
     let decision = compile(&[shop(&[("bundle.yaml", "name: shop\ndenial: {status: 418, message: ask us}")])])
         .decide(&get(user("alice")))
         .unwrap();
-    let denial = decision.denial.unwrap();
+    let denial = decision.denial.clone().unwrap();
     assert_eq!((decision.reason, denial.status, denial.message.as_str()), (Reason::DefaultDeny, 418, "ask us"));
 }
 

@@ -7,10 +7,12 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config as ProptestConfig, TestRunner};
+use prost::Message as _;
 use serde_json::{Map, Value as Json, json};
 use stockade::config::Config;
 use stockade::decision::cache::{self, Cache};
 use stockade::ext_authz::judge::{Judge, Verdict};
+use stockade::ext_authz::view;
 use stockade::ext_authz::wire::{
     Address, Attributes, CheckRequest, HeaderMap, HeaderValue, HttpRequest, Kind, ListValue, Metadata, Pair, Peer,
     Request, SocketAddress, Struct, StructValue, Timestamp,
@@ -100,7 +102,9 @@ impl Court {
 
     /// What Cedar is asked, or `kind: detail` of the refusal.
     pub fn query(&self, request: &CheckRequest) -> Result<Query, String> {
-        let mapped = self.judge.mapping.map(request, &self.snapshot);
+        let frame = request.encode_to_vec();
+        let request = view::CheckRequest::decode(&frame).expect("a CheckRequest");
+        let mapped = self.judge.mapping.map(&request, &self.snapshot);
         mapped.map(|mapped| mapped.query).map_err(|unmapped| unmapped.to_string())
     }
 

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use tokio::sync::watch;
 
-use super::cache::{Bounds, Cache};
+use super::cache::{Bounds, Cache, Entry};
 use super::key::{self, Key};
 use crate::model::{CacheState, Decision, MissReason, Query, Root, Ruling, Undecided};
 use crate::observe::Metrics;
+use crate::observe::sparingly::Sparingly;
 use crate::policy::{Evaluation, Snapshot};
 
 /// Decides Queries. All listeners share one.
@@ -18,12 +20,17 @@ pub struct Authorizer {
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     cache: Arc<Cache>,
     metrics: Metrics,
+    complaints: Sparingly,
 }
+
+/// How often a policy that cannot be evaluated is complained about, and about how many at a time.
+const COMPLAINTS: (Duration, u64) = (Duration::from_secs(60), 1000);
 
 impl Authorizer {
     /// Decides under whatever snapshot the channel holds.
     pub fn new(snapshots: watch::Receiver<Option<Arc<Snapshot>>>, cache: Arc<Cache>, metrics: Metrics) -> Self {
-        Self { snapshots, cache, metrics }
+        let complaints = Sparingly::new(COMPLAINTS.0, COMPLAINTS.1);
+        Self { snapshots, cache, metrics, complaints }
     }
 
     /// The snapshot in force. A request is mapped and decided under one snapshot, so it is taken once.
@@ -42,14 +49,10 @@ impl Authorizer {
         if !self.cache.is_enabled() {
             return self.evaluate(snapshot, query).map(|evaluation| evaluation.decision);
         }
-        let action = snapshot.types().action(&query.action);
-        let Some(action) = action.filter(|action| !action.context.iter().any(|(root, _)| *root == Root::Time)) else {
-            // A clock that policies read makes every Query another one.
+        let Some(key) = key_of(snapshot, query) else {
             return self.made(self.evaluate(snapshot, query)?.decision, MissReason::Uncacheable);
         };
         let now = Instant::now();
-        let mut key = Key::new();
-        key::encode(query, &action.fingerprint, &mut key);
         match self.remembered(snapshot, query, &key, now) {
             Ok(decision) => Ok(decision),
             Err(reason) => {
@@ -67,12 +70,10 @@ impl Authorizer {
     /// What the cache remembers of a query, if that still stands.
     fn remembered(&self, snapshot: &Snapshot, query: &Query, key: &[u8], now: Instant) -> Result<Decision, MissReason> {
         let entry = self.cache.get(key, now)?;
-        let generation = entry.generation();
-        if generation != snapshot.generation {
-            // Newer than this check's snapshot: a push came while it was mapped. It answers by its own.
-            if generation > snapshot.generation || !snapshot.spares(generation, &entry.ruling, query) {
-                return Err(MissReason::Changed);
-            }
+        if !stands(&entry, snapshot, query) {
+            return Err(MissReason::Changed);
+        }
+        if entry.generation() != snapshot.generation {
             entry.promote(snapshot.generation);
             self.metrics.cache_promoted();
         }
@@ -83,6 +84,34 @@ impl Authorizer {
         }
         self.metrics.cache_hit(age);
         Ok(decision)
+    }
+
+    /// What the cache has for a query, and what a check would find. Asking changes nothing and counts as nothing.
+    pub fn explain(&self, snapshot: &Snapshot, query: &Query) -> Explanation {
+        let none = |finds| Explanation { finds, key_bytes: None, entry: None };
+        if !self.cache.is_enabled() {
+            return none("off");
+        }
+        let Some(key) = key_of(snapshot, query) else { return none(MissReason::Uncacheable.as_str()) };
+        let now = Instant::now();
+        let entry = self.cache.peek(&key);
+        let left = entry.as_ref().map(|entry| self.cache.left(entry, now));
+        let finds = match (&entry, left) {
+            (None, _) => MissReason::Absent.as_str(),
+            (_, Some(Duration::ZERO)) => MissReason::Expired.as_str(),
+            (Some(entry), _) if !stands(entry, snapshot, query) => MissReason::Changed.as_str(),
+            _ => CacheState::Hit(Duration::ZERO).as_str(),
+        };
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let entry = entry.map(|entry| Remembered {
+            decision: entry.ruling.effect.as_str(),
+            reason: entry.ruling.reason.as_str(),
+            determining: entry.ruling.determining.iter().map(ToString::to_string).collect(),
+            generation: entry.generation(),
+            age_ms: millis(self.cache.age(&entry, now)),
+            left_ms: left.map_or(0, millis),
+        });
+        Explanation { finds, key_bytes: Some(key.len()), entry }
     }
 
     /// Decides a hit again. A difference is a bug of ours and a breach at worst: everything is forgotten.
@@ -108,6 +137,14 @@ impl Authorizer {
             Undecided::Internal
         })?;
         self.metrics.evaluated(evaluation.candidates, begun.elapsed());
+        for error in evaluation.decision.errors.iter().filter(|error| self.complaints.lets_pass(&error.policy)) {
+            // What Cedar says may quote the request; that is for the decision log.
+            tracing::warn!(
+                policy = %error.policy, action = %query.action,
+                "a policy could not be evaluated; a `forbid` denies then, a `permit` is skipped; the decision log says \
+                 why (told once a minute for each policy)"
+            );
+        }
         Ok(evaluation)
     }
 
@@ -115,4 +152,51 @@ impl Authorizer {
         self.metrics.cache_missed(reason);
         Ok(Decision { cache: CacheState::Miss(reason), ..decision })
     }
+}
+
+/// The key of a query; `None` if the policies of its action read the clock, which makes every Query another one.
+fn key_of(snapshot: &Snapshot, query: &Query) -> Option<Key> {
+    let action = snapshot.types().action(&query.action)?;
+    if action.context.iter().any(|(root, _)| *root == Root::Time) {
+        return None;
+    }
+    let mut key = Key::new();
+    key::encode(query, &action.fingerprint, &mut key);
+    Some(key)
+}
+
+/// Whether an entry answers under a snapshot. One that is newer does not: a push came while the request was mapped, which
+/// answers by its own.
+fn stands(entry: &Entry, snapshot: &Snapshot, query: &Query) -> bool {
+    let generation = entry.generation();
+    generation == snapshot.generation
+        || (generation < snapshot.generation && snapshot.spares(generation, &entry.ruling, query))
+}
+
+/// What the cache has for a query.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    /// What a check would find: `hit`, the reason of a miss as metrics have it, or `off`.
+    pub finds: &'static str,
+    /// How long the key is, in bytes; `None` if the query has none.
+    pub key_bytes: Option<usize>,
+    /// What is there, whether it still answers or not.
+    pub entry: Option<Remembered>,
+}
+
+/// An entry of the cache, to look at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Remembered {
+    /// `allow` or `deny`.
+    pub decision: &'static str,
+    /// The reason, as metrics have it.
+    pub reason: &'static str,
+    /// The policies that determined it.
+    pub determining: Vec<String>,
+    /// The newest generation that it is known to stand under.
+    pub generation: u64,
+    /// Milliseconds since it was decided.
+    pub age_ms: u64,
+    /// Milliseconds that it may still answer.
+    pub left_ms: u64,
 }

@@ -6,19 +6,47 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use smol_str::{SmolStr, ToSmolStr};
 
-use super::wire::{Kind, Struct, StructValue};
+use super::view::{Kind, Struct, StructValue};
 use crate::model::{EntityId, EntityUid, Extension, Record, RecordType, Type, Unmapped, UnmappedKind, Value};
 use crate::policy;
 
 /// The largest integer up to which every integer is a double: beyond it a number may have been another one.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
-fn misfit(place: &str, ty: &Type, found: &str) -> Unmapped {
+/// A place in a request, such as `context.headers.x-tenant`: only written out for who gets to read it.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    above: Option<&'a Place<'a>>,
+    name: &'a str,
+}
+
+impl<'a> Place<'a> {
+    /// A place at the top.
+    pub const fn new(name: &'a str) -> Self {
+        Self { above: None, name }
+    }
+
+    /// A place below this one.
+    pub const fn of(&'a self, name: &'a str) -> Self {
+        Self { above: Some(self), name }
+    }
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(above) = self.above {
+            write!(f, "{above}.")?;
+        }
+        f.write_str(self.name)
+    }
+}
+
+fn misfit(place: &Place<'_>, ty: &Type, found: &str) -> Unmapped {
     Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is declared as `{ty}`, found {found}"))
 }
 
 /// An attribute that the schema requires and the request has not.
-pub fn missing(place: &str) -> Unmapped {
+pub fn missing(place: &Place<'_>) -> Unmapped {
     Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is required by the schema and missing"))
 }
 
@@ -26,7 +54,7 @@ pub fn missing(place: &str) -> Unmapped {
 ///
 /// # Errors
 /// If the text is not a value of the type.
-pub fn text(ty: &Type, text: &str, place: &str) -> Result<Value, Unmapped> {
+pub fn text(ty: &Type, text: &str, place: &Place<'_>) -> Result<Value, Unmapped> {
     match ty {
         Type::String => Some(Value::String(text.into())),
         Type::Bool => text.parse().ok().map(Value::Bool),
@@ -50,7 +78,7 @@ fn extension(extension: Extension, text: &str) -> Option<Value> {
 /// If a value does not fit, or a required one is missing.
 pub fn texts<'a>(
     fields: &RecordType,
-    place: &str,
+    place: &Place<'_>,
     one: impl Fn(&str) -> Result<Option<std::borrow::Cow<'a, str>>, Unmapped>,
     list: impl Fn(&str) -> Result<Vec<std::borrow::Cow<'a, str>>, Unmapped>,
 ) -> Result<Record, Unmapped> {
@@ -60,17 +88,17 @@ pub fn texts<'a>(
             Type::Set(member) => {
                 let members = list(name)?;
                 let members: Result<Vec<Value>, _> =
-                    members.iter().map(|value| text(member, value, &format!("{place}.{name}"))).collect();
+                    members.iter().map(|value| text(member, value, &place.of(name))).collect();
                 // A set is there also when it is empty, if the schema says that it always is.
                 Some(members?).filter(|members| field.required || !members.is_empty()).map(Value::set)
             }
-            ty => one(name)?.map(|value| text(ty, &value, &format!("{place}.{name}"))).transpose()?,
+            ty => one(name)?.map(|value| text(ty, &value, &place.of(name))).transpose()?,
         };
         match value {
             Some(value) => {
                 record.insert(name.clone(), value);
             }
-            None if field.required => return Err(missing(&format!("{place}.{name}"))),
+            None if field.required => return Err(missing(&place.of(name))),
             None => {}
         }
     }
@@ -81,10 +109,10 @@ pub fn texts<'a>(
 ///
 /// # Errors
 /// If it does not fit its type.
-pub fn metadata(ty: &Type, value: &StructValue, place: &str) -> Result<Option<Value>, Unmapped> {
+pub fn metadata(ty: &Type, value: &StructValue<'_>, place: &Place<'_>) -> Result<Option<Value>, Unmapped> {
     let Some(kind) = &value.kind else { return Ok(None) };
     Ok(Some(match (ty, kind) {
-        (_, Kind::Null(_)) => return Ok(None),
+        (_, Kind::Null) => return Ok(None),
         (Type::Bool, Kind::Bool(value)) => Value::Bool(*value),
         (Type::Long, Kind::Number(number)) => {
             Value::Long(integral(*number).ok_or_else(|| misfit(place, ty, "a number that is not an exact integer"))?)
@@ -105,11 +133,11 @@ pub fn metadata(ty: &Type, value: &StructValue, place: &str) -> Result<Option<Va
 ///
 /// # Errors
 /// If a field does not fit its type, or a required one is missing.
-pub fn metadata_record(fields: &RecordType, value: &Struct, place: &str) -> Result<Record, Unmapped> {
+pub fn metadata_record(fields: &RecordType, value: &Struct<'_>, place: &Place<'_>) -> Result<Record, Unmapped> {
     let mut record = Record::new();
     for (name, field) in fields {
-        let place = format!("{place}.{name}");
-        let found = value.fields.get(name.as_str());
+        let place = place.of(name);
+        let found = value.fields.get(name);
         match found.map(|value| metadata(&field.ty, value, &place)).transpose()?.flatten() {
             Some(value) => {
                 record.insert(name.clone(), value);
@@ -128,9 +156,9 @@ fn integral(number: f64) -> Option<i64> {
     exact.then_some(number as i64)
 }
 
-fn kind_name(kind: &Kind) -> &'static str {
+fn kind_name(kind: &Kind<'_>) -> &'static str {
     match kind {
-        Kind::Null(_) => "null",
+        Kind::Null => "null",
         Kind::Number(_) => "a number",
         Kind::String(_) => "a text",
         Kind::Bool(_) => "a truth value",
@@ -146,7 +174,7 @@ fn kind_name(kind: &Kind) -> &'static str {
 /// # Errors
 /// If it is not JSON, if a key that is declared comes twice (parsers disagree on which of them counts), if a value does
 /// not fit its type.
-pub fn json(fields: &RecordType, body: &[u8], place: &str) -> Result<Record, Unmapped> {
+pub fn json(fields: &RecordType, body: &[u8], place: &Place<'_>) -> Result<Record, Unmapped> {
     // serde would repeat what it finds instead, and refusals are logged.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(Unmapped::new(UnmappedKind::Attribute, format!("`{place}`: expected an object")));
@@ -163,7 +191,7 @@ pub fn json(fields: &RecordType, body: &[u8], place: &str) -> Result<Record, Unm
 
 struct RecordSeed<'a> {
     fields: &'a RecordType,
-    place: &'a str,
+    place: &'a Place<'a>,
 }
 
 impl<'de> DeserializeSeed<'de> for RecordSeed<'_> {
@@ -192,7 +220,7 @@ impl<'de> Visitor<'de> for RecordSeed<'_> {
             if seen.contains(&key) {
                 return Err(A::Error::custom(format!("`{}.{key}` comes twice", self.place)));
             }
-            let place = format!("{}.{key}", self.place);
+            let place = self.place.of(&key);
             let value = map.next_value_seed(ValueSeed { ty: &field.ty, place: &place })?;
             seen.push(key.clone());
             if let Some(value) = value {
@@ -210,7 +238,7 @@ impl<'de> Visitor<'de> for RecordSeed<'_> {
 
 struct ValueSeed<'a> {
     ty: &'a Type,
-    place: &'a str,
+    place: &'a Place<'a>,
 }
 
 impl ValueSeed<'_> {
@@ -300,7 +328,7 @@ impl<'a> Pairs<'a> {
     ///
     /// # Errors
     /// If one has a malformed escape or is not UTF-8. Pairs with other names are nobody's business.
-    pub fn values(&self, name: &str, place: &str) -> Result<Vec<std::borrow::Cow<'static, str>>, Unmapped> {
+    pub fn values(&self, name: &str, place: &Place<'_>) -> Result<Vec<std::borrow::Cow<'static, str>>, Unmapped> {
         let mut all = Vec::new();
         for pair in self.0.split(|byte| *byte == b'&') {
             let at = pair.iter().position(|byte| *byte == b'=');
@@ -323,7 +351,7 @@ impl<'a> Pairs<'a> {
     ///
     /// # Errors
     /// If it comes several times, or is not validly encoded.
-    pub fn one(&self, name: &str, place: &str) -> Result<Option<std::borrow::Cow<'static, str>>, Unmapped> {
+    pub fn one(&self, name: &str, place: &Place<'_>) -> Result<Option<std::borrow::Cow<'static, str>>, Unmapped> {
         let mut values = self.values(name, place)?;
         if values.len() > 1 {
             let detail = format!("`{place}.{name}` is repeated, but declared as one value");
@@ -386,7 +414,7 @@ mod tests {
             (&Type::Extension(Extension::Duration), "2 hours", false),
         ];
         for (ty, value, fits) in table {
-            assert_eq!(text(ty, value, "context.x").is_ok(), fits, "{ty} {value}");
+            assert_eq!(text(ty, value, &Place::new("context.x")).is_ok(), fits, "{ty} {value}");
         }
     }
 
@@ -396,9 +424,9 @@ mod tests {
         for (value, fits) in
             [(3.0, true), (-3.0, true), (3.5, false), (9.1e15, false), (f64::NAN, false), (f64::INFINITY, false)]
         {
-            assert_eq!(metadata(&Type::Long, &number(value), "x").is_ok(), fits, "{value}");
+            assert_eq!(metadata(&Type::Long, &number(value), &Place::new("x")).is_ok(), fits, "{value}");
         }
-        assert_eq!(metadata(&Type::String, &StructValue { kind: Some(Kind::Null(0)) }, "x"), Ok(None));
+        assert_eq!(metadata(&Type::String, &StructValue { kind: Some(Kind::Null) }, &Place::new("x")), Ok(None));
     }
 
     #[test]
@@ -409,11 +437,12 @@ mod tests {
             ("tags".into(), field(Type::Set(Box::new(Type::String)), false)),
             ("o".into(), field(Type::Record(inner), false)),
         ]);
-        let good = json(&fields, br#"{"n":1,"x":{"n":2},"tags":["b","a","b"],"o":{"b":true,"c":1}}"#, "body");
+        let good =
+            json(&fields, br#"{"n":1,"x":{"n":2},"tags":["b","a","b"],"o":{"b":true,"c":1}}"#, &Place::new("body"));
         let good = good.expect("fits");
         assert_eq!(good.get("tags"), Some(&Value::Set(vec![Value::String("a".into()), Value::String("b".into())])));
         assert_eq!(good.len(), 3);
-        assert!(json(&fields, b"{\"n\":1,\"x\":\"\xff\"}", "body").is_err());
+        assert!(json(&fields, b"{\"n\":1,\"x\":\"\xff\"}", &Place::new("body")).is_err());
         for (body, why) in [
             (r#"{"n":1,"n":2}"#, "`body.n` comes twice"),
             (r#"{"n":"1"}"#, "`body.n` is declared as `Long`, found a text"),
@@ -426,7 +455,7 @@ mod tests {
             (r#"{"n":1"#, "EOF"),
             ("[]", "expected an object"),
         ] {
-            let refused = json(&fields, body.as_bytes(), "body").expect_err(body);
+            let refused = json(&fields, body.as_bytes(), &Place::new("body")).expect_err(body);
             assert!(refused.detail.contains(why), "{body}: {refused}");
         }
     }
@@ -434,12 +463,12 @@ mod tests {
     #[test]
     fn pairs_decode_strictly() {
         let pairs = Pairs::new(b"a=1&b=x+y&%61=2&c=%zz&d&e=%E9");
-        assert_eq!(pairs.values("a", "q").expect("good"), ["1", "2"]);
-        assert!(pairs.one("a", "q").is_err());
-        assert_eq!(pairs.one("b", "q"), Ok(Some("x y".into())));
-        assert_eq!(pairs.one("d", "q"), Ok(Some("".into())));
-        assert_eq!(pairs.one("z", "q"), Ok(None));
-        assert!(pairs.one("c", "q").is_err());
-        assert!(pairs.one("e", "q").is_err());
+        assert_eq!(pairs.values("a", &Place::new("q")).expect("good"), ["1", "2"]);
+        assert!(pairs.one("a", &Place::new("q")).is_err());
+        assert_eq!(pairs.one("b", &Place::new("q")), Ok(Some("x y".into())));
+        assert_eq!(pairs.one("d", &Place::new("q")), Ok(Some("".into())));
+        assert_eq!(pairs.one("z", &Place::new("q")), Ok(None));
+        assert!(pairs.one("c", &Place::new("q")).is_err());
+        assert!(pairs.one("e", &Place::new("q")).is_err());
     }
 }

@@ -1,12 +1,12 @@
 //! Request headers, in both forms that Envoy sends them (design, decision 4).
 
-use super::wire::HttpRequest;
+use super::view::HttpRequest;
 use crate::model::{Unmapped, UnmappedKind};
 
 /// The headers of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Headers<'a> {
-    http: &'a HttpRequest,
+    http: &'a HttpRequest<'a>,
     /// Whether Envoy joined repeated headers with `,`, so that one value cannot be told from several.
     joined: bool,
 }
@@ -16,7 +16,7 @@ impl<'a> Headers<'a> {
     ///
     /// # Errors
     /// If they are there in both forms: nothing says which of them the upstream gets.
-    pub fn of(http: &'a HttpRequest) -> Result<Self, Unmapped> {
+    pub fn of(http: &'a HttpRequest<'a>) -> Result<Self, Unmapped> {
         let raw = http.header_map.as_ref().is_some_and(|map| !map.headers.is_empty());
         if raw && !http.headers.is_empty() {
             return Err(Unmapped::new(UnmappedKind::Incomplete, "both `headers` and `header_map` are filled"));
@@ -26,13 +26,13 @@ impl<'a> Headers<'a> {
 
     /// Every line with this name, as bytes.
     pub fn lines(self, name: &str) -> impl Iterator<Item = &'a [u8]> {
-        let joined = self.http.headers.iter().map(|pair| (&pair.key, &pair.value));
+        let joined = self.http.headers.iter().map(|pair| (pair.key, pair.value));
         let raw = self.http.header_map.iter().flat_map(|map| &map.headers).map(|header| {
-            let value = if header.raw_value.is_empty() { &header.value } else { &header.raw_value };
-            (&header.key, value)
+            let value = if header.raw_value.is_empty() { header.value } else { header.raw_value };
+            (header.key, value)
         });
         let wanted = move |key: &[u8]| key.eq_ignore_ascii_case(name.as_bytes());
-        joined.chain(raw).filter(move |(key, _)| wanted(key)).map(|(_, value)| value.as_ref())
+        joined.chain(raw).filter(move |(key, _)| wanted(key)).map(|(_, value)| value)
     }
 
     /// The one value of a header that may come once; `None` if it does not come.

@@ -8,9 +8,9 @@ use ipnet::IpNet;
 use serde::Serialize;
 use smol_str::SmolStr;
 
-use super::convert;
+use super::convert::{self, Place};
 use super::headers::Headers;
-use super::wire::{Attributes, Kind, Struct};
+use super::view::{Attributes, Kind, Struct};
 use crate::model::{
     EntityId, EntityTypeName, EntityUid, Principal, Proof, Record, RecordType, Unmapped, UnmappedKind, Value,
 };
@@ -161,13 +161,16 @@ impl Serialize for TypeName {
     }
 }
 
+/// Where attributes of the principal are.
+const PRINCIPAL: Place<'static> = Place::new("principal");
+
 /// Who asks, and the claims that say so, if it was a token.
 #[derive(Debug)]
 pub struct Identity<'a> {
     /// The principal.
     pub principal: Principal,
     /// The token's payload.
-    pub claims: Option<&'a Struct>,
+    pub claims: Option<&'a Struct<'a>>,
     /// Those of its attributes that may be logged.
     pub logged: Record,
 }
@@ -178,7 +181,7 @@ pub struct Identity<'a> {
 /// If a proof is there but not usable, or none is there and the configuration has no `anonymous`.
 pub fn identify<'a>(
     sources: &[Source],
-    attributes: &'a Attributes,
+    attributes: &'a Attributes<'a>,
     headers: Headers<'_>,
     action: &ActionType,
     snapshot: &Snapshot,
@@ -196,7 +199,7 @@ pub fn identify<'a>(
                 attributes: renamed,
             } => {
                 let Some(payload) = payload(attributes, namespace, payload_key)? else { continue };
-                let id = match payload.fields.get(id_claim).and_then(|value| value.kind.as_ref()) {
+                let id = match payload.fields.get(id_claim.as_str()).and_then(|value| value.kind.as_ref()) {
                     Some(Kind::String(id)) if !id.is_empty() => id,
                     _ => return Err(unusable(format!("the token has no claim `{id_claim}` that is a text"))),
                 };
@@ -217,7 +220,7 @@ pub fn identify<'a>(
                 Identity { principal, claims: Some(payload), logged }
             }
             Source::Peer { entity_type } => {
-                let peer = attributes.source.as_ref().map_or(b"".as_slice(), |source| source.principal.as_ref());
+                let peer = attributes.source.as_ref().map_or(b"".as_slice(), |source| source.principal);
                 if peer.is_empty() {
                     continue;
                 }
@@ -277,7 +280,7 @@ fn complete<'a>(identity: Identity<'a>, action: &ActionType, snapshot: &Snapshot
     {
         let missing = fields.iter().find(|(name, field)| field.required && !principal.attributes.contains_key(*name));
         if let Some((name, _)) = missing {
-            return Err(convert::missing(&format!("principal.{name}")));
+            return Err(convert::missing(&PRINCIPAL.of(name)));
         }
     }
     Ok(identity)
@@ -288,7 +291,7 @@ fn unusable(detail: impl Into<String>) -> Unmapped {
 }
 
 /// The payload of the token that `jwt_authn` verified; `None` if it verified none.
-fn payload<'a>(attributes: &'a Attributes, namespace: &str, key: &str) -> Result<Option<&'a Struct>, Unmapped> {
+fn payload<'a>(attributes: &'a Attributes<'a>, namespace: &str, key: &str) -> Result<Option<&'a Struct<'a>>, Unmapped> {
     let space = attributes.metadata_context.as_ref().and_then(|all| all.filter_metadata.get(namespace));
     match space.and_then(|space| space.fields.get(key)?.kind.as_ref()) {
         None => Ok(None),
@@ -300,14 +303,14 @@ fn payload<'a>(attributes: &'a Attributes, namespace: &str, key: &str) -> Result
 /// Attributes of the principal from claims, by the schema of its type. Those that are required may come from the bundle.
 fn claims(
     fields: &RecordType,
-    payload: &Struct,
+    payload: &Struct<'_>,
     renamed: &BTreeMap<String, String>,
     known: bool,
 ) -> Result<Record, Unmapped> {
     let mut record = Record::new();
     for (name, field) in fields {
         let claim = renamed.get(name.as_str()).map_or(name.as_str(), String::as_str);
-        let place = format!("principal.{name}");
+        let place = PRINCIPAL.of(name);
         let value = payload.fields.get(claim).map(|value| convert::metadata(&field.ty, value, &place)).transpose()?;
         match value.flatten() {
             Some(value) => {
@@ -321,16 +324,16 @@ fn claims(
 }
 
 /// The groups of a token: a list of texts, or one text.
-fn groups<'a>(payload: &'a Struct, claim: &str) -> Result<Vec<&'a str>, Unmapped> {
+fn groups<'a>(payload: &'a Struct<'a>, claim: &str) -> Result<Vec<&'a str>, Unmapped> {
     let refuse = || unusable(format!("the claim `{claim}` is not a list of texts"));
     match payload.fields.get(claim).and_then(|value| value.kind.as_ref()) {
-        None | Some(Kind::Null(_)) => Ok(Vec::new()),
+        None | Some(Kind::Null) => Ok(Vec::new()),
         Some(Kind::String(group)) => Ok(vec![group]),
         Some(Kind::List(list)) => list
             .values
             .iter()
             .map(|value| match &value.kind {
-                Some(Kind::String(group)) => Ok(group.as_str()),
+                Some(Kind::String(group)) => Ok(*group),
                 _ => Err(refuse()),
             })
             .collect(),
@@ -358,7 +361,7 @@ fn workload(peer: &str) -> Result<Record, Unmapped> {
 }
 
 /// Whether the connection is one from which a trusted header is believed.
-fn trusted(attributes: &Attributes, peers: &[String], addresses: &[Network]) -> bool {
+fn trusted(attributes: &Attributes<'_>, peers: &[String], addresses: &[Network]) -> bool {
     let Some(source) = &attributes.source else { return false };
     if !source.principal.is_empty() && peers.iter().any(|peer| peer.as_bytes() == source.principal.as_ref()) {
         return true;

@@ -7,8 +7,9 @@ use tonic::Status;
 use super::headers::Headers;
 use super::request::{Mapped, Mapping};
 use super::response::{Answer, Answered, Answers};
-use super::wire::{CheckRequest, Struct};
-use crate::decision::authorizer::Authorizer;
+use super::view::{CheckRequest, Struct};
+use super::wire;
+use crate::decision::authorizer::{Authorizer, Explanation};
 use crate::model::{Outcome, Query, Record, Unmapped, UnmappedKind};
 
 /// Maps, decides and answers.
@@ -38,8 +39,8 @@ pub struct Verdict {
 impl Judge {
     /// Judges a message as it came. One that does not decode is the client's doing as well: Envoy passed on what it sent.
     pub fn frame(&self, frame: Bytes, decision_id: &str) -> Verdict {
-        match CheckRequest::decode(frame) {
-            Ok(request) => self.request(&request, decision_id),
+        match CheckRequest::decode(&frame) {
+            Ok(request) => self.decoded(&request, decision_id),
             Err(error) => {
                 let unmapped = Unmapped::new(UnmappedKind::Malformed, format!("not a CheckRequest: {error}"));
                 self.unseen(Outcome::Unmapped(unmapped), decision_id)
@@ -47,8 +48,12 @@ impl Judge {
         }
     }
 
-    /// Judges a request.
-    pub fn request(&self, request: &CheckRequest, decision_id: &str) -> Verdict {
+    /// Judges a request that comes from elsewhere, as if it had come from Envoy.
+    pub fn request(&self, request: &wire::CheckRequest, decision_id: &str) -> Verdict {
+        self.frame(request.encode_to_vec().into(), decision_id)
+    }
+
+    fn decoded(&self, request: &CheckRequest<'_>, decision_id: &str) -> Verdict {
         let grpc = is_grpc(request);
         let snapshot = match self.authorizer.current() {
             Ok(snapshot) => snapshot,
@@ -69,6 +74,19 @@ impl Judge {
         }
     }
 
+    /// What the cache has for a request; nothing is decided.
+    ///
+    /// # Errors
+    /// Why there is no Query to look for.
+    pub fn explain(&self, request: &wire::CheckRequest) -> Result<(Query, Explanation), String> {
+        let frame = request.encode_to_vec();
+        let request = CheckRequest::decode(&frame).map_err(|error| error.to_string())?;
+        let snapshot = self.authorizer.current().map_err(|undecided| undecided.as_str().to_owned())?;
+        let Mapped { query, .. } = self.mapping.map(&request, &snapshot).map_err(|unmapped| unmapped.to_string())?;
+        let explanation = self.authorizer.explain(&snapshot, &query);
+        Ok((query, explanation))
+    }
+
     /// The answer to a check whose request was never looked at.
     pub fn unseen(&self, outcome: Outcome, decision_id: &str) -> Verdict {
         self.verdict(outcome, None, None, decision_id, false)
@@ -78,7 +96,7 @@ impl Judge {
         &self,
         outcome: Outcome,
         query: Option<Query>,
-        claims: Option<&Struct>,
+        claims: Option<&Struct<'_>>,
         decision_id: &str,
         grpc: bool,
     ) -> Verdict {
@@ -89,7 +107,7 @@ impl Judge {
 }
 
 /// Whether the caller speaks gRPC, so that a denial should make sense to such a caller.
-fn is_grpc(request: &CheckRequest) -> bool {
+fn is_grpc(request: &CheckRequest<'_>) -> bool {
     let http = request.attributes.as_ref().and_then(|attributes| attributes.request.as_ref()?.http.as_ref());
     http.and_then(|http| Headers::of(http).ok())
         .is_some_and(|headers| headers.starts_with("content-type", "application/grpc"))

@@ -4,6 +4,7 @@
 //! does not lean on Envoy's normalisation. The vectors are the CVEs listed in docs/threat-model.md: un-normalised
 //! paths, escaped slashes, fragments, matrix parameters.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
@@ -130,7 +131,32 @@ pub fn split_query(target: &[u8]) -> (&[u8], Option<&[u8]>) {
 ///
 /// # Errors
 /// The first form found that the operator did not allow.
-pub fn canonical(path: &[u8], config: &Config) -> Result<String, Refused> {
+pub fn canonical<'a>(path: &'a [u8], config: &Config) -> Result<Cow<'a, str>, Refused> {
+    match plain(path) {
+        Some(path) => Ok(path.into()),
+        None => rewritten(path, config).map(Cow::Owned),
+    }
+}
+
+/// A path that is canonical as it stands, as nearly all are: absolute, no segment empty or beginning with a dot, and
+/// nothing in it but what never needs an escape and means nothing to anyone (RFC 3986, 3.3, without `%` and `;`).
+fn plain(path: &[u8]) -> Option<&str> {
+    let mut before = b'/';
+    for (at, byte) in path.iter().copied().enumerate() {
+        match byte {
+            b'/' if at > 0 && before == b'/' => return None,
+            b'.' if before == b'/' => return None,
+            b'/' | b'.' | b'-' | b'_' | b'~' | b'!' | b'$' | b'&'..=b',' | b'=' | b':' | b'@' => {}
+            _ if byte.is_ascii_alphanumeric() => {}
+            _ => return None,
+        }
+        before = byte;
+    }
+    let path = if path.first() == Some(&b'/') { path } else { return None };
+    std::str::from_utf8(path).ok()
+}
+
+fn rewritten(path: &[u8], config: &Config) -> Result<String, Refused> {
     let allow = |form: Form| if config.allow.contains(&form) { Ok(()) } else { Err(Refused::Form(form)) };
     if path.is_empty() {
         return allow(Form::EmptyPath).map(|()| String::new());
@@ -232,10 +258,12 @@ fn keep_non_utf8(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn strict(path: &str) -> Result<String, String> {
-        canonical(path.as_bytes(), &Config::default()).map_err(|refused| match refused {
+        canonical(path.as_bytes(), &Config::default()).map(Cow::into_owned).map_err(|refused| match refused {
             Refused::Form(form) => form.as_str().to_owned(),
             Refused::Relative => "relative".to_owned(),
         })
@@ -288,6 +316,19 @@ mod tests {
             assert_eq!(strict(path), expected.map(str::to_owned).map_err(str::to_owned), "{path}");
         }
         assert_eq!(canonical(b"/caf\xe9", &Config::default()), Err(Refused::Form(Form::NotUtf8)));
+    }
+
+    proptest! {
+        /// The short way is a short way, whatever the operator allows.
+        #[test]
+        fn plain_paths_are_their_own_canonical_form(path in "(/?[a-zA-Z0-9._~!$&'()*+,=:@%;#\\\\ é-]{0,4}){0,4}") {
+            if let Some(plain) = plain(path.as_bytes()) {
+                let all = Config { allow: [Form::DotSegments, Form::DoubleSlash, Form::EncodedSlash].into() };
+                for config in [Config::default(), all] {
+                    prop_assert_eq!(rewritten(plain.as_bytes(), &config), Ok(plain.to_owned()));
+                }
+            }
+        }
     }
 
     #[test]

@@ -11,11 +11,11 @@ use deserr::Deserr;
 use serde::Serialize;
 use smol_str::SmolStr;
 
-use super::convert::{self, Pairs};
+use super::convert::{self, Pairs, Place};
 use super::headers::Headers;
 use super::identity::{self, Identity, Source};
 use super::path;
-use super::wire::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct};
+use super::view::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct};
 use crate::model::{
     AttributeType, EntityId, EntityTypeName, EntityUid, Extension, Query, Record, RecordType, Root, Type, Unmapped,
     UnmappedKind, Value,
@@ -55,13 +55,16 @@ impl ServiceName {
     }
 }
 
+/// Where attributes of the context are.
+const CONTEXT: Place<'static> = Place::new("context");
+
 /// A mapped request.
 #[derive(Debug)]
 pub struct Mapped<'a> {
     /// What Cedar is asked.
     pub query: Query,
     /// The claims of the token that proved the principal, for headers to the upstream.
-    pub claims: Option<&'a Struct>,
+    pub claims: Option<&'a Struct<'a>>,
     /// What may be logged, under `principal` and `context`.
     pub logged: Record,
     /// How long the token that proved the principal is still good; `None` if it does not say, or there is none.
@@ -87,7 +90,7 @@ impl Mapping {
     ///
     /// # Errors
     /// Why it cannot be mapped.
-    pub fn map<'a>(&self, request: &'a CheckRequest, snapshot: &Snapshot) -> Result<Mapped<'a>, Unmapped> {
+    pub fn map<'a>(&self, request: &'a CheckRequest<'a>, snapshot: &Snapshot) -> Result<Mapped<'a>, Unmapped> {
         let attributes = request.attributes.as_ref().ok_or_else(|| incomplete("there are no attributes"))?;
         let http = attributes.request.as_ref().and_then(|request| request.http.as_ref());
         let http = http.ok_or_else(|| incomplete("there is no HTTP request"))?;
@@ -138,7 +141,7 @@ impl Mapping {
 
 /// What is left of a token's life, by its `exp` claim (RFC 7519, 4.1.4). Envoy has verified it: one that is over by now
 /// was good when the request came, and has nothing left.
-fn token_left(claims: &Struct) -> Option<Duration> {
+fn token_left(claims: &Struct<'_>) -> Option<Duration> {
     let Some(Kind::Number(expires)) = claims.fields.get("exp")?.kind else { return None };
     let expires = Duration::try_from_secs_f64(expires).ok()?;
     Some(expires.saturating_sub(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()))
@@ -151,31 +154,31 @@ fn incomplete(detail: impl Into<String>) -> Unmapped {
 /// Method, path, query, host and headers: what every request has, in canonical form.
 struct RequestLine<'a> {
     method: &'a str,
-    path: String,
+    path: Cow<'a, str>,
     query: Option<&'a [u8]>,
-    host: String,
+    host: Cow<'a, str>,
     headers: Headers<'a>,
 }
 
 impl<'a> RequestLine<'a> {
-    fn read(http: &'a HttpRequest, paths: &path::Config) -> Result<Self, Unmapped> {
+    fn read(http: &'a HttpRequest<'a>, paths: &path::Config) -> Result<Self, Unmapped> {
         let headers = Headers::of(http)?;
-        let method = field(&http.method, headers, ":method")?;
+        let method = field(http.method, headers, ":method")?;
         let method = std::str::from_utf8(method).ok().filter(|method| {
             // A token, RFC 9110, 9.1; anything else would be a strange entity id.
             !method.is_empty() && method.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
         });
         let method = method.ok_or_else(|| incomplete("the method is missing or not a method"))?;
-        let target = field(&http.path, headers, ":path")?;
+        let target = field(http.path, headers, ":path")?;
         let (path, query) = path::split_query(target);
         let path = match (method, path) {
             // CONNECT has no path, and OPTIONS may ask about the server as a whole (RFC 9110, 7.1).
-            ("CONNECT", b"") => String::new(),
-            ("OPTIONS", b"*") => "*".to_owned(),
+            ("CONNECT", b"") => "".into(),
+            ("OPTIONS", b"*") => "*".into(),
             _ => path::canonical(path, paths)
                 .map_err(|refused| Unmapped::new(UnmappedKind::Path, refused.to_string()))?,
         };
-        let host = canonical_host(field(&http.host, headers, ":authority")?)?;
+        let host = canonical_host(field(http.host, headers, ":authority")?)?;
         Ok(Self { method, path, query, host, headers })
     }
 
@@ -202,21 +205,23 @@ fn grpc_method(path: &str) -> Option<(&str, &str)> {
 }
 
 /// The host in lower case, without port and trailing dot: Envoy leaves all three as the client chose them.
-fn canonical_host(host: &[u8]) -> Result<String, Unmapped> {
+fn canonical_host(host: &[u8]) -> Result<Cow<'_, str>, Unmapped> {
     let refuse = || Unmapped::new(UnmappedKind::Host, "the host is not a host");
-    let host = std::str::from_utf8(host).map_err(|_| refuse())?.to_ascii_lowercase();
-    let (name, port) = if let Some(bracketed) = host.strip_prefix('[') {
+    let host = std::str::from_utf8(host).map_err(|_| refuse())?;
+    let (name, port): (Cow<'_, str>, &str) = if let Some(bracketed) = host.strip_prefix('[') {
         let (address, port) = bracketed.split_once(']').ok_or_else(refuse)?;
         // Written anew: `::1` has other spellings.
         let address: std::net::Ipv6Addr = address.parse().map_err(|_| refuse())?;
-        (format!("[{address}]"), port)
+        (format!("[{address}]").into(), port)
     } else {
         let at = host.find(':').unwrap_or(host.len());
         let (name, port) = host.split_at_checked(at).ok_or_else(refuse)?;
         if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
             return Err(refuse());
         }
-        (name.strip_suffix('.').unwrap_or(name).to_owned(), port)
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let is_lower = !name.bytes().any(|byte| byte.is_ascii_uppercase());
+        (if is_lower { name.into() } else { name.to_ascii_lowercase().into() }, port)
     };
     let port_is_good = match port.strip_prefix(':') {
         Some(digits) => digits.bytes().all(|byte| byte.is_ascii_digit()),
@@ -228,8 +233,8 @@ fn canonical_host(host: &[u8]) -> Result<String, Unmapped> {
 // === The context ===
 
 struct ContextReader<'a, 'b> {
-    attributes: &'a Attributes,
-    http: &'a HttpRequest,
+    attributes: &'a Attributes<'a>,
+    http: &'a HttpRequest<'a>,
     line: &'b RequestLine<'a>,
     matched: &'b Matched,
     identity: &'b Identity<'a>,
@@ -239,7 +244,7 @@ impl ContextReader<'_, '_> {
     fn context(&self, action: &ActionType) -> Result<Record, Unmapped> {
         let mut context = Record::new();
         for (root, attribute) in &action.context {
-            let place = format!("context.{}", root.as_str());
+            let place = CONTEXT.of(root.as_str());
             match self.root(*root, attribute, &place)? {
                 Some(value) => {
                     context.insert(root.as_str().into(), value);
@@ -259,14 +264,14 @@ impl ContextReader<'_, '_> {
             let rests = rests(root.as_str(), places.iter().map(String::as_str));
             let Some(ty) = narrow(&attribute.ty, &rests) else { continue };
             let narrowed = AttributeType { ty, required: false };
-            if let Ok(Some(value)) = self.root(*root, &narrowed, root.as_str()) {
+            if let Ok(Some(value)) = self.root(*root, &narrowed, &Place::new(root.as_str())) {
                 record.insert(root.as_str().into(), value);
             }
         }
         record
     }
 
-    fn root(&self, root: Root, attribute: &AttributeType, place: &str) -> Result<Option<Value>, Unmapped> {
+    fn root(&self, root: Root, attribute: &AttributeType, place: &Place<'_>) -> Result<Option<Value>, Unmapped> {
         let line = self.line;
         let string = |text: &str| Some(Value::String(text.into()));
         let bytes = |bytes: &[u8]| utf8(bytes, place).map(|text| text.filter(|text| !text.is_empty()).and_then(string));
@@ -358,13 +363,13 @@ impl ContextReader<'_, '_> {
         Some(Value::Extension(Extension::Datetime, text.into()))
     }
 
-    fn peer(&self, peer: &Peer, fields: &RecordType, place: &str) -> Result<Value, Unmapped> {
+    fn peer(&self, peer: &Peer, fields: &RecordType, place: &Place<'_>) -> Result<Value, Unmapped> {
         let socket = peer.address.as_ref().and_then(|address| address.socket_address.as_ref());
         let address = socket.and_then(|socket| std::str::from_utf8(&socket.address).ok());
         let address = address.and_then(|text| text.parse::<std::net::IpAddr>().ok());
         let mut record = Record::new();
         for (name, field) in fields {
-            let place = format!("{place}.{name}");
+            let place = place.of(name);
             let text = |bytes: &[u8]| {
                 let text = utf8(bytes, &place)?.filter(|text| !text.is_empty());
                 Ok(text.map(|text| Value::String(text.into())))
@@ -411,7 +416,7 @@ impl ContextReader<'_, '_> {
     }
 
     /// The body's fields; `None` if there is no body, or not all of it is here, or it is in no form that has fields.
-    fn body(&self, fields: &RecordType, place: &str) -> Result<Option<Value>, Unmapped> {
+    fn body(&self, fields: &RecordType, place: &Place<'_>) -> Result<Option<Value>, Unmapped> {
         let body = if self.http.raw_body.is_empty() { &self.http.body } else { &self.http.raw_body };
         if body.is_empty() || self.body_is_partial() {
             return Ok(None);
@@ -461,20 +466,20 @@ fn record_type(ty: &Type) -> &RecordType {
     }
 }
 
-fn utf8<'a>(bytes: &'a [u8], place: &str) -> Result<Option<&'a str>, Unmapped> {
+fn utf8<'a>(bytes: &'a [u8], place: &Place<'_>) -> Result<Option<&'a str>, Unmapped> {
     std::str::from_utf8(bytes)
         .map(Some)
         .map_err(|_| Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not UTF-8")))
 }
 
 /// A record of named byte strings.
-fn pairs(fields: &RecordType, all: &[(&str, &[u8])], place: &str) -> Result<Value, Unmapped> {
+fn pairs(fields: &RecordType, all: &[(&str, &[u8])], place: &Place<'_>) -> Result<Value, Unmapped> {
     let all: Vec<(&[u8], &[u8])> = all.iter().map(|(name, value)| (name.as_bytes(), *value)).collect();
     named_texts(fields, &all, place)
 }
 
 /// A record from a protobuf map of strings.
-fn named_texts(fields: &RecordType, all: &[(&[u8], &[u8])], place: &str) -> Result<Value, Unmapped> {
+fn named_texts(fields: &RecordType, all: &[(&[u8], &[u8])], place: &Place<'_>) -> Result<Value, Unmapped> {
     let values = |name: &str| {
         let found = all.iter().filter(|(key, _)| *key == name.as_bytes());
         found.map(|(_, value)| Ok(Cow::Borrowed(utf8(value, place)?.unwrap_or("")))).collect::<Result<Vec<_>, _>>()
@@ -483,10 +488,10 @@ fn named_texts(fields: &RecordType, all: &[(&[u8], &[u8])], place: &str) -> Resu
     convert::texts(fields, place, |name| Ok(values(name)?.pop()), |name| values(name)).map(Value::Record)
 }
 
-fn metadata(fields: &RecordType, all: Option<&Metadata>, place: &str) -> Result<Value, Unmapped> {
+fn metadata(fields: &RecordType, all: Option<&Metadata>, place: &Place<'_>) -> Result<Value, Unmapped> {
     let mut record = Record::new();
     for (namespace, field) in fields {
-        let place = format!("{place}.{namespace}");
+        let place = place.of(namespace);
         match all.and_then(|all| all.filter_metadata.get(namespace.as_str())) {
             Some(space) => {
                 let space = convert::metadata_record(record_type(&field.ty), space, &place)?;

@@ -18,7 +18,7 @@ use serde::Serialize;
 use tonic::Status;
 
 use super::encode::Message;
-use super::wire;
+use super::view::{Kind, Struct, StructValue};
 use crate::model::{CacheState, Decision, Denial, Effect, Outcome, Query, Undecided, Unmapped};
 use crate::observe::words;
 use crate::yaml::{Faults, Invalid};
@@ -127,7 +127,7 @@ pub struct Answered<'a> {
     /// What Cedar was asked, if the request could be mapped.
     pub query: Option<&'a Query>,
     /// The claims of the principal's token.
-    pub claims: Option<&'a wire::Struct>,
+    pub claims: Option<&'a Struct<'a>>,
     /// The id under which the decision log knows it.
     pub decision_id: &'a str,
     /// Whether the caller speaks gRPC.
@@ -261,19 +261,19 @@ fn header_value<'a>(source: &HeaderSource, answered: &Answered<'a>, decision: &'
         HeaderSource::PrincipalId => answered.query?.principal.uid.id().unescaped().into(),
         HeaderSource::DecisionId => answered.decision_id.into(),
         HeaderSource::Revision => decision.revision.id.as_str().into(),
-        HeaderSource::Claim(claim) => claim_text(answered.claims?.get(claim)?)?.into(),
+        HeaderSource::Claim(claim) => claim_text(answered.claims?.fields.get(claim)?)?.into(),
     };
     (!value.is_empty()).then_some(value)
 }
 
 /// A claim as a header: texts, numbers and truth values as they are, lists of texts joined with `,`.
-fn claim_text(value: &wire::StructValue) -> Option<String> {
+fn claim_text(value: &StructValue<'_>) -> Option<String> {
     match value.kind.as_ref()? {
-        wire::Kind::String(text) => Some(text.clone()),
-        wire::Kind::Number(number) => Some(number.to_string()),
-        wire::Kind::Bool(value) => Some(value.to_string()),
-        wire::Kind::List(list) => Some(list.values.iter().map(claim_text).collect::<Option<Vec<_>>>()?.join(",")),
-        wire::Kind::Null(_) | wire::Kind::Struct(_) => None,
+        Kind::String(text) => Some((*text).to_owned()),
+        Kind::Number(number) => Some(number.to_string()),
+        Kind::Bool(value) => Some(value.to_string()),
+        Kind::List(list) => Some(list.values.iter().map(claim_text).collect::<Option<Vec<_>>>()?.join(",")),
+        Kind::Null | Kind::Struct(_) => None,
     }
 }
 

@@ -189,13 +189,6 @@ pub struct Struct {
     pub fields: HashMap<String, StructValue>,
 }
 
-impl Struct {
-    /// The value of a field.
-    pub fn get(&self, name: &str) -> Option<&StructValue> {
-        self.fields.get(name)
-    }
-}
-
 /// `google.protobuf.Value`
 #[derive(Clone, PartialEq, Message)]
 pub struct StructValue {

@@ -66,6 +66,9 @@ impl Config {
 /// A writer that never pauses is not waited for longer than this many times `debounce`.
 const LONGEST_BURST: u32 = 20;
 
+/// How long what is no longer in force is kept for the checks that are being decided under it.
+const RETIREMENT: Duration = Duration::from_secs(1);
+
 /// From the files of all bundles to a snapshot, or every reason why not.
 type Compile<S> = dyn Fn(Vec<Files>) -> Result<S, Vec<Problem>> + Send + Sync;
 
@@ -213,7 +216,7 @@ impl<S: Send + Sync + 'static> Directories<S> {
 
     fn enforce(&mut self, snapshot: S, digest: [u8; 32], took: Duration) {
         self.enforced = Some(digest);
-        self.snapshots.send_replace(Some(Arc::new(snapshot)));
+        retire(self.snapshots.send_replace(Some(Arc::new(snapshot))));
         self.status.send_modify(|status| {
             status.rejection = None;
             status.loads += 1;
@@ -291,6 +294,16 @@ fn is_missing(error: &notify::Error) -> bool {
         ErrorKind::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
         _ => false,
     }
+}
+
+/// Frees what is no longer in force. A check that still holds it would otherwise be the one to free a hundred thousand
+/// entities.
+fn retire<S: Send + Sync + 'static>(old: Option<Arc<S>>) {
+    let Some(old) = old else { return };
+    task::spawn(async move {
+        tokio::time::sleep(RETIREMENT).await;
+        task::spawn_blocking(move || drop(old));
+    });
 }
 
 fn read_all(directories: &[PathBuf], limits: &Limits) -> Result<Vec<Files>, Vec<Problem>> {
