@@ -46,22 +46,25 @@ where
             }
             whole.extend_from_slice(&data);
         }
-        if first.len().max(whole.len()) > limit.as_usize().saturating_add(PREFIX) {
+        let here: &[u8] = if whole.is_empty() { &first } else { &whole };
+        // By what the frame declares, before it is all here.
+        let declared = prefix(here).map_or(0, |(_, length)| u64::from(length));
+        if declared > limit.0 || here.len() > limit.as_usize().saturating_add(PREFIX) {
             return Err(too_large(limit));
         }
     }
-    unframe(if whole.is_empty() { first } else { whole.freeze() }, limit)
+    unframe(if whole.is_empty() { first } else { whole.freeze() })
 }
 
-fn unframe(mut body: Bytes, limit: units::Bytes) -> Result<Bytes, Unmapped> {
-    if body.len() < PREFIX {
-        return Err(malformed("there is no message"));
-    }
-    let (compressed, length) = (body.get_u8(), body.get_u32());
-    if u64::from(length) > limit.0 {
-        return Err(too_large(limit));
-    }
-    if compressed != 0 {
+/// Whether a message is compressed, and its length; `None` if not all of that is here.
+fn prefix(mut body: &[u8]) -> Option<(bool, u32)> {
+    Some((body.try_get_u8().ok()? != 0, body.try_get_u32().ok()?))
+}
+
+fn unframe(mut body: Bytes) -> Result<Bytes, Unmapped> {
+    let Some((compressed, length)) = prefix(&body) else { return Err(malformed("there is no message")) };
+    body.advance(PREFIX);
+    if compressed {
         return Err(malformed("the message is compressed"));
     }
     if u32::try_from(body.len()) != Ok(length) {
