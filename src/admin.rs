@@ -101,10 +101,16 @@ async fn snapshot(State(admin): State<Admin>) -> Response {
     let rejection =
         rejection.map(|Rejection { at, problems }| json!({"at": timestamp(at).to_string(), "problems": problems}));
     pretty(&json!({
-        "snapshot": (admin.summary)(),
+        "snapshot": summary(&admin).await,
         "last_read": last_read.map(|at| timestamp(at).to_string()),
         "rejection": rejection,
     }))
+}
+
+/// The summary of thousands of policies takes milliseconds, in which the threads of the checks have better things to do.
+async fn summary(admin: &Admin) -> Option<Summary> {
+    let summary = Arc::clone(&admin.summary);
+    tokio::task::spawn_blocking(move || summary()).await.ok().flatten()
 }
 
 async fn config(State(admin): State<Admin>) -> Response {
@@ -114,7 +120,7 @@ async fn config(State(admin): State<Admin>) -> Response {
 async fn page(State(admin): State<Admin>) -> impl IntoResponse {
     let readiness = admin.ready.borrow().clone();
     let status = admin.status.borrow().clone();
-    let html = page::render(&readiness, (admin.summary)().as_ref(), &status);
+    let html = page::render(&readiness, summary(&admin).await.as_ref(), &status);
     // Nothing on the page needs more than this; should an escape ever be missed, it stays text.
     let policy = "default-src 'none'; style-src 'unsafe-inline'";
     ([(header::CONTENT_SECURITY_POLICY, policy)], Html(html))
@@ -150,7 +156,7 @@ mod tests {
     use super::*;
     use crate::model::Revision;
     use crate::observe::metrics::{self, Metrics};
-    use crate::policy::{BundleSummary, PolicySummary};
+    use crate::policy::{BundleSummary, FootprintSummary, Hits, PlaceSummary, PolicySummary, Read, Reader};
 
     fn summary() -> Summary {
         Summary {
@@ -176,6 +182,26 @@ mod tests {
             }],
             routes: 2,
             entities: 5,
+            footprints: vec![FootprintSummary {
+                actions: ["GET", "HEAD", "PUT", "<b>"].map(|id| format!("Action::\"{id}\"")).to_vec(),
+                hits: Hits::None,
+                places: vec![PlaceSummary {
+                    place: "context.time".into(),
+                    ty: "datetime".into(),
+                    read: Read::Value,
+                    hits: Hits::None,
+                    why: Some("the clock"),
+                    advice: None,
+                    policies: vec![Reader {
+                        id: "shop/<i>".into(),
+                        file: "hours.cedar".into(),
+                        read: Read::Value,
+                        as_part_of: None,
+                        all_actions: true,
+                        only_for: Vec::new(),
+                    }],
+                }],
+            }],
             warnings: vec!["policy `shop/old` can never apply".into()],
         }
     }
@@ -266,6 +292,7 @@ mod tests {
     async fn the_snapshot_is_shown_or_null() {
         let (status, body) = get_json(in_force(), "/snapshot").await;
         assert_eq!((status, &body["snapshot"]["revision"]["id"]), (StatusCode::OK, &json!("0123456789ab")));
+        assert_eq!(body["snapshot"]["footprints"][0]["hits"], "none");
         assert_eq!((&body["last_read"], &body["rejection"]), (&json!("1970-01-01T00:00:00.000Z"), &json!(null)));
         let rejection = json!({"at": "1970-01-01T00:00:01.000Z", "problems": ["a.cedar:1:2: unexpected `<b>`"]});
         let expected = json!({"snapshot": null, "last_read": null, "rejection": rejection});
@@ -289,6 +316,8 @@ mod tests {
             "shop/&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;",
             "policies/&quot;a&quot; &amp; b.cedar",
             "policy `shop/old` can never apply",
+            "<td>Action::&quot;GET&quot;, Action::&quot;HEAD&quot;, Action::&quot;PUT&quot; and 1 more<td>none",
+            "<td>context.time<td>the clock<td>shop/&lt;i&gt;",
             "href=\"/snapshot\"",
         ] {
             assert!(body.contains(shown), "no {shown} in {body}");
