@@ -1,5 +1,5 @@
-//! The operator's HTTP endpoint: probes, metrics, and what is in force. It reads and never changes anything; `app` binds
-//! it, on loopback unless told otherwise.
+//! The operator's HTTP endpoint: probes, metrics, what is in force, and the decision cache with its switch, which is all
+//! that it can change. `app` binds it, on loopback unless told otherwise.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -9,25 +9,28 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::decision::cache::Cache;
 use crate::feed::{Rejection, Status};
 use crate::policy::Summary;
 use crate::shutdown::Phase;
 
+mod cache;
 mod page;
 
 /// What there is: path and meaning.
-const ROUTES: [(&str, &str); 6] = [
+const ROUTES: [(&str, &str); 7] = [
     ("/", "this sidecar at a glance"),
     ("/livez", "200 while the process answers"),
     ("/readyz", "200 if it can decide, else 503 and the reasons"),
     ("/metrics", "for Prometheus"),
     ("/snapshot", "what is in force, and the last rejection"),
+    ("/cache", "the decision cache; POST /cache?enabled=false (or true) switches it, POST /cache/clear empties it"),
     ("/config", "the effective configuration, without secrets"),
 ];
 
@@ -40,6 +43,10 @@ pub struct Admin {
     pub status: watch::Receiver<Status>,
     /// Whether Envoy may ask; `app` sends what [`readiness`] finds.
     pub ready: watch::Receiver<Readiness>,
+    /// The decision cache, which can be switched and cleared.
+    pub cache: Arc<Cache>,
+    /// What its entries may take, in bytes.
+    pub cache_capacity: u64,
     /// The effective configuration, without secrets.
     pub config: Arc<serde_json::Value>,
     /// Renders the metrics.
@@ -72,7 +79,7 @@ pub fn readiness(phase: Phase, has_snapshot: bool, rejection: Option<&Rejection>
     Readiness { ready: reasons.is_empty(), reasons }
 }
 
-/// The routes over what they show. All of them answer GET and HEAD, and nothing else.
+/// The routes over what they show. All of them answer GET and HEAD; what changes something is a POST.
 pub fn router(state: Admin) -> Router {
     Router::new()
         .route("/", get(page))
@@ -80,6 +87,8 @@ pub fn router(state: Admin) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/snapshot", get(snapshot))
+        .route("/cache", get(cache::show).post(cache::switch))
+        .route("/cache/clear", post(cache::clear))
         .route("/config", get(config))
         .fallback(not_found)
         .with_state(state)
@@ -211,6 +220,8 @@ mod tests {
             summary: Arc::new(move || summary.clone()),
             status: watch::channel(status).1,
             ready: watch::channel(readiness).1,
+            cache: Arc::new(Cache::new(Default::default())),
+            cache_capacity: 32 << 20,
             config: Arc::new(json!({"log": {"level": "info"}})),
             metrics: Metrics::new(&metrics::Config::default()).expect("metrics").1,
             refresh: Arc::new(|| {}),
@@ -343,7 +354,38 @@ mod tests {
             assert_eq!(send(in_force(), "GET", path).await.0, StatusCode::OK, "{path}");
             let (status, _, body) = send(in_force(), "HEAD", path).await;
             assert_eq!((status, body.as_str()), (StatusCode::OK, ""), "{path}");
-            assert_eq!(send(in_force(), "POST", path).await.0, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+            if path != "/cache" {
+                assert_eq!(send(in_force(), "POST", path).await.0, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+            }
+        }
+    }
+    #[tokio::test]
+    async fn the_cache_is_switched_by_post_and_by_nobody_s_page() {
+        let admin = in_force();
+        for (method, path, status, enabled) in [
+            ("GET", "/cache", StatusCode::OK, true),
+            ("GET", "/cache?enabled=false", StatusCode::OK, true),
+            ("POST", "/cache", StatusCode::BAD_REQUEST, true),
+            ("POST", "/cache?enabled=no", StatusCode::BAD_REQUEST, true),
+            ("POST", "/cache?enabled=false", StatusCode::OK, false),
+            ("POST", "/cache/clear", StatusCode::OK, false),
+            ("GET", "/cache/clear", StatusCode::METHOD_NOT_ALLOWED, false),
+            ("PUT", "/cache?enabled=true", StatusCode::METHOD_NOT_ALLOWED, false),
+            ("POST", "/cache?enabled=true", StatusCode::OK, true),
+        ] {
+            assert_eq!(send(admin.clone(), method, path).await.0, status, "{method} {path}");
+            assert_eq!(admin.cache.is_enabled(), enabled, "{method} {path}");
+            let (_, shown) = get_json(admin.clone(), "/cache").await;
+            assert_eq!((&shown["enabled"], &shown["capacity"]), (&json!(enabled), &json!(33_554_432)));
+            assert_eq!(
+                (&shown["hits"], &shown["misses"]["absent"], &shown["entries"]),
+                (&json!(0), &json!(0), &json!(0))
+            );
+        }
+        for path in ["/cache?enabled=false", "/cache/clear"] {
+            let request = Request::post(path).header(header::ORIGIN, "http://127.0.0.1:9192").body(Body::empty());
+            let response = router(admin.clone()).oneshot(request.expect("request")).await.expect("infallible");
+            assert_eq!((response.status(), admin.cache.is_enabled()), (StatusCode::FORBIDDEN, true), "{path}");
         }
     }
 }

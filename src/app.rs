@@ -124,6 +124,8 @@ impl App {
             },
             status: status.clone(),
             ready,
+            cache: Arc::clone(&cache),
+            cache_capacity: config.cache.size.0,
             config: Arc::new(effective),
             metrics: prometheus.clone(),
             refresh: {

@@ -399,7 +399,7 @@ fn many_actions_with_equal_footprints_are_one_paragraph() {
 
 #[test]
 fn bundles_that_are_not_good_are_shown_as_validate_shows_them() {
-    let broken = "permit (principal, action == Action::\"FETCH\", resource);";
+    let broken = "permit (principal);";
     let (shown, validated) = (shop_command(&["footprint"], broken), shop_command(&["validate"], broken));
     assert_eq!((shown.code, shown.stdout.as_str()), (1, ""));
     assert!(!shown.stderr.is_empty() && validated.stderr.starts_with(&shown.stderr), "{shown:?}");
