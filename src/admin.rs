@@ -1,5 +1,5 @@
-//! The operator's HTTP endpoint: probes, metrics, and what is in force. It reads and never changes anything; `app` binds
-//! it, on loopback unless told otherwise.
+//! The operator's HTTP endpoint: probes, metrics, what is in force, and the decision cache with its switch, which is all
+//! that it can change. `app` binds it, on loopback unless told otherwise.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -9,27 +9,35 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::decision::cache::Cache;
 use crate::feed::{Rejection, Status};
 use crate::policy::Summary;
 use crate::shutdown::Phase;
 
+mod cache;
 mod page;
 
 /// What there is: path and meaning.
-const ROUTES: [(&str, &str); 6] = [
+const ROUTES: [(&str, &str); 9] = [
     ("/", "this sidecar at a glance"),
     ("/livez", "200 while the process answers"),
     ("/readyz", "200 if it can decide, else 503 and the reasons"),
     ("/metrics", "for Prometheus"),
     ("/snapshot", "what is in force, and the last rejection"),
+    ("/cache", "the decision cache; POST /cache?enabled=false (or true) switches it"),
+    ("/cache/clear", "POST empties the decision cache"),
+    ("/cache/lookup", "POST a CheckRequest in protobuf JSON: what the cache has for it"),
     ("/config", "the effective configuration, without secrets"),
 ];
+
+/// Looks a CheckRequest up in the cache.
+pub type Lookup = dyn Fn(&str) -> Result<serde_json::Value, String> + Send + Sync;
 
 /// What the endpoint looks at.
 #[derive(Clone)]
@@ -40,6 +48,10 @@ pub struct Admin {
     pub status: watch::Receiver<Status>,
     /// Whether Envoy may ask; `app` sends what [`readiness`] finds.
     pub ready: watch::Receiver<Readiness>,
+    /// The decision cache, which can be switched and cleared.
+    pub cache: Arc<Cache>,
+    /// What the cache has for a CheckRequest in protobuf JSON, or why that cannot be told.
+    pub lookup: Arc<Lookup>,
     /// The effective configuration, without secrets.
     pub config: Arc<serde_json::Value>,
     /// Renders the metrics.
@@ -72,7 +84,7 @@ pub fn readiness(phase: Phase, has_snapshot: bool, rejection: Option<&Rejection>
     Readiness { ready: reasons.is_empty(), reasons }
 }
 
-/// The routes over what they show. All of them answer GET and HEAD, and nothing else.
+/// The routes over what they show. All of them answer GET and HEAD; what changes something is a POST.
 pub fn router(state: Admin) -> Router {
     Router::new()
         .route("/", get(page))
@@ -80,6 +92,9 @@ pub fn router(state: Admin) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/snapshot", get(snapshot))
+        .route("/cache", get(cache::show).post(cache::switch))
+        .route("/cache/clear", post(cache::clear))
+        .route("/cache/lookup", post(cache::lookup))
         .route("/config", get(config))
         .fallback(not_found)
         .with_state(state)
@@ -101,10 +116,16 @@ async fn snapshot(State(admin): State<Admin>) -> Response {
     let rejection =
         rejection.map(|Rejection { at, problems }| json!({"at": timestamp(at).to_string(), "problems": problems}));
     pretty(&json!({
-        "snapshot": (admin.summary)(),
+        "snapshot": summary(&admin).await,
         "last_read": last_read.map(|at| timestamp(at).to_string()),
         "rejection": rejection,
     }))
+}
+
+/// What it takes grows with policies and actions, and the threads of the checks have better things to do.
+async fn summary(admin: &Admin) -> Option<Summary> {
+    let summary = Arc::clone(&admin.summary);
+    tokio::task::spawn_blocking(move || summary()).await.ok().flatten()
 }
 
 async fn config(State(admin): State<Admin>) -> Response {
@@ -114,7 +135,7 @@ async fn config(State(admin): State<Admin>) -> Response {
 async fn page(State(admin): State<Admin>) -> impl IntoResponse {
     let readiness = admin.ready.borrow().clone();
     let status = admin.status.borrow().clone();
-    let html = page::render(&readiness, (admin.summary)().as_ref(), &status);
+    let html = page::render(&readiness, summary(&admin).await.as_ref(), &status);
     // Nothing on the page needs more than this; should an escape ever be missed, it stays text.
     let policy = "default-src 'none'; style-src 'unsafe-inline'";
     ([(header::CONTENT_SECURITY_POLICY, policy)], Html(html))
@@ -150,7 +171,7 @@ mod tests {
     use super::*;
     use crate::model::Revision;
     use crate::observe::metrics::{self, Metrics};
-    use crate::policy::{BundleSummary, PolicySummary};
+    use crate::policy::{BundleSummary, FootprintSummary, Hits, PlaceSummary, PolicySummary, Read, Reader};
 
     fn summary() -> Summary {
         Summary {
@@ -176,6 +197,26 @@ mod tests {
             }],
             routes: 2,
             entities: 5,
+            footprints: vec![FootprintSummary {
+                actions: ["GET", "HEAD", "PUT", "<b>"].map(|id| format!("Action::\"{id}\"")).to_vec(),
+                hits: Hits::None,
+                places: vec![PlaceSummary {
+                    place: "context.time".into(),
+                    ty: "datetime".into(),
+                    read: Read::Value,
+                    hits: Hits::None,
+                    why: Some("the clock"),
+                    advice: None,
+                    policies: vec![Reader {
+                        id: "shop/<i>".into(),
+                        file: "hours.cedar".into(),
+                        read: Read::Value,
+                        as_part_of: None,
+                        all_actions: true,
+                        only_for: Vec::new(),
+                    }],
+                }],
+            }],
             warnings: vec!["policy `shop/old` can never apply".into()],
         }
     }
@@ -185,6 +226,8 @@ mod tests {
             summary: Arc::new(move || summary.clone()),
             status: watch::channel(status).1,
             ready: watch::channel(readiness).1,
+            cache: Arc::new(Cache::new(Default::default())),
+            lookup: Arc::new(|text| Err(format!("not JSON: {text}"))),
             config: Arc::new(json!({"log": {"level": "info"}})),
             metrics: Metrics::new(&metrics::Config::default()).expect("metrics").1,
             refresh: Arc::new(|| {}),
@@ -266,6 +309,7 @@ mod tests {
     async fn the_snapshot_is_shown_or_null() {
         let (status, body) = get_json(in_force(), "/snapshot").await;
         assert_eq!((status, &body["snapshot"]["revision"]["id"]), (StatusCode::OK, &json!("0123456789ab")));
+        assert_eq!(body["snapshot"]["footprints"][0]["hits"], "none");
         assert_eq!((&body["last_read"], &body["rejection"]), (&json!("1970-01-01T00:00:00.000Z"), &json!(null)));
         let rejection = json!({"at": "1970-01-01T00:00:01.000Z", "problems": ["a.cedar:1:2: unexpected `<b>`"]});
         let expected = json!({"snapshot": null, "last_read": null, "rejection": rejection});
@@ -289,6 +333,8 @@ mod tests {
             "shop/&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;",
             "policies/&quot;a&quot; &amp; b.cedar",
             "policy `shop/old` can never apply",
+            "<td>Action::&quot;GET&quot;, Action::&quot;HEAD&quot;, Action::&quot;PUT&quot; and 1 more<td>none",
+            "<td>context.time<td>the clock<td>shop/&lt;i&gt;",
             "href=\"/snapshot\"",
         ] {
             assert!(body.contains(shown), "no {shown} in {body}");
@@ -314,7 +360,38 @@ mod tests {
             assert_eq!(send(in_force(), "GET", path).await.0, StatusCode::OK, "{path}");
             let (status, _, body) = send(in_force(), "HEAD", path).await;
             assert_eq!((status, body.as_str()), (StatusCode::OK, ""), "{path}");
-            assert_eq!(send(in_force(), "POST", path).await.0, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+            if path != "/cache" {
+                assert_eq!(send(in_force(), "POST", path).await.0, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+            }
+        }
+    }
+    #[tokio::test]
+    async fn the_cache_is_switched_by_post_and_by_nobody_s_page() {
+        let admin = in_force();
+        for (method, path, status, enabled) in [
+            ("GET", "/cache", StatusCode::OK, true),
+            ("GET", "/cache?enabled=false", StatusCode::OK, true),
+            ("POST", "/cache", StatusCode::BAD_REQUEST, true),
+            ("POST", "/cache?enabled=no", StatusCode::BAD_REQUEST, true),
+            ("POST", "/cache?enabled=false", StatusCode::OK, false),
+            ("POST", "/cache/clear", StatusCode::OK, false),
+            ("GET", "/cache/clear", StatusCode::METHOD_NOT_ALLOWED, false),
+            ("PUT", "/cache?enabled=true", StatusCode::METHOD_NOT_ALLOWED, false),
+            ("POST", "/cache?enabled=true", StatusCode::OK, true),
+        ] {
+            assert_eq!(send(admin.clone(), method, path).await.0, status, "{method} {path}");
+            assert_eq!(admin.cache.is_enabled(), enabled, "{method} {path}");
+            let (_, shown) = get_json(admin.clone(), "/cache").await;
+            assert_eq!(shown["enabled"], json!(enabled));
+            assert_eq!(
+                (&shown["hits"], &shown["misses"]["absent"], &shown["entries"]),
+                (&json!(0), &json!(0), &json!(0))
+            );
+        }
+        for path in ["/cache?enabled=false", "/cache/clear"] {
+            let request = Request::post(path).header(header::ORIGIN, "http://127.0.0.1:9192").body(Body::empty());
+            let response = router(admin.clone()).oneshot(request.expect("request")).await.expect("infallible");
+            assert_eq!((response.status(), admin.cache.is_enabled()), (StatusCode::FORBIDDEN, true), "{path}");
         }
     }
 }

@@ -14,8 +14,8 @@ use crate::admin::{self, Admin, Readiness};
 use crate::config::{AdminListen, Config};
 use crate::decision::cache::Cache;
 use crate::ext_authz::checker::Checker;
-use crate::ext_authz::server;
 use crate::ext_authz::service::Authorization;
+use crate::ext_authz::{json, server};
 use crate::feed::Status;
 use crate::feed::directory::Directories;
 use crate::listener::{self, Listener};
@@ -106,8 +106,8 @@ impl App {
         );
 
         let cache = Arc::new(Cache::new(config.cache.clone()));
-        let judge = config.judge(snapshots.clone(), Arc::clone(&cache), metrics.clone());
-        let checker = Arc::new(Checker::new(judge, log, metrics.clone()));
+        let judge = Arc::new(config.judge(snapshots.clone(), Arc::clone(&cache), metrics.clone()));
+        let checker = Arc::new(Checker::new(Arc::clone(&judge), log, metrics.clone()));
         let (others, health) =
             server::others(&config.http2).map_err(|error| StartError::new("reflection cannot be set up", error))?;
         let service = Authorization::new(checker, &config.limits, others);
@@ -125,6 +125,14 @@ impl App {
             },
             status: status.clone(),
             ready,
+            cache: Arc::clone(&cache),
+            lookup: {
+                let judge = Arc::clone(&judge);
+                Arc::new(move |text| {
+                    let (query, cache) = judge.explain(&json::check_request(text)?)?;
+                    Ok(serde_json::json!({"query": json::query(&query), "cache": cache}))
+                })
+            },
             config: Arc::new(effective),
             metrics: prometheus.clone(),
             refresh: {

@@ -3,6 +3,7 @@
 mod check_config;
 mod completions;
 mod decide;
+mod footprint;
 mod serve;
 mod validate;
 
@@ -16,7 +17,8 @@ use clap::{Parser, Subcommand};
 /// locally, and answers allow, deny or "could not decide".
 ///
 /// A first look: `stockade validate policies/bookstore` checks a bundle; `stockade decide --bundle policies/bookstore
-/// < request.json` shows what becomes of one request; `stockade serve --config stockade.yaml` runs the sidecar.
+/// < request.json` shows what becomes of one request; `stockade footprint policies/bookstore` shows what decisions are
+/// remembered by; `stockade serve --config stockade.yaml` runs the sidecar.
 ///
 /// Exit status: 64 if the command line cannot be understood, else what the help of each command says.
 #[derive(Debug, Parser)]
@@ -32,6 +34,7 @@ enum Command {
     CheckConfig(check_config::Args),
     Validate(validate::Args),
     Decide(decide::Args),
+    Footprint(footprint::Args),
     Completions(completions::Args),
 }
 
@@ -53,6 +56,7 @@ pub fn run() -> ExitCode {
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Validate(args) => validate::run(&args),
         Command::Decide(args) => decide::run(&args),
+        Command::Footprint(args) => footprint::run(&args),
         Command::Completions(args) => completions::run(&args),
     }
 }

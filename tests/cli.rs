@@ -11,19 +11,19 @@ use crate::support::{binary, repository};
 
 /// What a command came to.
 #[derive(Debug)]
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl Ran {
-    fn json(&self) -> Json {
+    pub fn json(&self) -> Json {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
-fn run(dir: &Path, args: &[&str], input: &str) -> Ran {
+pub fn run(dir: &Path, args: &[&str], input: &str) -> Ran {
     let mut child = Command::new(binary())
         .args(args)
         .current_dir(dir)
@@ -42,7 +42,7 @@ fn run(dir: &Path, args: &[&str], input: &str) -> Ran {
 }
 
 /// Files in a directory of their own.
-fn dir(files: &[(&str, &str)]) -> TempDir {
+pub fn dir(files: &[(&str, &str)]) -> TempDir {
     let dir = TempDir::new().unwrap();
     for (path, text) in files {
         let path = dir.path().join(path);
@@ -52,7 +52,7 @@ fn dir(files: &[(&str, &str)]) -> TempDir {
     dir
 }
 
-const SUBCOMMANDS: [&str; 5] = ["serve", "check-config", "validate", "decide", "completions"];
+const SUBCOMMANDS: [&str; 6] = ["serve", "check-config", "validate", "decide", "footprint", "completions"];
 
 #[test]
 fn help_says_what_each_command_does_and_exits_with() {
@@ -81,6 +81,7 @@ fn a_command_line_that_cannot_be_understood_exits_with_64() {
         &["decide"],
         &["decide", "--bundle"],
         &["validate"],
+        &["footprint"],
         &["check-config"],
         &["completions"],
         &["completions", "cmd.exe"],

@@ -9,6 +9,7 @@ mod cli;
 mod corpus;
 mod engine;
 mod envoy;
+mod footprint;
 mod mapping;
 mod recordings;
 mod reference;

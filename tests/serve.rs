@@ -19,7 +19,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use prost::Message;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
@@ -719,6 +719,89 @@ async fn every_documented_metric_is_there() {
     comes_to(&stockade, "stockade_determining_policy_total{policy=\"shop/policy\"}", 1.0).await;
     comes_to(&stockade, "stockade_check_duration_seconds_count", 1.0).await;
     comes_to(&stockade, "stockade_checks_in_flight", 0.0).await;
+}
+
+/// What policies read is told where the operator looks.
+#[tokio::test]
+async fn footprints_are_shown_at_the_admin_endpoint() {
+    let dir = TempDir::new().unwrap();
+    let policy =
+        "permit (principal is Anonymous, action == Action::\"GET\", resource) when { context.path like \"/a*\" };";
+    bundle(&dir.path().join("bundle"), policy);
+    let stockade = start(dir, &config(Path::new("bundle"), "")).await;
+    let shown = admin_json(&stockade, "/snapshot").await;
+    let first = &shown["snapshot"]["footprints"][0];
+    assert_eq!((&first["actions"], &first["hits"]), (&json!(["Action::\"GET\""]), &json!("few")), "{shown:#}");
+    assert_eq!(first["places"][0]["place"], "context.path");
+    assert_eq!(first["places"][0]["policies"][0]["id"], "shop/policy");
+    assert_eq!(shown["snapshot"]["warnings"].as_array().map(Vec::len), Some(1), "{shown:#}");
+    let (_, page) = stockade.admin("/").await;
+    assert!(page.contains("<td>Action::&quot;GET&quot;<td>few<td>context.path<td>"), "{page}");
+}
+
+/// POSTs to a path of the admin endpoint: the answer's JSON.
+async fn post(stockade: &Stockade, path: &str, body: &str) -> Json {
+    let send = async {
+        let mut stream = TcpStream::connect(stockade.admin_address()).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let answer = timeout(PATIENCE, send).await.expect("an answer in time");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    serde_json::from_str(body).unwrap()
+}
+
+#[tokio::test]
+async fn the_cache_is_switched_while_it_runs() {
+    let stockade = sidecar("").await;
+    // Hits, and what is remembered, after so many equal checks.
+    let after = async |checks: usize| {
+        for _ in 0..checks {
+            assert_eq!(code(&stockade.check(get("/")).await.unwrap()), 0);
+        }
+        let shown = admin_json(&stockade, "/cache").await;
+        ["hits", "entries"].map(|name| shown[name].as_u64()).map(|count| count.expect("a number"))
+    };
+    assert_eq!(after(3).await, [2, 1]);
+    let cleared = post(&stockade, "/cache/clear", "").await;
+    assert_eq!((&cleared["enabled"], &cleared["entries"]), (&json!(true), &json!(0)));
+    assert_eq!(after(2).await, [3, 1]);
+    let off = post(&stockade, "/cache?enabled=false", "").await;
+    assert_eq!((&off["enabled"], &off["entries"]), (&json!(false), &json!(0)));
+    assert_eq!(after(2).await, [3, 0]);
+    let on = post(&stockade, "/cache?enabled=true", "").await;
+    assert_eq!((&on["enabled"], &on["entries"]), (&json!(true), &json!(0)));
+    assert_eq!(after(2).await, [4, 1]);
+    let shown = admin_json(&stockade, "/cache").await;
+    assert_eq!((&shown["misses"]["absent"], &shown["capacity_bytes"]), (&json!(3), &json!(32 << 20)), "{shown:#}");
+}
+
+#[tokio::test]
+async fn an_entry_of_the_cache_is_looked_up_by_its_request() {
+    let stockade = sidecar("").await;
+    let request = r#"{"attributes": {"request": {"http": {"method": "GET", "path": "/", "host": "shop.example"}}}}"#;
+    let lookup = async || post(&stockade, "/cache/lookup", request).await;
+    let before = lookup().await;
+    assert_eq!((&before["cache"]["finds"], &before["cache"]["entry"]), (&json!("absent"), &Json::Null), "{before:#}");
+    assert_eq!(code(&stockade.check(get("/")).await.unwrap()), 0);
+    let found = lookup().await;
+    let entry = &found["cache"]["entry"];
+    assert_eq!((&found["cache"]["finds"], &entry["decision"]), (&json!("hit"), &json!("allow")), "{found:#}");
+    assert_eq!((&entry["generation"], &found["query"]["action"]), (&json!(1), &json!("Action::\"GET\"")), "{found:#}");
+    let (age, left) = (entry["age_ms"].as_u64().unwrap(), entry["left_ms"].as_u64().unwrap());
+    assert!(left > 0 && age + left <= 30_000, "{found:#}");
+    // Looking is not using.
+    let shown = admin_json(&stockade, "/cache").await;
+    assert_eq!((&shown["hits"], &shown["misses"]["absent"]), (&json!(0), &json!(1)), "{shown:#}");
+    post(&stockade, "/cache?enabled=false", "").await;
+    assert_eq!(lookup().await["cache"]["finds"], "off");
 }
 
 // === the end ===

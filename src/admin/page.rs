@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Write};
 
 use super::{ROUTES, Readiness, timestamp};
 use crate::feed::Status;
-use crate::policy::Summary;
+use crate::policy::{FootprintSummary, Hits, Summary};
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}\
     table{border-collapse:collapse}td,th{text-align:left;padding:.15rem 1.5rem .15rem 0;vertical-align:top}\
@@ -67,11 +67,41 @@ fn in_force(html: &mut String, summary: &Summary, status: &Status) -> fmt::Resul
         row(html, &[&policy.id, &policy.effect, &policy.mode, &policy.file, &template])?;
     }
     html.push_str("</table>\n");
+    cache_keys(html, &summary.footprints)?;
     if !summary.warnings.is_empty() {
         html.push_str("<h2>Warnings</h2>\n");
         list(html, &summary.warnings)?;
     }
     Ok(())
+}
+
+/// Only what keeps decisions from being found again; `/snapshot` has all.
+fn cache_keys(html: &mut String, footprints: &[FootprintSummary]) -> fmt::Result {
+    html.push_str("<h2>Cache keys</h2>\n");
+    if footprints.iter().all(|footprint| footprint.hits == Hits::Usual) {
+        html.push_str("<p>Nothing that policies read is known to keep decisions from being found again.\n");
+        return Ok(());
+    }
+    html.push_str("<table>\n");
+    heading(html, &["actions", "hits", "because a key holds", "which is", "by"])?;
+    for footprint in footprints {
+        for place in footprint.places.iter().filter(|place| place.hits > Hits::Usual) {
+            let actions = first_of(footprint.actions.iter().map(String::as_str));
+            let policies = first_of(place.policies.iter().map(|reader| reader.id.as_str()));
+            row(html, &[&actions, &place.hits.as_str(), &place.place, &place.why.unwrap_or(""), &policies])?;
+        }
+    }
+    html.push_str("</table>\n");
+    Ok(())
+}
+
+/// The first three of many names.
+fn first_of<'a>(mut names: impl Iterator<Item = &'a str>) -> String {
+    let shown: Vec<&str> = names.by_ref().take(3).collect();
+    match names.count() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 fn heading(html: &mut String, names: &[&str]) -> fmt::Result {

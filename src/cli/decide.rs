@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::decision::cache::{self, Cache};
 use crate::ext_authz::json;
 use crate::ext_authz::judge::Verdict;
-use crate::model::{Effect, Outcome, PolicyError, Query};
+use crate::model::{Effect, Outcome, PolicyError};
 use crate::observe::{self, Metrics};
 use crate::problem::{self, Problem, SourceFile};
 use crate::yaml;
@@ -84,7 +84,7 @@ fn report(verdict: &Verdict) -> Value {
     let mut report = json!({
         "decision": outcome,
         "reason": reason,
-        "query": verdict.query.as_ref().map(query),
+        "query": verdict.query.as_ref().map(json::query),
         "answer": match &verdict.answer {
             Ok(answer) => answer.response().map_or(Value::Null, |response| json::check_response(&response)),
             Err(status) => json!({"grpc_status": status.code() as i32, "message": status.message()}),
@@ -115,18 +115,6 @@ fn report(verdict: &Verdict) -> Value {
         }
     }
     report
-}
-
-fn query(query: &Query) -> Value {
-    json!({
-        "principal": query.principal.uid.to_string(),
-        "principal_attributes": query.principal.attributes,
-        "principal_parents": query.principal.parents.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "identity": query.principal.proof.as_str(),
-        "action": query.action.to_string(),
-        "resource": query.resource.to_string(),
-        "context": query.context,
-    })
 }
 
 /// The report for people: the same, a line each.

@@ -21,7 +21,7 @@ use crate::observe::tracing::TraceParent;
 /// What answers checks, counts them and keeps their records. Shared by all listeners.
 #[derive(Debug)]
 pub struct Checker {
-    judge: Judge,
+    judge: Arc<Judge>,
     log: DecisionLog,
     metrics: Metrics,
     ids: DecisionIds,
@@ -48,7 +48,7 @@ impl Call {
 
 impl Checker {
     /// Puts the parts together.
-    pub fn new(judge: Judge, log: DecisionLog, metrics: Metrics) -> Self {
+    pub fn new(judge: Arc<Judge>, log: DecisionLog, metrics: Metrics) -> Self {
         Self { judge, log, metrics, ids: DecisionIds::new() }
     }
 

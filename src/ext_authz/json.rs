@@ -11,6 +11,7 @@ use envoy_types::pb::google::protobuf as pb;
 use serde_json::{Map, Value, json};
 
 use super::wire;
+use crate::model::Query;
 
 /// Reads a CheckRequest.
 ///
@@ -170,6 +171,19 @@ fn snake_case(name: &str) -> String {
     name.chars()
         .flat_map(|c| c.is_ascii_uppercase().then_some('_').into_iter().chain([c.to_ascii_lowercase()]))
         .collect()
+}
+
+/// A Query as JSON, for people.
+pub fn query(query: &Query) -> Value {
+    json!({
+        "principal": query.principal.uid.to_string(),
+        "principal_attributes": query.principal.attributes,
+        "principal_parents": query.principal.parents.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "identity": query.principal.proof.as_str(),
+        "action": query.action.to_string(),
+        "resource": query.resource.to_string(),
+        "context": query.context,
+    })
 }
 
 /// An answer as JSON: what Envoy would get.

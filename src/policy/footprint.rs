@@ -38,6 +38,17 @@ pub struct Reads {
     pub parts: BTreeMap<SmolStr, Reads>,
 }
 
+/// How a place in the context is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// It is only looked for.
+    Presence,
+    /// Its value is used.
+    Value,
+    /// It is part of something that is used as a whole, so many names below the context.
+    PartOf(usize),
+}
+
 /// A place in the context.
 type Place = Vec<SmolStr>;
 
@@ -178,6 +189,18 @@ impl Reads {
         for (name, part) in &other.parts {
             self.parts.entry(name.clone()).or_default().merge(part);
         }
+    }
+
+    /// How the place of these names is read; `None` if it is not.
+    pub(super) fn access(&self, names: &[&str]) -> Option<Access> {
+        let mut node = self;
+        for (depth, name) in names.iter().enumerate() {
+            if node.whole {
+                return Some(Access::PartOf(depth));
+            }
+            node = node.parts.get(*name)?;
+        }
+        Some(if node.whole { Access::Value } else { Access::Presence })
     }
 
     /// What is read of a part; `None` if nothing.

@@ -134,6 +134,11 @@ impl Compiled {
         matches!((&self.principal, &self.action, &self.resource), (Bound::Any, ActionConstraint::Any, Bound::Any))
     }
 
+    /// Whether the scope names no action.
+    pub(super) fn is_about_all_actions(&self) -> bool {
+        matches!(self.action, ActionConstraint::Any)
+    }
+
     pub(super) fn is_about(&self, action: Side<'_>) -> bool {
         let within = |group: &EntityUid| action.is_in(AsRef::<EntityUID>::as_ref(group));
         match &self.action {

@@ -156,6 +156,8 @@ struct Route {
 pub struct Routes {
     http: HashMap<String, matchit::Router<Arc<Route>>>,
     grpc: HashMap<(String, String), Arc<Route>>,
+    /// The actions that routes lead to: whether the resource has every parameter of the path.
+    pinned: HashMap<EntityUid, bool>,
     count: usize,
 }
 
@@ -221,8 +223,18 @@ impl Routes {
                 })?;
             }
         }
+        let named: Vec<&str> = route.resource.iter().flat_map(ResourceTemplate::parameters).collect();
+        let pins = parameters(&route.pattern).iter().all(|parameter| named.contains(&parameter.as_str()));
+        *self.pinned.entry(route.action.clone()).or_insert(true) &= pins;
         self.count += 1;
         Ok(())
+    }
+
+    /// Whether action and resource of a request tell its path, so that the path adds nothing to a cache key that holds
+    /// both. Methods are the actions of requests that no route matches, with any path at all.
+    pub fn pin_path(&self, action: &EntityUid) -> bool {
+        let is_method = action.id().unescaped().bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
+        !is_method && self.pinned.get(action).copied().unwrap_or(false)
     }
 
     /// How many there are.

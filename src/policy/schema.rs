@@ -11,6 +11,7 @@ use cedar_policy_core::ast;
 use cedar_policy_core::validator::ValidatorSchema;
 use cedar_policy_core::validator::types::{self, EntityKind};
 use serde_json::{Map, Value as Json};
+use smol_str::SmolStr;
 
 use super::footprint::Footprint;
 use crate::model::{AttributeType, ContextType, EntityTypeName, EntityUid, Extension, RecordType, Root, Type};
@@ -67,6 +68,16 @@ impl ActionType {
     /// The attributes of a type of principal that the action's policies can read; `None` if it does not take that type.
     pub fn principal(&self, name: &EntityTypeName) -> Option<&RecordType> {
         self.attributes.get(name)
+    }
+
+    /// The attributes of all its types of principals that the action's policies can read.
+    pub fn attributes(&self) -> impl Iterator<Item = (&SmolStr, &AttributeType)> {
+        self.attributes.values().flatten()
+    }
+
+    /// Whether the action applies to anything; one that does not is a group of others.
+    pub fn applies(&self) -> bool {
+        !self.principals.is_empty() && !self.resources.is_empty()
     }
 
     /// Whether the action is declared for this type of resource.

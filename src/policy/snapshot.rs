@@ -294,6 +294,7 @@ impl Snapshot {
             policies: policies.collect(),
             routes: self.routes.len(),
             entities: self.entities.len(),
+            footprints: self.footprints(),
             warnings: self.warnings.iter().map(ToString::to_string).collect(),
         }
     }

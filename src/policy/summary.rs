@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::bundle::Ttl;
+use super::report::FootprintSummary;
 use crate::model::Revision;
 
 /// A snapshot at a glance.
@@ -26,6 +27,8 @@ pub struct Summary {
     pub routes: usize,
     /// How many entities the bundles hold.
     pub entities: usize,
+    /// What the cache keys of its actions hold, and what that does to the cache's hits.
+    pub footprints: Vec<FootprintSummary>,
     /// Warnings of the bundles, one line each.
     pub warnings: Vec<String>,
 }
