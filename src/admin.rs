@@ -116,7 +116,7 @@ async fn snapshot(State(admin): State<Admin>) -> Response {
     }))
 }
 
-/// The summary of thousands of policies takes milliseconds, in which the threads of the checks have better things to do.
+/// What it takes grows with policies and actions, and the threads of the checks have better things to do.
 async fn summary(admin: &Admin) -> Option<Summary> {
     let summary = Arc::clone(&admin.summary);
     tokio::task::spawn_blocking(move || summary()).await.ok().flatten()
