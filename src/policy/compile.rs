@@ -340,7 +340,7 @@ impl Parsed {
         let compiled = Compiled::new(policy, footprint, self.annotations.clone(), self.source.name.clone());
         if compiled.is_unscoped() {
             let message = format!("`{}` has no scope: every decision that is made evaluates it", policy.id());
-            // `cargo bench --bench unscoped`: 1,000 more of them add 480 us on a shared 2-core machine.
+            // `cargo bench --bench unscoped`: 1,000 more of them add 480 to 660 us on two busy cores.
             let hint =
                 "about half a microsecond each; name a principal, an action or a resource where the rule has one";
             problems.push(Problem::warning(message).hint(hint).at(&self.source, self.span));
