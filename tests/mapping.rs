@@ -1048,6 +1048,9 @@ fn routes_lead_to_actions_and_resources() {
     }
     let refused = "attribute: `context.params.id` is declared as `Long`, found a text that is not one";
     assert_eq!(court.query(&line("GET", "/books/seven")), Err(refused.to_owned()));
+    // The client chooses the method's name, and HTTP/2 lets it be anything.
+    let refused = "action: Action::\"newBook\" is reached by its routes, and by no method of that name";
+    assert_eq!(court.query(&line("newBook", "/anything")), Err(refused.to_owned()));
 }
 
 #[test]

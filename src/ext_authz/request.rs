@@ -95,7 +95,7 @@ impl Mapping {
         let http = attributes.request.as_ref().and_then(|request| request.http.as_ref());
         let http = http.ok_or_else(|| incomplete("there is no HTTP request"))?;
         let line = RequestLine::read(http, &self.paths)?;
-        let matched = self.route(&line, snapshot);
+        let matched = self.route(&line, snapshot)?;
         let action = snapshot
             .types()
             .action(&matched.action)
@@ -126,18 +126,26 @@ impl Mapping {
 
     /// The route of the request, else `Action::"<METHOD>"` (design, decision 7). gRPC routes match by path whatever the
     /// content type is: servers that speak several protocols on one path would be reached around them otherwise.
-    fn route(&self, line: &RequestLine<'_>, snapshot: &Snapshot) -> Matched {
+    ///
+    /// Method tokens are the client's to choose, so one that spells the name of a route's action does not lead there.
+    fn route(&self, line: &RequestLine<'_>, snapshot: &Snapshot) -> Result<Matched, Unmapped> {
         let routes = snapshot.routes();
         let grpc = (line.method == "POST").then(|| grpc_method(&line.path)).flatten();
-        grpc.and_then(|(service, method)| routes.grpc(service, method))
-            .or_else(|| routes.http(line.method, &line.path))
-            .unwrap_or_else(|| Matched {
-                action: EntityUid::from_type_name_and_id(self.action_type.clone(), EntityId::new(line.method)),
-                resource: None,
-                parameters: Vec::new(),
-            })
+        let routed = grpc.and_then(|(service, method)| routes.grpc(service, method));
+        if let Some(matched) = routed.or_else(|| routes.http(line.method, &line.path)) {
+            return Ok(matched);
+        }
+        let action = EntityUid::from_type_name_and_id(self.action_type.clone(), EntityId::new(line.method));
+        if !METHODS.contains(&line.method) && routes.lead_to(&action) {
+            let detail = format!("{action} is reached by its routes, and by no method of that name");
+            return Err(Unmapped::new(UnmappedKind::Action, detail));
+        }
+        Ok(Matched { action, resource: None, parameters: Vec::new() })
     }
 }
+
+/// The methods that HTTP itself defines (RFC 9110, 9.3; RFC 5789).
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
 /// What is left of a token's life, by its `exp` claim (RFC 7519, 4.1.4). Envoy has verified it: one that is over by now
 /// was good when the request came, and has nothing left.

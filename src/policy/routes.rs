@@ -230,6 +230,11 @@ impl Routes {
         Ok(())
     }
 
+    /// Whether a route leads to this action.
+    pub fn lead_to(&self, action: &EntityUid) -> bool {
+        self.pinned.contains_key(action)
+    }
+
     /// Whether action and resource of a request tell its path, so that the path adds nothing to a cache key that holds
     /// both. Methods are the actions of requests that no route matches, with any path at all.
     pub fn pin_path(&self, action: &EntityUid) -> bool {
