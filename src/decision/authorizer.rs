@@ -49,22 +49,24 @@ impl Authorizer {
         if !self.cache.is_enabled() {
             return self.evaluate(snapshot, query).map(|evaluation| evaluation.decision);
         }
-        let Some(key) = key_of(snapshot, query) else {
-            return self.made(self.evaluate(snapshot, query)?.decision, MissReason::Uncacheable);
-        };
-        let now = Instant::now();
-        match self.remembered(snapshot, query, &key, now) {
-            Ok(decision) => Ok(decision),
-            Err(reason) => {
-                let Evaluation { decision, ttl, .. } = self.evaluate(snapshot, query)?;
-                let (allow, deny) = snapshot.ttl();
-                let bounds = Bounds { allow, deny, policies: ttl, token };
-                // Under the generation that it was decided under, which was read before the evaluation: a push in between
-                // is held against it at the next hit.
-                self.cache.insert(&key, &decision.ruling, snapshot.generation, bounds, now);
-                self.made(decision, reason)
+        key::with_room(|key| {
+            if !write_key(snapshot, query, key) {
+                return self.made(self.evaluate(snapshot, query)?.decision, MissReason::Uncacheable);
             }
-        }
+            let now = Instant::now();
+            match self.remembered(snapshot, query, key, now) {
+                Ok(decision) => Ok(decision),
+                Err(reason) => {
+                    let Evaluation { decision, ttl, .. } = self.evaluate(snapshot, query)?;
+                    let (allow, deny) = snapshot.ttl();
+                    let bounds = Bounds { allow, deny, policies: ttl, token };
+                    // Under the generation that it was decided under, which was read before the evaluation: a push in
+                    // between is held against it at the next hit.
+                    self.cache.insert(key, &decision.ruling, snapshot.generation, bounds, now);
+                    self.made(decision, reason)
+                }
+            }
+        })
     }
 
     /// What the cache remembers of a query, if that still stands.
@@ -92,7 +94,10 @@ impl Authorizer {
         if !self.cache.is_enabled() {
             return none("off");
         }
-        let Some(key) = key_of(snapshot, query) else { return none(MissReason::Uncacheable.as_str()) };
+        let mut key = Key::new();
+        if !write_key(snapshot, query, &mut key) {
+            return none(MissReason::Uncacheable.as_str());
+        }
         let now = Instant::now();
         let entry = self.cache.peek(&key);
         let left = entry.as_ref().map(|entry| self.cache.left(entry, now));
@@ -154,15 +159,16 @@ impl Authorizer {
     }
 }
 
-/// The key of a query; `None` if the policies of its action read the clock, which makes every Query another one.
-fn key_of(snapshot: &Snapshot, query: &Query) -> Option<Key> {
-    let action = snapshot.types().action(&query.action)?;
-    if action.context.iter().any(|(root, _)| *root == Root::Time) {
-        return None;
+/// Writes the key of a query; `false` if it has none: the policies of its action read the clock, which makes every Query
+/// another one.
+fn write_key(snapshot: &Snapshot, query: &Query, key: &mut Key) -> bool {
+    match snapshot.types().action(&query.action) {
+        Some(action) if !action.context.iter().any(|(root, _)| *root == Root::Time) => {
+            key::encode(query, &action.fingerprint, key);
+            true
+        }
+        _ => false,
     }
-    let mut key = Key::new();
-    key::encode(query, &action.fingerprint, &mut key);
-    Some(key)
 }
 
 /// Whether an entry answers under a snapshot. One that is newer does not: a push came while the request was mapped, which

@@ -4,13 +4,30 @@
 //! injective: every field has its length in front, every value its type; absent and empty are two things, sets and
 //! records are sorted already. A test decodes what it encodes. Keys are compared in full.
 
-use smallvec::SmallVec;
+use std::cell::Cell;
 
 use crate::model::{EntityUid, Extension, Proof, Query, Record, Value};
 use crate::varint::Varint;
 
-/// A key, on the stack unless it is a long one.
-pub type Key = SmallVec<[u8; 512]>;
+/// A key, while it is put together.
+pub type Key = Vec<u8>;
+
+thread_local! {
+    /// Room for the key of one check, so that looking it up allocates nothing.
+    static ROOM: Cell<Key> = const { Cell::new(Key::new()) };
+}
+
+/// Lends room for a key.
+pub fn with_room<T>(use_it: impl FnOnce(&mut Key) -> T) -> T {
+    let mut key = ROOM.take();
+    key.clear();
+    let result = use_it(&mut key);
+    // A request with a large body in its key does not hold on to its size.
+    if key.capacity() <= 64 << 10 {
+        ROOM.set(key);
+    }
+    result
+}
 
 /// Appends the key of a query to `key`, which is empty or holds what came before.
 pub fn encode(query: &Query, fingerprint: &[u8; 16], key: &mut Key) {

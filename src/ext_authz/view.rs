@@ -62,7 +62,17 @@ pub enum Value<'a> {
 }
 
 impl<'a> Encoded<'a> {
+    #[inline]
     fn varint(&mut self) -> Result<u64, Malformed> {
+        // Nearly all are short.
+        if let Some((byte @ ..0x80, rest)) = self.bytes.split_first() {
+            self.bytes = rest;
+            return Ok(u64::from(*byte));
+        }
+        self.long_varint()
+    }
+
+    fn long_varint(&mut self) -> Result<u64, Malformed> {
         let mut value = 0_u64;
         for (at, byte) in self.bytes.iter().copied().enumerate().take(10) {
             // The tenth byte has one bit to give.
@@ -78,6 +88,7 @@ impl<'a> Encoded<'a> {
         Err(if self.bytes.len() < 10 { Malformed::Truncated } else { Malformed::Number })
     }
 
+    #[inline]
     fn take(&mut self, length: u64) -> Result<&'a [u8], Malformed> {
         let length = usize::try_from(length).map_err(|_| Malformed::Truncated)?;
         let (taken, rest) = self.bytes.split_at_checked(length).ok_or(Malformed::Truncated)?;
@@ -85,6 +96,7 @@ impl<'a> Encoded<'a> {
         Ok(taken)
     }
 
+    #[inline]
     fn field(&mut self) -> Result<(u64, Value<'a>), Malformed> {
         let key = self.varint()?;
         let number = key >> 3;
@@ -113,6 +125,7 @@ impl<'a> Value<'a> {
         if let Self::Number(number) = self { Ok(number) } else { Err(Malformed::Type) }
     }
 
+    #[inline]
     fn bytes(self) -> Result<&'a [u8], Malformed> {
         if let Self::Bytes(encoded) = self { Ok(encoded.bytes) } else { Err(Malformed::Type) }
     }
@@ -121,6 +134,7 @@ impl<'a> Value<'a> {
         std::str::from_utf8(self.bytes()?).map_err(|_| Malformed::Utf8)
     }
 
+    #[inline]
     fn read<M: Message<'a>>(self) -> Result<M, Malformed> {
         let mut message = M::default();
         self.merge_into(&mut message)?;
@@ -128,10 +142,12 @@ impl<'a> Value<'a> {
     }
 
     /// A message that comes in several pieces is all of them.
+    #[inline]
     fn merge<M: Message<'a>>(self, message: &mut Option<M>) -> Result<(), Malformed> {
         self.merge_into(message.get_or_insert_with(M::default))
     }
 
+    #[inline]
     fn merge_into<M: Message<'a>>(self, message: &mut M) -> Result<(), Malformed> {
         let Self::Bytes(Encoded { bytes, depth }) = self else { return Err(Malformed::Type) };
         message.merge(Encoded { bytes, depth: depth.checked_sub(1).ok_or(Malformed::Depth)? })
