@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::client::Failure;
@@ -24,6 +25,8 @@ pub(crate) struct Sample {
     pub(crate) rss_bytes: Option<u64>,
     pub(crate) errors: u64,
     pub(crate) first_failure: Option<Failure>,
+    /// Of the right answers, in nanoseconds.
+    pub(crate) latency: Histogram<u64>,
 }
 
 /// The measurements of one target in one scenario, a sample per round.
@@ -52,7 +55,7 @@ pub(crate) struct Row {
     #[serde(skip)]
     server_core: Option<f64>,
     #[serde(skip)]
-    notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 /// Below this share of its core a server waited for the generator, or for its neighbours.
@@ -137,7 +140,7 @@ fn known(value: Option<f64>, decimals: usize) -> String {
 }
 
 /// The middle value, or the mean of the two in the middle.
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
@@ -178,6 +181,7 @@ mod tests {
             rss_bytes: Some(1 << 20),
             errors: 0,
             first_failure: None,
+            latency: Histogram::new(3).unwrap(),
         });
         Series { target: target.into(), scenario: "closed".into(), samples: samples.collect() }
     }
