@@ -3,7 +3,7 @@
 //! Keys and the cache, evaluation over the number of policies, and plain Cedar, which is `Authorizer::is_authorized` over
 //! all policies with its request made beforehand. `loadtest engine` measures the same through the wire.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(missing_docs, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -34,7 +34,9 @@ const TENANT: &str = r#"context.headers has "x-tenant" && context.headers["x-ten
 /// Half of them scoped by principal, the other half by resource; with a condition or without.
 fn scoped(count: usize, condition: &str) -> String {
     let policy = |own: usize, principal: &str, resource: &str| {
-        format!("@id(\"{own}\") permit (principal{principal}, action == Action::\"view\", resource{resource}) {condition};\n")
+        format!(
+            "@id(\"{own}\") permit (principal{principal}, action == Action::\"view\", resource{resource}) {condition};\n"
+        )
     };
     let by_principal = (0..count / 2).map(|own| policy(own, &format!(" == User::\"{own}\""), ""));
     let by_resource = (0..count / 2).map(|own| policy(count + own, "", &format!(" == Folder::\"{own}\"")));
@@ -44,7 +46,9 @@ fn scoped(count: usize, condition: &str) -> String {
 /// Scoped by the action alone: all of them are candidates.
 fn unscoped(count: usize) -> String {
     let policy = |own| {
-        format!("@id(\"{own}\") permit (principal, action == Action::\"view\", resource) when {{ {TENANT} == \"t-{own}\" }};\n")
+        format!(
+            "@id(\"{own}\") permit (principal, action == Action::\"view\", resource) when {{ {TENANT} == \"t-{own}\" }};\n"
+        )
     };
     (0..count).map(policy).collect()
 }
@@ -91,12 +95,7 @@ fn remembering(c: &mut Criterion) {
         key
     };
     let hour = Span(Duration::from_secs(3_600));
-    let cache = Cache::new(Config {
-        size: Bytes(256 << 20),
-        allow_ttl: hour,
-        deny_ttl: hour,
-        ..Config::default()
-    });
+    let cache = Cache::new(Config { size: Bytes(256 << 20), allow_ttl: hour, deny_ttl: hour, ..Config::default() });
     let decision = snapshot.decide(&query(1, 1)).expect("a decision");
     let now = Instant::now();
     let keys: Vec<Vec<u8>> = (0..ENTRIES).map(|own| encoded(&query(own, own % 10))).collect();

@@ -59,7 +59,7 @@ pub(crate) struct Row {
 }
 
 /// Below this share of its core a server waited for the generator, or for its neighbours.
-const BUSY: f64 = 0.9;
+pub(crate) const BUSY: f64 = 0.9;
 
 // === impl Row ===
 
@@ -107,15 +107,16 @@ impl Row {
 
 /// The table, and below it what a reader of the table must know.
 pub(crate) fn table(rows: &[Row]) -> String {
-    let width = rows.iter().map(|row| row.target.len()).max().unwrap_or_default().max(6);
+    let width = |name: fn(&Row) -> &String| rows.iter().map(|row| name(row).len()).max().unwrap_or_default().max(8);
+    let (width, wide) = (width(|row| &row.target), width(|row| &row.scenario));
     let mut lines = vec![format!(
-        "{:width$}  {:8} {:>9} {:>6} {:>8} {:>8} {:>8} {:>7} {:>6} {:>8} {:>7}",
+        "{:width$}  {:wide$} {:>9} {:>6} {:>8} {:>8} {:>8} {:>7} {:>6} {:>8} {:>7}",
         "target", "scenario", "req/s", "ratio", "p50 us", "p99 us", "p99.9 us", "cpu us", "core %", "rss MiB", "errors"
     )];
     for row in rows {
         let mebibytes = row.rss_bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
         lines.push(format!(
-            "{:width$}  {:8} {:>9.0} {:>6} {:>8.0} {:>8.0} {:>8.0} {:>7} {:>6} {:>8} {:>7}",
+            "{:width$}  {:wide$} {:>9.0} {:>6} {:>8.0} {:>8.0} {:>8.0} {:>7} {:>6} {:>8} {:>7}",
             row.target,
             row.scenario,
             row.rps,

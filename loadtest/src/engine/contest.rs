@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use super::Stage;
 use crate::admin::{self, Metrics};
 use crate::load::{self, Pace, Shape};
-use crate::report::{Row, Sample, Series};
+use crate::report::{BUSY, Row, Sample, Series, median};
 use crate::server::Server;
 use crate::workload::{Ask, Workload};
 
@@ -112,6 +112,14 @@ pub(crate) async fn visit(server: &Server, asks: &Rc<[Ask]>, shape: Shape) -> an
 pub(crate) fn ratios(over: &Series, under: &Series, value: impl Fn(&Sample) -> Option<f64>) -> Vec<f64> {
     let rounds = over.samples.iter().zip(&under.samples);
     rounds.filter_map(|(over, under)| Some(value(over)? / value(under)?)).collect()
+}
+
+/// Says so if requests per second of a server are not its limit, because it did not have its core to itself. A neighbour
+/// takes more from a server with one thread than from one with several, so the ratio of two would mislead.
+pub(crate) fn not_at_limit(series: &Series) -> Option<String> {
+    let share = median(series.samples.iter().filter_map(|sample| sample.server_core))?;
+    let (target, scenario) = (&series.target, &series.scenario);
+    (share < BUSY).then(|| format!("{target} {scenario}: the server had only {:.0} % of its core", share * 100.0))
 }
 
 /// What is wrong with the answers of these, if anything.

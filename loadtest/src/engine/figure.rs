@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use anyhow::anyhow;
 use hdrhistogram::Histogram;
-use plotters::chart::{ChartBuilder, SeriesLabelPosition};
+use plotters::chart::ChartBuilder;
+pub(crate) use plotters::chart::SeriesLabelPosition;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::drawing::IntoDrawingArea as _;
 use plotters::element::PathElement;
@@ -22,6 +23,8 @@ pub(crate) struct Figure {
     pub(crate) lines: Vec<Line>,
     /// A moment on the x axis, and what happened then.
     pub(crate) mark: Option<(f64, String)>,
+    /// Where no line is.
+    pub(crate) legend: SeriesLabelPosition,
 }
 
 pub(crate) struct Axis {
@@ -77,6 +80,7 @@ pub(crate) fn latencies<'a>(of: impl IntoIterator<Item = (&'a str, &'a Histogram
         y: Axis { label: "latency, us", scale: Scale::Log, show: |value| format!("{value}") },
         lines: of.into_iter().map(line).collect(),
         mark: None,
+        legend: SeriesLabelPosition::LowerRight,
     }
 }
 
@@ -145,7 +149,7 @@ impl Figure {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(self.legend.clone())
             .background_style(WHITE.mix(0.85))
             .border_style(GREY.mix(0.4))
             .label_font(style)

@@ -1,7 +1,7 @@
 //! Hits against the floor: skewed keys, metrics on, denials and 1 % of the allows logged; and with every decision logged.
 
 use super::bundle::Settings;
-use super::contest::{self, Contender, failures, ratios, visit};
+use super::contest::{self, Contender, failures, not_at_limit, ratios, visit};
 use super::figure::{Figure, latencies};
 use super::goals::{Finding, HIT, HIT_LOGGED};
 use super::{Report, Stage, shop};
@@ -37,8 +37,11 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
         let mut faults = failures([&floor_closed.series, &own.series]);
         faults.extend(done.not_hits(goal.name));
         faults.extend(done.lost(goal.name));
+        faults.extend([floor_closed, own].into_iter().filter_map(|own| not_at_limit(&own.series)));
+        let by_cpu = median(ratios(&floor_closed.series, &own.series, |sample| sample.cpu_us_per_check).into_iter());
+        let by_cpu = by_cpu.unwrap_or_default();
         let evidence = format!(
-            "floor {:.0} requests/s, Stockade {:.0}; by its metrics {:.3} % hits, {:.1} % denied, {} log records lost; \
+            "floor {:.0} requests/s, Stockade {:.0}; by CPU time per check the ratio is {by_cpu:.2}; by its metrics {:.3} % hits, {:.1} % denied, {} log records lost; \
              {} keys by zipf(1.0), 1,001 policies, {other} logged to /dev/null",
             rps(&floor_closed.series),
             rps(&own.series),

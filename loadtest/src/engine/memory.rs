@@ -8,7 +8,6 @@ use crate::admin;
 
 const MEBIBYTE: f64 = 1_048_576.0;
 
-#[expect(clippy::cast_precision_loss, reason = "sizes of memory are far below 2^52")]
 pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
     let settings = Settings::default();
     let server = stage.stockade(&shop::scoped(&settings)).await?;

@@ -5,8 +5,8 @@
 //! of which a miss pays for; and the entries that it pushes out once the cache is full.
 
 use super::bundle::Settings;
-use super::contest::{self, Contender, failures, ratios, visit};
-use super::figure::{Axis, Figure, Line, Scale};
+use super::contest::{self, Contender, failures, not_at_limit, ratios, visit};
+use super::figure::{Axis, Figure, Line, Scale, SeriesLabelPosition};
 use super::goals::{ATTRIBUTES_HIT, ATTRIBUTES_MISS, ENTITIES_GROWTH, Finding, MISS_COST, MISS_GROWTH};
 use super::plain::Bench;
 use super::{Report, Stage, growing, shop};
@@ -123,10 +123,10 @@ fn figure(mut lines: Vec<Line>, plain: &[(usize, f64, f64)]) -> Figure {
         y: Axis { label: "CPU us", scale: Scale::Log, show: |value| format!("{value}") },
         lines,
         mark: None,
+        legend: SeriesLabelPosition::UpperLeft,
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts are small")]
 fn line(name: &str, points: impl Iterator<Item = (usize, f64)>) -> Line {
     Line { name: name.into(), points: points.map(|(count, cost)| (count as f64, cost)).collect() }
 }
@@ -181,6 +181,7 @@ pub(crate) async fn attributes(stage: &Stage) -> anyhow::Result<Report> {
     let mut faults = failures(contenders.iter().map(|own| &own.series));
     for own in &contenders {
         faults.extend(own.done().await?.not_hits(&own.series.scenario));
+        faults.extend(not_at_limit(&own.series));
     }
     let [hit_scoped, hit_unscoped] = &contenders;
     let evidence = format!(

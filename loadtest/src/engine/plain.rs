@@ -111,7 +111,7 @@ fn each<T>(items: &[T], time: Duration, mut action: impl FnMut(&T)) -> Option<f6
         action(item);
         done += 1;
         // Reading the clock costs more than some decisions.
-        if done % 16 == 0 && started.elapsed() >= time {
+        if done.is_multiple_of(16) && started.elapsed() >= time {
             break;
         }
     }

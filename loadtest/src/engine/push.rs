@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 
 use super::bundle::{PUSHED, Settings};
 use super::contest::{failures, latency, ratios, visit};
-use super::figure::{Axis, Figure, Line, Scale, latencies};
+use super::figure::{Axis, Figure, Line, Scale, SeriesLabelPosition, latencies};
 use super::goals::{Finding, KEPT, PUSH_P99};
 use super::{Report, Stage, shop};
 use crate::admin::{self, Metrics};
@@ -229,5 +229,6 @@ fn timeline(looks: &[(Duration, Metrics)], pushed_at: Duration) -> Figure {
             Line { name: "misses".into(), points: share("stockade_cache_misses_total") },
         ],
         mark: Some((pushed_at.as_secs_f64(), "push".into())),
+        legend: SeriesLabelPosition::MiddleLeft,
     }
 }

@@ -41,7 +41,7 @@ pub(crate) fn question(rank: usize) -> Question {
 
 /// The first questions, encoded.
 pub(crate) fn asks(count: usize) -> Rc<[Ask]> {
-    (0..count).map(|rank| question(rank)).map(|own| Ask::new(&own.request(), own.expect)).collect()
+    (0..count).map(question).map(|own| Ask::new(&own.request(), own.expect)).collect()
 }
 
 /// Ranks below `keys` as Zipf's law has them come, always the same ones.
