@@ -76,6 +76,8 @@ pub(crate) struct Report {
     /// The measurements that they are made of.
     pub(crate) rows: Vec<Row>,
     pub(crate) figures: Vec<Figure>,
+    /// The scenarios that broke off, and why.
+    pub(crate) broken: Vec<String>,
     /// What was typed.
     pub(crate) command: String,
     pub(crate) machine: String,
@@ -100,7 +102,11 @@ impl Engine {
         let stage = Stage { cores: Cores::claim()?, stockade: self.stockade, rounds: self.rounds, shape: self.shape };
         for scenario in Scenario::value_variants() {
             if self.only.is_empty() || self.only.contains(scenario) {
-                report.append(scenario.run(&stage).await?);
+                // What the others found is not lost by one that breaks off.
+                match scenario.run(&stage).await {
+                    Ok(found) => report.append(found),
+                    Err(error) => report.broken.push(format!("{scenario:?}: {error:#}")),
+                }
             }
         }
         Ok(report)
@@ -147,9 +153,11 @@ impl Report {
         self.figures.extend(other.figures);
     }
 
-    /// Whether every answer was right and every goal was reached.
+    /// Whether every scenario was finished, every answer was right and every goal was reached.
     pub(crate) fn passed(&self) -> bool {
-        self.findings.iter().all(Finding::passed) && self.rows.iter().all(|row| row.errors == 0)
+        self.broken.is_empty()
+            && self.findings.iter().all(Finding::passed)
+            && self.rows.iter().all(|row| row.errors == 0)
     }
 
     /// An array: an object for each series that was measured, then one for each goal.

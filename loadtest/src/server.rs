@@ -60,7 +60,8 @@ struct LogLine {
 
 /// Long enough for a bundle of 10,000 policies or 100,000 entities on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(120);
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// More than Stockade takes by default, which answers for a while after it was told to stop, and then drains.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Tells where to get a Stockade if there is none.
 pub(crate) fn ensure_built(program: &Path) -> anyhow::Result<()> {

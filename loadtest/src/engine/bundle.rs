@@ -68,6 +68,9 @@ decision_log:
   sample_allow: {}
 log:
   format: json
+shutdown:
+  grace: 100ms
+  drain: 1s
 "#,
             self.cache_size, self.sample_allow
         )

@@ -29,6 +29,9 @@ impl Report {
         for finding in &self.findings {
             let _ = writeln!(text, "\n{}: {}", finding.goal.name, notes(finding).join("\n  "));
         }
+        for broken in &self.broken {
+            let _ = writeln!(text, "\nbroke off: {broken}");
+        }
         if !self.rows.is_empty() {
             let _ = write!(text, "\n{}", report::table(&self.rows));
         }
@@ -46,6 +49,9 @@ impl Report {
         text.push_str("\n## What each number is made of\n\n");
         for finding in &self.findings {
             let _ = writeln!(text, "- **{}**: {}", finding.goal.what, notes(finding).join(". "));
+        }
+        for broken in &self.broken {
+            let _ = writeln!(text, "- broke off: {broken}");
         }
         let _ = write!(text, "\n## All measurements\n\n```text\n{}```\n", report::table(&self.rows));
         text
@@ -80,6 +86,9 @@ impl Report {
         for finding in &self.findings {
             let notes = code(&notes(finding).join(". "));
             let _ = writeln!(text, "<li><b>{}</b>: {notes}</li>", escape(finding.goal.what));
+        }
+        for broken in &self.broken {
+            let _ = writeln!(text, "<li>broke off: {}</li>", escape(broken));
         }
         let table = escape(&report::table(&self.rows));
         let _ = writeln!(text, "</ul>\n<h2>All measurements</h2>\n<pre>{table}</pre>\n</body></html>");
@@ -138,6 +147,7 @@ mod tests {
             ],
             rows: Vec::new(),
             figures: vec![Figure { title: "Latency", caption: "<read>".into(), ..latencies([("a", &latency)]) }],
+            broken: vec!["Push: no server".into()],
             command: "loadtest engine".into(),
             machine: "a machine".into(),
         }
@@ -163,7 +173,14 @@ mod tests {
             html.contains("<td class=\"n\">1.10</td><td class=\"n\">&gt;= 1.00</td><td class=\"pass\">pass</td>"),
             "{html}"
         );
-        for shown in ["3 &lt; 4 &amp; <code>cache</code>", "&lt;read&gt;", "<svg", "<code>loadtest engine</code>"] {
+        assert!(markdown.contains("- broke off: Push: no server"), "{markdown}");
+        for shown in [
+            "broke off: Push: no server",
+            "3 &lt; 4 &amp; <code>cache</code>",
+            "&lt;read&gt;",
+            "<svg",
+            "<code>loadtest engine</code>",
+        ] {
             assert!(html.contains(shown), "no {shown} in {html}");
         }
         for elsewhere in ["src=", "href=", "<script"] {
