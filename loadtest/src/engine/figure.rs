@@ -117,6 +117,8 @@ impl Figure {
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&area)
             .margin(14)
+            // Half of the last label.
+            .margin_right(30)
             .x_label_area_size(44)
             .y_label_area_size(64)
             .build_cartesian_2d(x.clone(), y.clone())?;
