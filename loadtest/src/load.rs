@@ -371,7 +371,7 @@ mod tests {
 
     /// Stops the whole server for 300 ms, once.
     fn stalling(n: u64) -> Result<CheckResponse, Status> {
-        if n == 100 {
+        if n == 50 {
             thread::sleep(Duration::from_millis(300));
         }
         status(0)
@@ -379,16 +379,16 @@ mod tests {
 
     #[tokio::test]
     async fn an_open_loop_shows_a_stall_that_a_closed_loop_hides() {
-        let rate = 1000.0;
+        let rate = 200.0;
         let open = sample(&serve(stalling), Expect::Allow, Pace::Open { rate }, 1000).await;
         assert_eq!(open.errors, 0);
-        // 300 of 1000 calls were due in the stall and waited 150 ms on average.
+        // 60 of 200 calls were due in the stall and waited 150 ms on average. At a rate that even a busy machine keeps up with.
         assert!(open.p99_us > 200_000.0, "p99 {}", open.p99_us);
         assert!(open.p999_us > 250_000.0, "p99.9 {}", open.p999_us);
         assert!(open.p50_us < 100_000.0, "p50 {}", open.p50_us);
 
-        // Eight calls were in flight in the stall, of many thousands.
-        let closed = sample(&serve(stalling), Expect::Allow, Pace::Closed, 1000).await;
+        // Eight calls were in flight in the stall, of thousands.
+        let closed = sample(&serve(stalling), Expect::Allow, Pace::Closed, 3000).await;
         assert!(closed.p99_us < 100_000.0, "p99 {}", closed.p99_us);
     }
 
