@@ -5,19 +5,15 @@
 //! what is compared with the floor is the ratio within a round.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::str::FromStr;
-
-use anyhow::ensure;
 
 use crate::client::Address;
 use crate::load::{self, Pace, Shape};
 use crate::report::{Row, Series};
-use crate::server::{Cores, Pid, Server};
-use crate::workload::{Expect, Workload};
-
-/// What `--stockade` is if it is not given.
-pub(crate) const STOCKADE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/stockade");
+use crate::server::{self, Cores, Pid, Server};
+use crate::workload::{Expect, Workload, one_policy_files};
 
 /// What is compared, and how thoroughly.
 pub(crate) struct Comparison {
@@ -54,17 +50,15 @@ impl Comparison {
     /// Starts the servers, measures all targets, and stops the servers. The first target is the
     /// floor.
     pub(crate) async fn run(self) -> anyhow::Result<Vec<Row>> {
-        if cfg!(debug_assertions) {
-            eprintln!("this is a debug build of loadtest: its numbers mean nothing");
-        }
+        server::warn_if_debug();
         if let Some(program) = &self.stockade {
-            ensure_built(program)?;
+            server::ensure_built(program)?;
         }
-        let workload = Workload::one_policy(Expect::Allow);
+        let workload = Rc::new(Workload::one_policy(Expect::Allow));
         let cores = Cores::claim()?;
         let mut servers = vec![("floor", Server::floor(&cores).await?)];
         if let Some(program) = &self.stockade {
-            servers.push(("stockade", Server::stockade(&cores, program, workload.files).await?));
+            servers.push(("stockade", Server::stockade(&cores, program, &one_policy_files()).await?));
         }
         for peer in &self.peers {
             peer.pid.map_or(Ok(()), |pid| cores.adopt(pid))?;
@@ -86,7 +80,7 @@ impl Comparison {
     }
 
     /// Measures every target once at each pace, beginning with another target each round.
-    async fn measure(&self, targets: &mut [Target], workload: &Workload, round: usize) -> anyhow::Result<()> {
+    async fn measure(&self, targets: &mut [Target], workload: &Rc<Workload>, round: usize) -> anyhow::Result<()> {
         let (later, first) = targets.split_at_mut(round % targets.len());
         for target in first.iter_mut().chain(&mut *later) {
             target.measure(Pace::Closed, workload, self.shape).await?;
@@ -97,16 +91,6 @@ impl Comparison {
         }
         Ok(())
     }
-}
-
-fn ensure_built(program: &Path) -> anyhow::Result<()> {
-    let name = program.display();
-    ensure!(
-        program.is_file(),
-        "no stockade at `{name}`: build it with `cargo build --release`, or give another with \
-         `--stockade`"
-    );
-    Ok(())
 }
 
 fn rows(targets: &[Target]) -> Vec<Row> {
@@ -127,7 +111,7 @@ impl Target {
         Self { peer, closed, open }
     }
 
-    async fn measure(&mut self, pace: Pace, workload: &Workload, shape: Shape) -> anyhow::Result<()> {
+    async fn measure(&mut self, pace: Pace, workload: &Rc<Workload>, shape: Shape) -> anyhow::Result<()> {
         let sample = load::measure(&self.peer.address, self.peer.pid, workload, pace, shape).await?;
         let series = match pace {
             Pace::Closed => &mut self.closed,
@@ -176,11 +160,5 @@ mod tests {
         for text in ["127.0.0.1:9191", "opa=nowhere", "opa=127.0.0.1:9191,pid=0"] {
             assert!(text.parse::<Peer>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_missing_stockade_is_told_how_to_be_built() {
-        let error = ensure_built(Path::new("/nowhere/stockade")).unwrap_err().to_string();
-        assert!(error.contains("cargo build --release"), "{error}");
     }
 }

@@ -5,23 +5,28 @@
 //! same `CheckRequest` and always allows. [`compare`] measures floor, Stockade
 //! and any peers in turn, on the same core, several times over, and divides.
 //!
-//! - [`workload`] is what is asked, and what the right answer is,
+//! - [`request`] and [`workload`] are what is asked, in which order, and what the right answer is,
 //! - [`client`] asks once, [`load`] asks at a pace and keeps count,
 //! - [`floor`] is the yardstick, [`server`] starts it, and Stockade, as processes,
-//! - [`compare`] runs the rounds, [`report`] turns them into a table and JSON.
+//! - [`compare`] runs the rounds, [`report`] turns them into a table and JSON,
+//! - [`engine`] measures what the decision engine must reach; [`admin`] reads what Stockade says of itself.
 
+mod admin;
 mod client;
 mod compare;
+mod engine;
 mod floor;
 mod load;
 mod report;
+mod request;
 mod server;
 mod workload;
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -29,6 +34,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::client::Address;
 use crate::compare::{Comparison, Peer};
+use crate::engine::Scenario;
 use crate::load::{Pace, Shape};
 use crate::report::{Row, Series};
 use crate::workload::{Expect, Workload};
@@ -53,6 +59,8 @@ enum Command {
     Run(Run),
     /// Measure the floor, Stockade and any peers, one at a time, in rounds.
     Compare(Compare),
+    /// Measure what the decision engine must reach, and hold it against that.
+    Engine(Engine),
 }
 
 #[derive(Args)]
@@ -85,7 +93,7 @@ struct Run {
 #[derive(Args)]
 struct Compare {
     /// The Stockade to start, or `none`. Default: `target/release/stockade` of this workspace.
-    #[arg(long, default_value = compare::STOCKADE, hide_default_value = true)]
+    #[arg(long, default_value = server::STOCKADE, hide_default_value = true)]
     stockade: PathBuf,
     /// A further server, already running, as NAME=ADDRESS[,pid=PID]. With its pid it is moved to
     /// the servers' core and its CPU time and memory are measured.
@@ -103,6 +111,30 @@ struct Compare {
     /// Write the rows to this file, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Engine {
+    /// The Stockade to start. Default: `target/release/stockade` of this workspace.
+    #[arg(long, default_value = server::STOCKADE, hide_default_value = true)]
+    stockade: PathBuf,
+    /// Only this scenario; may be given several times.
+    #[arg(long, value_enum, value_name = "SCENARIO")]
+    only: Vec<Scenario>,
+    /// How often each server is measured; the report has the medians.
+    #[arg(long, default_value = "7")]
+    rounds: NonZeroUsize,
+    #[command(flatten)]
+    load: Load,
+    /// Write the rows to this file, too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the report to this file, too.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Write the report with its figures to this file: a page that needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -145,6 +177,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Floor { listen } => runtime.block_on(floor::run(listen)),
         Command::Run(run) => runtime.block_on(run.execute()),
         Command::Compare(compare) => runtime.block_on(compare.execute()),
+        Command::Engine(engine) => runtime.block_on(engine.execute()),
     }
 }
 
@@ -160,6 +193,7 @@ impl Run {
         } else {
             Workload::from_files(&self.requests, self.expect)?
         };
+        let workload = Rc::new(workload);
         let sample = load::measure(&self.target, None, &workload, pace, self.load.shape()).await?;
         let series = Series {
             target: self.target.to_string(),
@@ -183,6 +217,20 @@ impl Compare {
     }
 }
 
+impl Engine {
+    async fn execute(self) -> anyhow::Result<ExitCode> {
+        let engine =
+            engine::Engine { stockade: self.stockade, only: self.only, rounds: self.rounds, shape: self.load.shape() };
+        let report = engine.run().await?;
+        print!("{}", report.text());
+        let files = [(self.json, report.json()?), (self.markdown, report.markdown()), (self.html, report.html()?)];
+        for (path, text) in files {
+            path.map_or(Ok(()), |path| write(&path, &text))?;
+        }
+        Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
 impl Load {
     fn shape(&self) -> Shape {
         Shape { connections: self.connections, in_flight: self.in_flight, warmup: self.warmup, duration: self.duration }
@@ -196,10 +244,14 @@ fn conclude(rows: &[Row], json: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     if let Some(path) = json {
         let mut text = serde_json::to_string_pretty(rows)?;
         text.push('\n');
-        std::fs::write(&path, text).with_context(|| format!("cannot write `{}`", path.display()))?;
+        write(&path, &text)?;
     }
     let clean = rows.iter().all(|row| row.errors == 0);
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
 }
 
 /// Reads `5s`, `0.5s` or `500ms`.

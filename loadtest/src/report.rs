@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::client::Failure;
@@ -24,6 +25,8 @@ pub(crate) struct Sample {
     pub(crate) rss_bytes: Option<u64>,
     pub(crate) errors: u64,
     pub(crate) first_failure: Option<Failure>,
+    /// Of the right answers, in nanoseconds.
+    pub(crate) latency: Histogram<u64>,
 }
 
 /// The measurements of one target in one scenario, a sample per round.
@@ -52,11 +55,11 @@ pub(crate) struct Row {
     #[serde(skip)]
     server_core: Option<f64>,
     #[serde(skip)]
-    notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
 /// Below this share of its core a server waited for the generator, or for its neighbours.
-const BUSY: f64 = 0.9;
+pub(crate) const BUSY: f64 = 0.9;
 
 // === impl Row ===
 
@@ -104,15 +107,16 @@ impl Row {
 
 /// The table, and below it what a reader of the table must know.
 pub(crate) fn table(rows: &[Row]) -> String {
-    let width = rows.iter().map(|row| row.target.len()).max().unwrap_or_default().max(6);
+    let width = |name: fn(&Row) -> &String| rows.iter().map(|row| name(row).len()).max().unwrap_or_default().max(8);
+    let (width, wide) = (width(|row| &row.target), width(|row| &row.scenario));
     let mut lines = vec![format!(
-        "{:width$}  {:8} {:>9} {:>6} {:>8} {:>8} {:>8} {:>7} {:>6} {:>8} {:>7}",
+        "{:width$}  {:wide$} {:>9} {:>6} {:>8} {:>8} {:>8} {:>7} {:>6} {:>8} {:>7}",
         "target", "scenario", "req/s", "ratio", "p50 us", "p99 us", "p99.9 us", "cpu us", "core %", "rss MiB", "errors"
     )];
     for row in rows {
         let mebibytes = row.rss_bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
         lines.push(format!(
-            "{:width$}  {:8} {:>9.0} {:>6} {:>8.0} {:>8.0} {:>8.0} {:>7} {:>6} {:>8} {:>7}",
+            "{:width$}  {:wide$} {:>9.0} {:>6} {:>8.0} {:>8.0} {:>8.0} {:>7} {:>6} {:>8} {:>7}",
             row.target,
             row.scenario,
             row.rps,
@@ -137,7 +141,7 @@ fn known(value: Option<f64>, decimals: usize) -> String {
 }
 
 /// The middle value, or the mean of the two in the middle.
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
@@ -178,6 +182,7 @@ mod tests {
             rss_bytes: Some(1 << 20),
             errors: 0,
             first_failure: None,
+            latency: Histogram::new(3).unwrap(),
         });
         Series { target: target.into(), scenario: "closed".into(), samples: samples.collect() }
     }

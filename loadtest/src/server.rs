@@ -19,6 +19,9 @@ use crate::client::Address;
 use crate::floor;
 use crate::workload::{CONFIG, Files};
 
+/// What `--stockade` is if it is not given.
+pub(crate) const STOCKADE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/stockade");
+
 /// One core for the server under load, one for the generator.
 pub(crate) struct Cores {
     server: CpuSet,
@@ -34,8 +37,17 @@ pub(crate) struct Server {
     child: Child,
     pub(crate) pid: Pid,
     pub(crate) address: Address,
+    /// Where it tells of itself, if it does.
+    admin: Option<Address>,
     /// What it reads, for as long as it runs.
-    _files: Option<TempDir>,
+    files: Option<TempDir>,
+}
+
+/// Where a Stockade listens.
+#[derive(Debug, PartialEq, Eq)]
+struct Listening {
+    ext_authz: Address,
+    admin: Option<Address>,
 }
 
 /// A line of Stockade's log, as far as it matters here.
@@ -46,8 +58,27 @@ struct LogLine {
     address: Option<String>,
 }
 
-const START_LIMIT: Duration = Duration::from_secs(10);
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// Long enough for a bundle of 10,000 policies or 100,000 entities on a busy machine.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// More than Stockade takes by default, which answers for a while after it was told to stop, and then drains.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Tells where to get a Stockade if there is none.
+pub(crate) fn ensure_built(program: &Path) -> anyhow::Result<()> {
+    let name = program.display();
+    ensure!(
+        program.is_file(),
+        "no stockade at `{name}`: build it with `cargo build --release`, or give another with `--stockade`"
+    );
+    Ok(())
+}
+
+/// Says so if what follows are no measurements.
+pub(crate) fn warn_if_debug() {
+    if cfg!(debug_assertions) {
+        eprintln!("this is a debug build of loadtest: its numbers mean nothing");
+    }
+}
 
 // === impl Cores ===
 
@@ -148,11 +179,11 @@ impl Server {
         let address = timeout(START_LIMIT, floor_address(BufReader::new(output).lines()))
             .await
             .context("the floor did not start in time")??;
-        Self::started(child, address, None)
+        Self::started(child, address, None, None)
     }
 
     /// Starts `stockade serve` in a directory of its own and waits until it is ready.
-    pub(crate) async fn stockade(cores: &Cores, program: &Path, files: Files) -> anyhow::Result<Self> {
+    pub(crate) async fn stockade(cores: &Cores, program: &Path, files: &Files) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a directory")?;
         write(files, directory.path()).context("cannot write stockade's files")?;
         let mut command = Command::new(program);
@@ -160,16 +191,28 @@ impl Server {
         let mut child = cores.spawn(command.stdout(Stdio::null()).stderr(Stdio::piped()))?;
         let output = child.stderr.take().context("stockade has no stderr")?;
         let mut log = BufReader::new(output).lines();
-        let address =
-            timeout(START_LIMIT, stockade_address(&mut log)).await.context("stockade did not get ready in time")??;
+        let Listening { ext_authz, admin } =
+            timeout(START_LIMIT, stockade_listens(&mut log)).await.context("stockade did not get ready in time")??;
         // It would stop at a full pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
-        Self::started(child, address, Some(directory))
+        Self::started(child, ext_authz, admin, Some(directory))
     }
 
-    fn started(child: Child, address: Address, files: Option<TempDir>) -> anyhow::Result<Self> {
+    fn started(child: Child, address: Address, admin: Option<Address>, files: Option<TempDir>) -> anyhow::Result<Self> {
         let pid = child.id().and_then(Pid::new).context("the server ended at once")?;
-        Ok(Self { child, pid, address, _files: files })
+        Ok(Self { child, pid, address, admin, files })
+    }
+
+    /// The address of the admin endpoint.
+    pub(crate) fn admin(&self) -> anyhow::Result<&Address> {
+        self.admin.as_ref().context("the server has no admin endpoint")
+    }
+
+    /// Puts a new text in place of one of its files, all at once: it is never seen half written.
+    pub(crate) fn replace(&self, path: &str, text: &str) -> anyhow::Result<()> {
+        let directory = self.files.as_ref().context("the server has no files")?.path();
+        let new = directory.join("new");
+        fs::write(&new, text).and_then(|()| fs::rename(&new, directory.join(path))).context("cannot replace a file")
     }
 
     /// Ends it as an orchestrator would.
@@ -180,7 +223,7 @@ impl Server {
     }
 }
 
-fn write(files: Files, directory: &Path) -> io::Result<()> {
+fn write(files: &Files, directory: &Path) -> io::Result<()> {
     for (name, text) in files {
         let path = directory.join(name);
         fs::create_dir_all(path.parent().unwrap_or(directory))?;
@@ -197,19 +240,22 @@ where
     address.parse().map_err(anyhow::Error::msg)
 }
 
-async fn stockade_address(log: &mut Lines<impl AsyncBufRead + Unpin>) -> anyhow::Result<Address> {
-    let mut address = None;
+async fn stockade_listens(log: &mut Lines<impl AsyncBufRead + Unpin>) -> anyhow::Result<Listening> {
+    let (mut ext_authz, mut admin) = (None, None);
     let mut seen = String::new();
     while let Some(line) = log.next_line().await? {
         // What is not such a line is kept, in case it tells why there will be no `ready`.
         if let Ok(line) = serde_json::from_str::<LogLine>(&line) {
             match line.message.as_str() {
-                "listening" if line.listener.as_deref() == Some("ext_authz") => {
-                    address = line.address;
-                }
+                "listening" => match line.listener.as_deref() {
+                    Some("ext_authz") => ext_authz = line.address,
+                    Some("admin") => admin = line.address,
+                    _ => {}
+                },
                 "ready" => {
-                    let address = address.context("stockade is ready, but told no address")?;
-                    return address.parse().map_err(anyhow::Error::msg);
+                    let parse = |address: String| address.parse::<Address>().map_err(anyhow::Error::msg);
+                    let ext_authz = ext_authz.context("stockade is ready, but told no address")?;
+                    return Ok(Listening { ext_authz: parse(ext_authz)?, admin: admin.map(parse).transpose()? });
                 }
                 _ => {}
             }
@@ -239,6 +285,12 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_stockade_is_told_how_to_be_built() {
+        let error = ensure_built(Path::new("/nowhere/stockade")).unwrap_err().to_string();
+        assert!(error.contains("cargo build --release"), "{error}");
+    }
+
+    #[test]
     fn this_process_can_be_read() {
         assert!(Pid::own().rss().unwrap() > 0);
         assert!(Pid::own().cpu_time().is_ok());
@@ -253,15 +305,16 @@ mod tests {
 {"level":"INFO","message":"more"}
 "#;
         let mut lines = BufReader::new(log.as_slice()).lines();
-        let address = stockade_address(&mut lines).await.unwrap();
-        assert_eq!(address, Address::Tcp("127.0.0.1:2".into()));
+        let tcp = |address: &str| Address::Tcp(address.into());
+        let expected = Listening { ext_authz: tcp("127.0.0.1:2"), admin: Some(tcp("127.0.0.1:1")) };
+        assert_eq!(stockade_listens(&mut lines).await.unwrap(), expected);
     }
 
     #[tokio::test]
     async fn a_stockade_that_ends_is_quoted() {
         let log = b"error: no bundle at `./bundle`\n";
         let mut lines = BufReader::new(log.as_slice()).lines();
-        let error = stockade_address(&mut lines).await.unwrap_err().to_string();
+        let error = stockade_listens(&mut lines).await.unwrap_err().to_string();
         assert!(error.contains("no bundle at `./bundle`"), "{error}");
     }
 }

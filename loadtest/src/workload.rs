@@ -1,33 +1,53 @@
-//! What is asked, what Stockade is told so that it can answer, and which answer is right.
+//! What is asked, in which order, which answer is right, and the files of a Stockade that knows it.
 
+use std::cell::Cell;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use clap::ValueEnum;
-use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
-use envoy_types::pb::envoy::config::core::v3::{Address, SocketAddress, address};
-use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer, Request};
-use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
-use envoy_types::pb::google::protobuf::Timestamp;
+use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
 use prost::Message;
 
 use crate::client::Decision;
+use crate::request;
 
 /// The files Stockade is started with: a path below the configuration's directory, and the text.
-pub(crate) type Files = &'static [(&'static str, &'static str)];
+pub(crate) type Files = Vec<(String, String)>;
 
 /// The configuration's file name in every [`Files`].
 pub(crate) const CONFIG: &str = "stockade.yaml";
 
-/// A workload is asked of every target in the same way.
+/// A stream of requests. Each target has its own, so that all of them are asked the same.
 pub(crate) struct Workload {
-    /// What Stockade is started with. Only `compare` starts one.
-    pub(crate) files: Files,
-    /// Whole gRPC messages, encoded once, sent in turn. Never empty.
-    pub(crate) requests: Vec<Bytes>,
-    /// What every answer must be.
+    asks: Rc<[Ask]>,
+    order: Order,
+    /// How many were taken. It goes on from one measurement to the next.
+    taken: Cell<usize>,
+    /// What every answer must be, whatever the asks say.
+    every: Option<Expect>,
+}
+
+/// One call: a whole gRPC message, encoded once, and the answer that is right.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask {
+    pub(crate) message: Bytes,
     pub(crate) expect: Expect,
+}
+
+/// The order in which requests are taken.
+#[derive(Clone)]
+enum Order {
+    /// From first to last, and again.
+    Rounds,
+    /// From first to last.
+    Once,
+    /// As these indices say, and again.
+    Drawn(Rc<[u32]>),
+    /// In rounds, each with a number of its own at these places, so that no two are the same.
+    Fresh(Rc<[Vec<usize>]>),
 }
 
 /// The decision that counts as right.
@@ -39,44 +59,111 @@ pub(crate) enum Expect {
     Any,
 }
 
-/// One policy, one request, always allowed: the price of a call and little else.
-const ONE_POLICY: Files = &[
-    (
-        CONFIG,
-        r#"service: bench
-workers: 1
-listen: ["tcp://127.0.0.1:0"]
-bundles:
-  - directory: ./bundle
-admin:
-  listen: "tcp://127.0.0.1:0"
-decision_log:
-  output: none
-log:
-  format: json
-"#,
-    ),
-    ("bundle/bundle.yaml", "name: bench\n"),
-    (
-        "bundle/policies/allow.cedar",
-        r#"@id("allow-get")
-permit (principal, action == Action::"GET", resource == Service::"bench");
-"#,
-    ),
-];
+/// Where a fresh request has its number.
+pub(crate) const STAMP: &str = "0000000stamp";
 
 // === impl Workload ===
 
 impl Workload {
+    fn new(asks: Rc<[Ask]>, order: Order) -> Self {
+        Self { asks, order, taken: Cell::new(0), every: None }
+    }
+
+    /// Always the same request, which no policy but the one of [`one_policy_files`] is needed for.
     pub(crate) fn one_policy(expect: Expect) -> Self {
-        let requests = vec![framed(&product_list().encode_to_vec())];
-        Self { files: ONE_POLICY, requests, expect }
+        Self::new([Ask::new(&request::product_list(), expect)].into(), Order::Rounds)
     }
 
     /// Reads encoded `CheckRequest`s, one a file, as a recording of Envoy's calls has them.
     pub(crate) fn from_files(paths: &[PathBuf], expect: Expect) -> anyhow::Result<Self> {
-        let requests = paths.iter().map(|path| read(path)).collect::<anyhow::Result<_>>()?;
-        Ok(Self { files: ONE_POLICY, requests, expect })
+        let asks = paths.iter().map(|path| read(path, expect)).collect::<anyhow::Result<Rc<[_]>>>()?;
+        Ok(Self::new(asks, Order::Rounds))
+    }
+
+    /// Each of them once.
+    pub(crate) fn once(asks: &Rc<[Ask]>) -> Self {
+        Self::new(Rc::clone(asks), Order::Once)
+    }
+
+    /// As these indices say, again and again.
+    pub(crate) fn drawn(asks: &Rc<[Ask]>, indices: &Rc<[u32]>) -> Self {
+        Self::new(Rc::clone(asks), Order::Drawn(Rc::clone(indices)))
+    }
+
+    /// In turn, with another number in place of each [`STAMP`] in every call.
+    ///
+    /// # Errors
+    /// A request without a [`STAMP`].
+    pub(crate) fn fresh(asks: &Rc<[Ask]>) -> anyhow::Result<Self> {
+        let places: Rc<[Vec<usize>]> = asks.iter().map(|ask| places(&ask.message)).collect();
+        ensure!(places.iter().all(|places| !places.is_empty()), "a request has no place for a number");
+        Ok(Self::new(Rc::clone(asks), Order::Fresh(places)))
+    }
+
+    /// The same from its beginning, for a target that answers all of it in one way.
+    pub(crate) fn answered(&self, every: Expect) -> Self {
+        Self { every: Some(every), ..Self::new(Rc::clone(&self.asks), self.order.clone()) }
+    }
+
+    /// The next call; `None` after the last.
+    pub(crate) fn next(&self) -> Option<Ask> {
+        let taken = self.taken.replace(self.taken.get() + 1);
+        let count = self.asks.len().max(1);
+        let Ask { message, expect } = match &self.order {
+            Order::Rounds => self.asks.get(taken % count)?.clone(),
+            Order::Once => self.asks.get(taken)?.clone(),
+            Order::Drawn(indices) => {
+                let index = indices.get(taken % indices.len().max(1))?;
+                self.asks.get(usize::try_from(*index).ok()?)?.clone()
+            }
+            Order::Fresh(places) => self.asks.get(taken % count)?.stamped(places.get(taken % count)?, taken),
+        };
+        Some(Ask { message, expect: self.every.unwrap_or(expect) })
+    }
+}
+
+/// Where a message has the [`STAMP`].
+fn places(message: &[u8]) -> Vec<usize> {
+    let windows = message.windows(STAMP.len()).enumerate();
+    windows.filter_map(|(at, window)| (window == STAMP.as_bytes()).then_some(at)).collect()
+}
+
+fn read(path: &Path, expect: Expect) -> anyhow::Result<Ask> {
+    let name = path.display();
+    let message = std::fs::read(path).with_context(|| format!("cannot read `{name}`"))?;
+    CheckRequest::decode(message.as_slice()).with_context(|| format!("`{name}` is no encoded CheckRequest"))?;
+    Ok(Ask { message: framed(&message), expect })
+}
+
+/// A message as gRPC puts it into the body: not compressed, its length, its bytes.
+fn framed(message: &[u8]) -> Bytes {
+    let mut body = BytesMut::with_capacity(message.len() + 5);
+    body.put_u8(0);
+    // No request comes near the 4 GiB at which this would saturate.
+    body.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    body.put_slice(message);
+    body.freeze()
+}
+
+// === impl Ask ===
+
+impl Ask {
+    pub(crate) fn new(request: &CheckRequest, expect: Expect) -> Self {
+        Self { message: framed(&request.encode_to_vec()), expect }
+    }
+
+    /// With a number at these places, as many digits as a [`STAMP`] has.
+    fn stamped(&self, places: &[usize], number: usize) -> Self {
+        let mut digits = String::with_capacity(STAMP.len());
+        // Writing to a String cannot fail.
+        let _ = write!(digits, "{number:0width$}", width = STAMP.len());
+        let mut message = BytesMut::from(self.message.as_ref());
+        for at in places {
+            if let Some(place) = message.get_mut(*at..at + STAMP.len()) {
+                place.copy_from_slice(digits.as_bytes());
+            }
+        }
+        Self { message: message.freeze(), expect: self.expect }
     }
 }
 
@@ -92,93 +179,66 @@ impl Expect {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<Bytes> {
-    let name = path.display();
-    let message = std::fs::read(path).with_context(|| format!("cannot read `{name}`"))?;
-    CheckRequest::decode(message.as_slice()).with_context(|| format!("`{name}` is no encoded CheckRequest"))?;
-    Ok(framed(&message))
-}
-
-/// A message as gRPC puts it into the body: not compressed, its length, its bytes.
-fn framed(message: &[u8]) -> Bytes {
-    let mut body = BytesMut::with_capacity(message.len() + 5);
-    body.put_u8(0);
-    // No request comes near the 4 GiB at which this would saturate.
-    body.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-    body.put_slice(message);
-    body.freeze()
-}
-
-/// A browser's GET as Envoy 1.40 asks about it: 13 headers, some 800 bytes.
-fn product_list() -> CheckRequest {
-    const PATH: &str = "/api/v1/products?lang=en&id=1";
-    const HOST: &str = "shop.example.com";
-    let headers = [
-        (":method", "GET"),
-        (":path", PATH),
-        (":authority", HOST),
-        (":scheme", "https"),
-        ("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Firefox/140.0"),
-        ("accept", "application/json, text/plain, */*"),
-        ("accept-language", "en-US,en;q=0.5"),
-        ("accept-encoding", "gzip, deflate, br, zstd"),
-        (
-            "authorization",
-            "Bearer 7c1f0a4e9b2d48e6a3f5c0d19e8b7a647c1f0a4e9b2d48e6a3f5c0d19e8b7a647c1f0a4e9b2d48e6a3f5c0d19e8b7a6417c1f0a4e9b2",
-        ),
-        ("x-request-id", "e0d95bba-d1d0-4caa-a4a1-30d92d3cd21d"),
-        ("x-forwarded-proto", "https"),
-        ("x-forwarded-for", "203.0.113.7"),
-        ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
-    ];
-    let http = HttpRequest {
-        id: "11121605496106669413".into(),
-        method: "GET".into(),
-        headers: headers.map(|(name, value)| (name.into(), value.into())).into(),
-        path: PATH.into(),
-        host: HOST.into(),
-        scheme: "https".into(),
-        protocol: "HTTP/2".into(),
-        ..HttpRequest::default()
-    };
-    let time = Timestamp { seconds: 1_795_326_285, nanos: 840_910_000 };
-    let attributes = AttributeContext {
-        source: Some(peer("203.0.113.7", 39_012)),
-        destination: Some(peer("10.1.2.3", 8443)),
-        request: Some(Request { time: Some(time), http: Some(http) }),
-        context_extensions: [("route".into(), "catch-all".into())].into(),
-        metadata_context: Some(Default::default()),
-        route_metadata_context: Some(Default::default()),
-        ..AttributeContext::default()
-    };
-    CheckRequest { attributes: Some(attributes) }
-}
-
-fn peer(address: &str, port: u32) -> Peer {
-    let socket = SocketAddress {
-        address: address.into(),
-        port_specifier: Some(PortSpecifier::PortValue(port)),
-        ..SocketAddress::default()
-    };
-    let address = address::Address::SocketAddress(socket);
-    Peer { address: Some(Address { address: Some(address) }), ..Peer::default() }
+/// One policy, for one request that is always allowed: the price of a call and little else.
+pub(crate) fn one_policy_files() -> Files {
+    const CONFIGURATION: &str = r#"service: bench
+workers: 1
+listen: ["tcp://127.0.0.1:0"]
+bundles:
+  - directory: ./bundle
+admin:
+  listen: "tcp://127.0.0.1:0"
+decision_log:
+  output: none
+log:
+  format: json
+"#;
+    const POLICY: &str = r#"@id("allow-get")
+permit (principal, action == Action::"GET", resource == Service::"bench");
+"#;
+    let files =
+        [(CONFIG, CONFIGURATION), ("bundle/bundle.yaml", "name: bench\n"), ("bundle/policies/allow.cedar", POLICY)];
+    files.map(|(path, text)| (path.into(), text.into())).into()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
-    #[test]
-    fn the_request_is_of_the_size_the_goals_are_stated_for() {
-        let request = product_list();
-        let size = request.encoded_len();
-        assert!((780..=820).contains(&size), "{size} bytes");
-        let http = request.attributes.unwrap().request.unwrap().http.unwrap();
-        assert_eq!(http.headers.len(), 13);
+    fn ask(text: &str) -> Ask {
+        Ask { message: framed(text.as_bytes()), expect: Expect::Allow }
+    }
+
+    fn texts(workload: &Workload, count: usize) -> Vec<String> {
+        let asks = std::iter::from_fn(|| workload.next()).take(count);
+        asks.map(|ask| String::from_utf8(ask.message[5..].to_vec()).unwrap()).collect()
     }
 
     #[test]
     fn a_frame_tells_its_length() {
         assert_eq!(framed(b"abc").as_ref(), b"\0\0\0\0\x03abc");
+    }
+
+    #[test]
+    fn requests_come_in_the_order_that_was_asked_for() {
+        let asks: Rc<[Ask]> = [ask("a"), ask("b"), ask("c")].into();
+        assert_eq!(texts(&Workload::new(Rc::clone(&asks), Order::Rounds), 4), ["a", "b", "c", "a"]);
+        assert_eq!(texts(&Workload::once(&asks), 4), ["a", "b", "c"]);
+        let drawn = Workload::drawn(&asks, &[2, 0].into());
+        assert_eq!(texts(&drawn, 3), ["c", "a", "c"]);
+        assert_eq!(texts(&drawn, 1), ["a"], "it goes on where it was");
+        let floor = drawn.answered(Expect::Deny);
+        assert_eq!(floor.next().map(|ask| ask.expect), Some(Expect::Deny));
+    }
+
+    #[test]
+    fn fresh_requests_are_never_the_same() {
+        let asks: Rc<[Ask]> = [ask(&format!("a={STAMP}&b={STAMP}")), ask(&format!("c={STAMP}"))].into();
+        let texts = texts(&Workload::fresh(&asks).unwrap(), 100);
+        assert_eq!(texts[..2], ["a=000000000000&b=000000000000", "c=000000000001"]);
+        assert_eq!(texts.iter().collect::<HashSet<_>>().len(), 100);
+        assert!(Workload::fresh(&[ask("none")].into()).is_err());
     }
 }
