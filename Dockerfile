@@ -1,5 +1,4 @@
-# Never built where it was written: no container engine was at hand. The build command was run there by itself, and gives
-# a binary that needs nothing from its image.
+# Never built where it was written: no container engine was at hand. Nor was the static build by itself.
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
