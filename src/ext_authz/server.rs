@@ -1,6 +1,12 @@
 //! The gRPC server around the service: HTTP/2 limits set on purpose, health, reflection, and an orderly end.
 
+use std::pin::pin;
+
+use axum::serve::Listener as _;
 use deserr::Deserr;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
 use serde::Serialize;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -8,7 +14,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::service::Authorization;
-use crate::listener::Listener;
+use crate::listener::{Incoming, Listener};
 use crate::shutdown::Drain;
 use crate::units::{Bytes, Span};
 use crate::yaml::Faults;
@@ -89,15 +95,46 @@ pub async fn serve(
     drain: Drain,
 ) -> Result<(), tonic::transport::Error> {
     let (incoming, tls) = listener.into_incoming();
-    let mut server = Server::builder();
-    if let Some(tls) = tls {
-        server = server.tls_config(tls)?;
-    }
-    server
+    let max_header_list = u32::try_from(config.header_list.0).unwrap_or(u32::MAX);
+    let Some(tls) = tls else {
+        plain(incoming, service, &config, max_header_list, &drain).await;
+        return Ok(());
+    };
+    Server::builder()
+        .tls_config(tls)?
         .max_concurrent_streams(config.max_concurrent_streams)
-        .http2_max_header_list_size(u32::try_from(config.header_list.0).unwrap_or(u32::MAX))
+        .http2_max_header_list_size(max_header_list)
         .http2_keepalive_interval(Some(config.keep_alive_interval.0))
         .http2_keepalive_timeout(Some(config.keep_alive_timeout.0))
         .serve_with_incoming_shutdown(service, incoming, async move { drain.draining().await })
         .await
+}
+
+/// Without TLS, which is how a sidecar is asked, on hyper itself: tonic's transport puts each call through five boxes and
+/// a copy of the service, for layers that are not used here (docs/decisions/0005-hot-path.md).
+async fn plain(mut incoming: Incoming, service: Authorization, config: &Config, max_header_list: u32, drain: &Drain) {
+    let mut http2 = http2::Builder::new(TokioExecutor::new());
+    http2
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(config.max_concurrent_streams)
+        .max_header_list_size(max_header_list)
+        .keep_alive_interval(Some(config.keep_alive_interval.0))
+        .keep_alive_timeout(config.keep_alive_timeout.0);
+    let connections = GracefulShutdown::new();
+    let mut draining = pin!(drain.draining());
+    loop {
+        let connection = tokio::select! {
+            (connection, _) = incoming.accept() => connection,
+            () = &mut draining => break,
+        };
+        let served = connections.watch(http2.serve_connection(TokioIo::new(connection), service.clone()));
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::debug!(%error, "a connection broke off");
+            }
+        });
+    }
+    // The socket is closed before what is in flight is waited for: nobody is to queue up at it.
+    drop(incoming);
+    connections.shutdown().await;
 }

@@ -1,15 +1,18 @@
 //! The service that the listeners share: limits around the one method, and everything else passed on.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::fmt;
+use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use bytes::Bytes;
 use deserr::Deserr;
 use http_body_util::Either;
+use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
@@ -56,7 +59,6 @@ impl Default for Config {
 /// The path of the one method.
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
-type Request = http::Request<Body>;
 type Response = http::Response<Either<Reply, Body>>;
 
 /// What is served: checks, and whatever else the routes have.
@@ -77,30 +79,49 @@ impl Authorization {
         let checks = LoadShed::new(GlobalConcurrencyLimitLayer::new(in_flight).layer(checks));
         Self { checker, checks, others: others.prepare() }
     }
+
+    async fn answer<B>(mut self, request: http::Request<B>) -> Result<Response, Infallible>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: fmt::Display + Into<tower::BoxError>,
+    {
+        if request.uri().path() != CHECK {
+            return Ok(self.others.call(request.map(Body::new)).await?.map(Either::Right));
+        }
+        // It is always ready: where there is no room, the call says so.
+        let answering = match poll_fn(|cx| Service::<http::Request<B>>::poll_ready(&mut self.checks, cx)).await {
+            Ok(()) => self.checks.call(request).await,
+            Err(error) => Err(error),
+        };
+        // Nothing fails but the shedding.
+        let shed = |_| self.checker.settle(Outcome::Undecided(Undecided::Overloaded), Call::now());
+        Ok(respond(answering.unwrap_or_else(shed)))
+    }
 }
 
-impl Service<Request> for Authorization {
+/// On hyper's own transport.
+impl hyper::service::Service<http::Request<Incoming>> for Authorization {
     type Response = Response;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Both are always ready: where there is no room for a check, the call says so.
-        self.checks.poll_ready(cx).map(|_| Ok(()))
+    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
+        Box::pin(self.clone().answer(request))
+    }
+}
+
+/// On tonic's transport.
+impl Service<http::Request<Body>> for Authorization {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
-        if request.uri().path() != CHECK {
-            let answering = self.others.call(request);
-            return Box::pin(async move { Ok(answering.await?.map(Either::Right)) });
-        }
-        let answering = self.checks.call(request);
-        let checker = Arc::clone(&self.checker);
-        Box::pin(async move {
-            // Nothing fails but the shedding.
-            let shed = |_| checker.settle(Outcome::Undecided(Undecided::Overloaded), Call::now());
-            Ok(respond(answering.await.unwrap_or_else(shed)))
-        })
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(self.clone().answer(request))
     }
 }
 
@@ -118,7 +139,11 @@ struct Checks {
     config: Config,
 }
 
-impl Service<Request> for Checks {
+impl<B> Service<http::Request<B>> for Checks
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: fmt::Display,
+{
     type Response = Result<Answer, Status>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
@@ -127,7 +152,7 @@ impl Service<Request> for Checks {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let arrived = Instant::now();
         let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
         let timeout = header("grpc-timeout").and_then(grpc::timeout).unwrap_or(self.config.deadline.0);
