@@ -384,8 +384,14 @@ impl ContextReader<'_, '_> {
             };
             let value = match name.as_str() {
                 // An IPv4 address in IPv6 clothes is the IPv4 address; ranges are written for that one.
-                "address" => address
-                    .map(|address| Value::Extension(Extension::Ipaddr, address.to_canonical().to_string().into())),
+                "address" => address.map(|address| {
+                    // What is read as an IPv4 address is written as one already.
+                    let text: SmolStr = match (address, socket) {
+                        (std::net::IpAddr::V4(_), Some(socket)) => String::from_utf8_lossy(socket.address).into(),
+                        _ => address.to_canonical().to_string().into(),
+                    };
+                    Value::Extension(Extension::Ipaddr, text)
+                }),
                 "port" => socket.map(|socket| Value::Long(i64::from(socket.port_value))),
                 "principal" => text(&peer.principal)?,
                 "certificate" => match utf8(&peer.certificate, &place)?.filter(|pem| !pem.is_empty()) {

@@ -221,7 +221,7 @@ impl<'a> Message<'a> for Attributes<'a> {
             1 => value.merge(&mut self.source)?,
             2 => value.merge(&mut self.destination)?,
             4 => value.merge(&mut self.request)?,
-            10 => self.context_extensions.push(value.read()?),
+            10 => self.context_extensions.push(Pair::read(value)?),
             11 => value.merge(&mut self.metadata_context)?,
             12 => value.merge(&mut self.tls_session)?,
             13 => value.merge(&mut self.route_metadata_context)?,
@@ -238,6 +238,22 @@ pub struct Pair<'a> {
     pub key: &'a [u8],
     /// The value.
     pub value: &'a [u8],
+}
+
+impl<'a> Pair<'a> {
+    /// Reads an entry, which is most of what there is to read: nearly all are a short key and a short value, in this order.
+    #[inline]
+    fn read(entry: Value<'a>) -> Result<Self, Malformed> {
+        const KEY: u8 = 1 << 3 | 2;
+        const VALUE: u8 = 2 << 3 | 2;
+        if let Value::Bytes(Encoded { bytes: [KEY, length @ ..0x80, rest @ ..], .. }) = entry
+            && let Some((key, [VALUE, length @ ..0x80, value @ ..])) = rest.split_at_checked(usize::from(*length))
+            && value.len() == usize::from(*length)
+        {
+            return Ok(Self { key, value });
+        }
+        entry.read()
+    }
 }
 
 impl<'a> Message<'a> for Pair<'a> {
@@ -268,7 +284,7 @@ impl<'a> Message<'a> for Peer<'a> {
     fn field(&mut self, number: u64, value: Value<'a>) -> Result<(), Malformed> {
         match number {
             1 => value.merge(&mut self.address)?,
-            3 => self.labels.push(value.read()?),
+            3 => self.labels.push(Pair::read(value)?),
             4 => self.principal = value.bytes()?,
             5 => self.certificate = value.bytes()?,
             _ => {}
@@ -383,7 +399,7 @@ impl<'a> Message<'a> for HttpRequest<'a> {
     fn field(&mut self, number: u64, value: Value<'a>) -> Result<(), Malformed> {
         match number {
             2 => self.method = value.bytes()?,
-            3 => push(&mut self.headers, value.read()?),
+            3 => push(&mut self.headers, Pair::read(value)?),
             4 => self.path = value.bytes()?,
             5 => self.host = value.bytes()?,
             6 => self.scheme = value.bytes()?,
