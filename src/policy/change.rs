@@ -11,6 +11,7 @@
 //! | policy modified | as removed, and as added |
 //! | entity changed | those whose principal, its parents, resource or context name it; its descendants differ themselves |
 //! | default denial changed | denials |
+//! | `ttl` of a bundle changed | all: they may have been remembered for too long |
 //! | schema, or anything not understood | all |
 //!
 //! Routes need no rule: they lead to the Query, which is made anew for each request.
@@ -64,7 +65,9 @@ pub(super) struct History(Vec<(u64, Arc<Change>)>);
 impl Change {
     /// What differs between two snapshots.
     pub(super) fn between(old: &Snapshot, new: &Snapshot) -> Self {
-        if old.schema_digest != new.schema_digest || old.has_shadow != new.has_shadow {
+        let is_other = old.schema_digest != new.schema_digest || old.has_shadow != new.has_shadow;
+        // What is remembered already has its expiry from the older bounds.
+        if is_other || old.ttl() != new.ttl() {
             return Self::Everything;
         }
         let mut difference = Difference {
