@@ -362,7 +362,7 @@ impl World {
             denial: None,
             deep,
         };
-        for _ in 0..16 {
+        for _ in 0..48 {
             world.change(dice);
         }
         world.routes = [Route::To(0), Route::To(1)];
@@ -470,6 +470,14 @@ impl World {
             }
         }
         Touches::Nothing
+    }
+
+    /// Removes a policy.
+    pub fn forget(&mut self, dice: &mut Dice) {
+        let ids: Vec<String> = self.rules.keys().cloned().collect();
+        if !ids.is_empty() {
+            self.rules.remove(dice.pick(&ids));
+        }
     }
 
     /// The action that a request leads to, and the document unless that is for the service.
