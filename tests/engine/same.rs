@@ -1,5 +1,7 @@
 //! One after the other: asks and changes in any order, every answer compared.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::world::{Touches, World};
 use super::*;
 
@@ -116,18 +118,29 @@ fn run(seed: u64, comparisons: usize) -> Tally {
     run.tally
 }
 
+/// Tells the others when its thread fails, so that they need not go on.
+struct Failing<'a>(&'a AtomicBool);
+
+impl Drop for Failing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_or(std::thread::panicking(), Ordering::Relaxed);
+    }
+}
+
 fn runs(comparisons: usize) {
     let each = 500;
     let seeds = (comparisons / each) as u64;
     // Runs are independent, so all cores may have their share.
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
-    let mut total = Tally::default();
+    let (mut total, failed) = (Tally::default(), AtomicBool::new(false));
+    let work = |worker| {
+        let (mut own, _guard) = (Tally::default(), Failing(&failed));
+        let seeds = (worker..seeds).step_by(threads as usize);
+        seeds.take_while(|_| !failed.load(Ordering::Relaxed)).for_each(|seed| own.add(&run(seed, each)));
+        own
+    };
     std::thread::scope(|scope| {
-        let work = |worker| {
-            let mut own = Tally::default();
-            (worker..seeds).step_by(threads as usize).for_each(|seed| own.add(&run(seed, each)));
-            own
-        };
+        let work = &work;
         let workers: Vec<_> = (0..threads).map(|worker| scope.spawn(move || work(worker))).collect();
         workers.into_iter().for_each(|worker| total.add(&worker.join().expect("a run failed: see above")));
     });

@@ -371,7 +371,7 @@ impl World {
 
     /// Adds, alters or removes something. Afterwards it is a good bundle again.
     pub fn change(&mut self, dice: &mut Dice) -> Touches {
-        match dice.roll(24) {
+        match dice.roll(27) {
             0..=4 => {
                 let rule = Rule::new(dice, self.deep);
                 let id = self.rule_id(dice);
@@ -413,32 +413,37 @@ impl World {
             16 => {
                 self.links.remove(&dice.roll(4));
             }
-            17 => {
-                let folder = dice.maybe(2, |dice| dice.roll(3));
+            17 | 18 => {
+                let folder = (dice.roll(4) > 0).then(|| dice.roll(3));
                 let owner = dice.maybe(2, |dice| dice.roll(3));
                 let doc = (folder, owner, dice.roll(4), dice.maybe(2, |dice| dice.roll(2)));
                 let at = dice.roll(4);
-                if self.docs.remove(&at).is_none() || dice.roll(2) == 0 {
-                    self.docs.insert(at, doc);
+                match self.docs.get_mut(&at) {
+                    Some(_) if dice.roll(4) == 0 => drop(self.docs.remove(&at)),
+                    // To another folder, and nothing else.
+                    Some(known) if dice.roll(2) == 0 => known.0 = doc.0,
+                    _ => drop(self.docs.insert(at, doc)),
                 }
             }
-            18 => raise(&mut self.folders, dice),
-            19 => raise(&mut self.groups, dice),
-            20 => {
+            19 | 20 => raise(&mut self.folders, dice),
+            21 | 22 => raise(&mut self.groups, dice),
+            23 => {
                 let dept = dice.maybe(2, |dice| *dice.pick(&["eng", "ops"]));
                 let groups = dice.maybe(2, |dice| dice.roll(3)).into_iter().collect();
-                let user = dice.roll(3);
-                if self.users.remove(&user).is_none() || dice.roll(2) == 0 {
-                    self.users.insert(user, (dept, groups));
+                let at = dice.roll(3);
+                match self.users.get_mut(&at) {
+                    Some(_) if dice.roll(4) == 0 => drop(self.users.remove(&at)),
+                    Some(known) if dice.roll(2) == 0 => known.1 = groups,
+                    _ => drop(self.users.insert(at, (dept, groups))),
                 }
             }
-            21 => match dice.roll(8) {
+            24 => match dice.roll(8) {
                 0 | 1 => self.shape.grouped = !self.shape.grouped,
                 2 | 3 => self.shape.anonymous = !self.shape.anonymous,
                 4 | 5 => self.shape.v = *dice.pick(&["Long", "String", "Set<String>", "Set<Long>"]),
                 _ => self.shape.remark += 1,
             },
-            22 => {
+            25 => {
                 let path = dice.roll(2);
                 self.routes[path] = match dice.roll(6) {
                     0 => Route::None,
@@ -574,11 +579,11 @@ impl World {
 
 /// Moves one of three to another place of its hierarchy. All of them are there afterwards.
 fn raise(all: &mut BTreeMap<usize, Option<usize>>, dice: &mut Dice) {
-    let at = 1 + dice.roll(2);
-    let parent = dice.maybe(2, |dice| dice.roll(at));
     (0..3).for_each(|at| {
         all.entry(at).or_insert(None);
     });
+    let at = 1 + dice.roll(2);
+    let parent = if all[&at].is_some() { None } else { Some(dice.roll(at)) };
     all.insert(at, parent);
 }
 
