@@ -16,7 +16,7 @@ fn what_is_read_is_in_the_key_and_nothing_else() {
     let (mut outside, mut inside) = (0, 0);
     for seed in 0..60 {
         let mut dice = Dice::new(2000 + seed);
-        let mut world = World::new(&mut dice, seed % 3 == 0);
+        let mut world = World::new(&mut dice, seed.is_multiple_of(3));
         // Where many policies are about an action, nearly all of a request is read.
         (0..dice.roll(8)).for_each(|_| world.forget(&mut dice));
         let (oracle, snapshot) = (Oracle::new(&world), compile(&world));

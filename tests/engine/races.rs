@@ -16,7 +16,7 @@ struct Chain {
 impl Chain {
     fn new(seed: u64, length: usize, asks: usize) -> Self {
         let mut dice = Dice::new(seed);
-        let mut world = World::new(&mut dice, seed % 3 == 0);
+        let mut world = World::new(&mut dice, seed.is_multiple_of(3));
         let mut own = Self {
             snapshots: vec![compile(&world)],
             oracles: vec![Oracle::new(&world)],

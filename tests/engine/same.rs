@@ -40,7 +40,7 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
-        let world = World::new(&mut dice, seed % 3 == 0);
+        let world = World::new(&mut dice, seed.is_multiple_of(3));
         let asks = (0..40).map(|_| Ask::new(&mut dice)).collect();
         let (oracle, engine) = (Oracle::new(&world), Engine::new(compile(&world)));
         Self { seed, dice, world, earlier: Vec::new(), oracle, engine, asks, tally: Tally::default() }
@@ -129,14 +129,14 @@ impl Drop for Failing<'_> {
 
 fn runs(comparisons: usize) {
     let each = 500;
-    let seeds = (comparisons / each) as u64;
+    let seeds: Vec<u64> = (0..(comparisons / each) as u64).collect();
     // Runs are independent, so all cores may have their share.
-    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (mut total, failed) = (Tally::default(), AtomicBool::new(false));
     let work = |worker| {
         let (mut own, _guard) = (Tally::default(), Failing(&failed));
-        let seeds = (worker..seeds).step_by(threads as usize);
-        seeds.take_while(|_| !failed.load(Ordering::Relaxed)).for_each(|seed| own.add(&run(seed, each)));
+        let seeds = seeds.iter().skip(worker).step_by(threads);
+        seeds.take_while(|_| !failed.load(Ordering::Relaxed)).for_each(|seed| own.add(&run(*seed, each)));
         own
     };
     std::thread::scope(|scope| {

@@ -196,7 +196,28 @@ pub struct World {
     pub routes: [Route; 2],
     /// `denial` of bundle.yaml.
     pub denial: Option<usize>,
-    deep: bool,
+    theme: Theme,
+}
+
+/// What a world has more of than others: where everything is equally likely, what only shows in the company of something
+/// else hardly ever shows.
+#[derive(Debug, Clone)]
+struct Theme {
+    conditions: Vec<&'static Condition>,
+    /// Kinds of changes, as [`World::change`] counts them.
+    changes: Vec<usize>,
+}
+
+impl Theme {
+    fn new(dice: &mut Dice, deep: bool) -> Self {
+        let mut conditions: Vec<_> = (0..4).map(|_| dice.pick(&DOC_CONDITIONS)).collect();
+        conditions.extend(deep.then_some(&DEEP));
+        Self { conditions, changes: (0..6).map(|_| dice.roll(CHANGES)).collect() }
+    }
+
+    fn condition(&self, dice: &mut Dice) -> &'static Condition {
+        if dice.roll(4) > 0 { *dice.pick(&self.conditions) } else { dice.pick(&DOC_CONDITIONS) }
+    }
 }
 
 /// What is known of a change without looking at what the engine makes of it.
@@ -213,13 +234,9 @@ pub enum Touches {
 }
 
 impl Rule {
-    fn new(dice: &mut Dice, deep: bool) -> Self {
+    fn new(dice: &mut Dice, theme: &Theme) -> Self {
         let everywhere = dice.roll(8) == 0;
-        let condition = match everywhere {
-            true => dice.pick(&ALL_CONDITIONS),
-            false if deep && dice.roll(4) == 0 => &DEEP,
-            false => dice.pick(&DOC_CONDITIONS),
-        };
+        let condition = if everywhere { dice.pick(&ALL_CONDITIONS) } else { theme.condition(dice) };
         let mut own = Self {
             permit: dice.roll(3) > 0,
             principal: *dice.pick(&PRINCIPALS),
@@ -236,11 +253,11 @@ impl Rule {
         own
     }
 
-    fn template(dice: &mut Dice, deep: bool) -> Self {
+    fn template(dice: &mut Dice, theme: &Theme) -> Self {
         let (principal, resource) = *dice.pick(&SLOTS);
         let action = *dice.pick(&DOC_ACTIONS);
-        let condition = dice.pick(&DOC_CONDITIONS);
-        Self { principal, resource, action, condition, ..Self::new(dice, deep) }
+        let condition = theme.condition(dice);
+        Self { principal, resource, action, condition, ..Self::new(dice, theme) }
     }
 
     /// The same, but for one thing.
@@ -347,6 +364,9 @@ impl Shape {
     }
 }
 
+/// How many kinds of changes there are, the likelier ones counted several times.
+const CHANGES: usize = 27;
+
 impl World {
     pub fn new(dice: &mut Dice, deep: bool) -> Self {
         let mut world = Self {
@@ -360,7 +380,7 @@ impl World {
             shape: Shape { grouped: true, anonymous: true, v: "Long", remark: 0 },
             routes: [Route::To(0), Route::To(1)],
             denial: None,
-            deep,
+            theme: Theme::new(dice, deep),
         };
         for _ in 0..48 {
             world.change(dice);
@@ -371,9 +391,10 @@ impl World {
 
     /// Adds, alters or removes something. Afterwards it is a good bundle again.
     pub fn change(&mut self, dice: &mut Dice) -> Touches {
-        match dice.roll(27) {
+        let kind = if dice.roll(2) == 0 { *dice.pick(&self.theme.changes) } else { dice.roll(CHANGES) };
+        match kind {
             0..=4 => {
-                let rule = Rule::new(dice, self.deep);
+                let rule = Rule::new(dice, &self.theme);
                 let id = self.rule_id(dice);
                 self.rules.insert(id, rule);
             }
@@ -382,18 +403,18 @@ impl World {
                 self.rules.remove(&id);
             }
             7 | 8 => {
-                let (id, other) = (self.rule_id(dice), Rule::new(dice, self.deep));
+                let (id, other) = (self.rule_id(dice), Rule::new(dice, &self.theme));
                 if let Some(rule) = self.rules.get_mut(&id) {
                     rule.alter(dice, other);
                 }
             }
             9 | 10 => return self.restyle(dice),
             11 => {
-                let template = Rule::template(dice, self.deep);
+                let template = Rule::template(dice, &self.theme);
                 self.templates.insert(dice.roll(2), template);
             }
             12 => {
-                let other = Rule::template(dice, self.deep);
+                let other = Rule::template(dice, &self.theme);
                 if let Some(template) = self.templates.get_mut(&dice.roll(2)) {
                     template.alter(dice, other);
                 }
@@ -616,7 +637,7 @@ impl Ask {
             n: dice.roll(4) as i64,
             m: dice.maybe(3, |dice| dice.roll(3) as i64),
             v: dice.maybe(3, |dice| dice.roll(2) as i64),
-            boss: dice.maybe(3, |dice| dice.roll(3)),
+            boss: dice.maybe(2, |dice| dice.roll(3)),
             s: dice.maybe(2, |dice| *dice.pick(&["a", "b"])),
             tags: dice.maybe(2, |dice| *dice.pick(&["t", "u"])).into_iter().collect(),
             noise: 0,
