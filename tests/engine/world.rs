@@ -199,8 +199,8 @@ pub struct World {
     theme: Theme,
 }
 
-/// What a world has more of than others: where everything is equally likely, what only shows in the company of something
-/// else hardly ever shows.
+/// What a world has more of than others. Where everything is equally likely, what only shows in the company of something
+/// else hardly ever does, and a change that alters everything hides what the ones before it have left behind.
 #[derive(Debug, Clone)]
 struct Theme {
     conditions: Vec<&'static Condition>,
@@ -210,13 +210,13 @@ struct Theme {
 
 impl Theme {
     fn new(dice: &mut Dice, deep: bool) -> Self {
-        let mut conditions: Vec<_> = (0..4).map(|_| dice.pick(&DOC_CONDITIONS)).collect();
+        let mut conditions: Vec<_> = (0..3).map(|_| dice.pick(&DOC_CONDITIONS)).collect();
         conditions.extend(deep.then_some(&DEEP));
-        Self { conditions, changes: (0..6).map(|_| dice.roll(CHANGES)).collect() }
+        Self { conditions, changes: (0..3).map(|_| dice.roll(CHANGES)).collect() }
     }
 
     fn condition(&self, dice: &mut Dice) -> &'static Condition {
-        if dice.roll(4) > 0 { *dice.pick(&self.conditions) } else { dice.pick(&DOC_CONDITIONS) }
+        if dice.roll(6) > 0 { *dice.pick(&self.conditions) } else { dice.pick(&DOC_CONDITIONS) }
     }
 }
 
@@ -383,7 +383,8 @@ impl World {
             theme: Theme::new(dice, deep),
         };
         for _ in 0..48 {
-            world.change(dice);
+            let kind = dice.roll(CHANGES);
+            world.change_of(kind, dice);
         }
         world.routes = [Route::To(0), Route::To(1)];
         world
@@ -391,7 +392,11 @@ impl World {
 
     /// Adds, alters or removes something. Afterwards it is a good bundle again.
     pub fn change(&mut self, dice: &mut Dice) -> Touches {
-        let kind = if dice.roll(2) == 0 { *dice.pick(&self.theme.changes) } else { dice.roll(CHANGES) };
+        let kind = if dice.roll(8) > 0 { *dice.pick(&self.theme.changes) } else { dice.roll(CHANGES) };
+        self.change_of(kind, dice)
+    }
+
+    fn change_of(&mut self, kind: usize, dice: &mut Dice) -> Touches {
         match kind {
             0..=4 => {
                 let rule = Rule::new(dice, &self.theme);
