@@ -35,8 +35,12 @@ test: $(ENVOY_FOR_TESTS) ## every test; installs the Envoy that they need
 	exit $$status
 
 .PHONY: engine
-engine: ## the long form of the test that remembered decisions equal fresh ones: a million comparisons
-	$(CARGO) test --release --locked --test stockade -- --ignored a_million_times --nocapture
+engine: ## the long forms of the engine's tests: a million comparisons, traffic under pushes, ten million keys
+	$(CARGO) test --release --locked --test stockade engine:: -- --ignored --nocapture
+
+.PHONY: mutations
+mutations: ## plants bugs in the engine, each of which its tests must catch
+	tests/mutations/run
 
 .PHONY: lint
 lint: $(CARGO_DENY) ## formatting, clippy, documentation, licences
