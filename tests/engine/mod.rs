@@ -18,9 +18,11 @@ mod world;
 
 use std::sync::Arc;
 
+use prost::Message as _;
 use stockade::config::Config;
 use stockade::decision::cache::{self, Cache};
 use stockade::ext_authz::judge::Judge;
+use stockade::ext_authz::view;
 use stockade::model::{CacheState, Decision, Outcome};
 use stockade::observe::Metrics;
 use stockade::policy::Snapshot;
@@ -99,7 +101,8 @@ impl Engine {
 
     /// What it answers to a check that took this snapshot when it came, whatever is in force by now.
     fn decide_under(&self, snapshot: &Snapshot, ask: &Ask) -> Decision {
-        let request = ask.request();
+        let frame = ask.request().encode_to_vec();
+        let request = view::CheckRequest::decode(&frame).unwrap();
         let mapped = self.judge.mapping.map(&request, snapshot).unwrap();
         self.judge.authorizer.decide(snapshot, &mapped.query, mapped.token).unwrap()
     }

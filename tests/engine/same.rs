@@ -182,3 +182,23 @@ fn more_pushes_than_are_kept() {
         asks.iter().for_each(|ask| drop(run.ask(ask)));
     }
 }
+
+/// A bundle that lowers its own TTL means what is remembered already as well.
+#[test]
+fn a_lower_ttl_of_the_bundle_holds_for_what_is_remembered() {
+    let mut dice = Dice::new(11);
+    let (mut world, ask) = (World::new(&mut dice, false), Ask::new(&mut dice));
+    world.rules.clear();
+    world.templates.clear();
+    world.links.clear();
+    let files = |ttl: &str| {
+        let mut files = world.files();
+        files[1].files.insert("bundle.yaml".to_owned(), format!("name: b\nttl: {{ allow: {ttl}, deny: {ttl} }}\n"));
+        files
+    };
+    let engine = Engine::new(good(Snapshot::compile(&files("1h"), 1), &world));
+    engine.decide(&ask);
+    assert!(is_hit(&engine.decide(&ask)));
+    engine.push(good(Snapshot::succeed(&engine.current(), &files("0s")), &world));
+    assert!(!is_hit(&engine.decide(&ask)), "remembered for an hour, though nothing may be by now");
+}
