@@ -6,8 +6,15 @@
 //! - [`footprint`]: what policies do not read is not in the key, and what they read is.
 //! - [`bounds`]: memory, and what is hot, under keys that never end.
 //!
-//! That these tests catch bugs is itself tested: `make mutations` plants bugs in the engine, one after the other
-//! (tests/mutations/), and each must make a test of this module fail. tests/mutations/README.md lists them.
+//! That these tests catch bugs is itself tested: `make mutations` plants bugs in the engine, one after the other, and each
+//! must make a test of this module fail. Among them (tests/mutations/README.md has all, with what each shows):
+//!
+//! - `generation`: a hit of any generation answers, and no Change is held against it;
+//! - `added`, `removed`: Changes forget policies that are new, or that determined what is remembered;
+//! - `ancestors`, `groups`, `context`, `deeper`: Changes forget entities that decisions depend on;
+//! - `has`, `condition`: the footprint is too small; `key`: the key is;
+//! - `ttl`, `ttl-edit`: what must not be remembered is;
+//! - `insert`: a push between evaluation and insert goes unnoticed.
 
 mod bounds;
 mod footprint;

@@ -172,8 +172,7 @@ fn more_pushes_than_are_kept() {
         let mut run = Run::new(3000 + seed);
         let asks = run.asks.clone();
         asks.iter().for_each(|ask| drop(run.ask(ask)));
-        run.change();
-        run.world.rules.clear();
+        run.world.reverse();
         for _ in 0..66 {
             run.world.restyle(&mut run.dice);
             run.engine.push(succeed(&run.engine.current(), &run.world));

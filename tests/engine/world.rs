@@ -76,7 +76,7 @@ const RESOURCES: [&str; 8] = [
     "resource is Doc",
     "resource is Doc in Folder::\"f1\"",
 ];
-static DOC_CONDITIONS: [Condition; 21] = [
+static DOC_CONDITIONS: [Condition; 22] = [
     condition("", &[]),
     condition("", &[]),
     condition("context.query.n > 2", &[Part::N]),
@@ -99,6 +99,7 @@ static DOC_CONDITIONS: [Condition; 21] = [
     condition("(if context.query.n > 1 then context.headers else context.headers) has \"x-s\"", &[Part::N, Part::S]),
     condition("context.query has v", &[Part::V]),
     condition("context.query has boss && context.query.boss in Group::\"g1\"", &[Part::Boss]),
+    condition("context.query has boss && context.query.boss in Group::\"g0\"", &[Part::Boss]),
     condition(
         "context.query has boss && context.query.boss has dept && context.query.boss.dept == \"eng\"",
         &[Part::Boss, Part::Dept],
@@ -113,9 +114,11 @@ static ALL_CONDITIONS: [Condition; 4] = [
     condition("principal in Group::\"g1\"", &[]),
     condition("principal is User && principal has dept && principal.dept == \"ops\"", &[Part::Dept]),
 ];
-/// Reaches entities that a request does not name.
-static DEEP: Condition =
-    condition("resource has owner && resource.owner has dept && resource.owner.dept == \"eng\"", &[Part::Dept]);
+/// These reach entities that a request does not name.
+static DEEP: [Condition; 2] = [
+    condition("resource has owner && resource.owner has dept && resource.owner.dept == \"eng\"", &[Part::Dept]),
+    condition("resource has owner && resource.owner in Group::\"g1\"", &[]),
+];
 
 const SLOTS: [(&str, &str); 6] = [
     ("principal == ?principal", "resource"),
@@ -208,11 +211,15 @@ struct Theme {
     changes: Vec<usize>,
 }
 
+/// Changes that are best seen among themselves: of policies, of templates and links, of entities; and of everything.
+const FAMILIES: [(usize, usize); 5] = [(0, 8), (11, 16), (17, 25), (17, 25), (0, CHANGES - 1)];
+
 impl Theme {
     fn new(dice: &mut Dice, deep: bool) -> Self {
         let mut conditions: Vec<_> = (0..3).map(|_| dice.pick(&DOC_CONDITIONS)).collect();
-        conditions.extend(deep.then_some(&DEEP));
-        Self { conditions, changes: (0..3).map(|_| dice.roll(CHANGES)).collect() }
+        conditions.extend(DEEP.iter().filter(|_| deep));
+        let (first, last) = *dice.pick(&FAMILIES);
+        Self { conditions, changes: (0..3).map(|_| first + dice.roll(last - first + 1)).collect() }
     }
 
     fn condition(&self, dice: &mut Dice) -> &'static Condition {
@@ -365,7 +372,7 @@ impl Shape {
 }
 
 /// How many kinds of changes there are, the likelier ones counted several times.
-const CHANGES: usize = 27;
+const CHANGES: usize = 29;
 
 impl World {
     pub fn new(dice: &mut Dice, deep: bool) -> Self {
@@ -441,7 +448,7 @@ impl World {
             }
             17 | 18 => {
                 let folder = (dice.roll(4) > 0).then(|| dice.roll(3));
-                let owner = dice.maybe(2, |dice| dice.roll(3));
+                let owner = (dice.roll(4) > 0).then(|| dice.roll(3));
                 let doc = (folder, owner, dice.roll(4), dice.maybe(2, |dice| dice.roll(2)));
                 let at = dice.roll(4);
                 match self.docs.get_mut(&at) {
@@ -453,23 +460,24 @@ impl World {
             }
             19 | 20 => raise(&mut self.folders, dice),
             21 | 22 => raise(&mut self.groups, dice),
-            23 => {
+            23..=25 => {
                 let dept = dice.maybe(2, |dice| *dice.pick(&["eng", "ops"]));
                 let groups = dice.maybe(2, |dice| dice.roll(3)).into_iter().collect();
                 let at = dice.roll(3);
-                match self.users.get_mut(&at) {
-                    Some(_) if dice.roll(4) == 0 => drop(self.users.remove(&at)),
-                    Some(known) if dice.roll(2) == 0 => known.1 = groups,
+                match (self.users.get_mut(&at), dice.roll(4)) {
+                    (Some(_), 0) => drop(self.users.remove(&at)),
+                    (Some(known), 1) => known.1 = groups,
+                    (Some(known), 2) => known.0 = dept,
                     _ => drop(self.users.insert(at, (dept, groups))),
                 }
             }
-            24 => match dice.roll(8) {
+            26 => match dice.roll(8) {
                 0 | 1 => self.shape.grouped = !self.shape.grouped,
                 2 | 3 => self.shape.anonymous = !self.shape.anonymous,
                 4 | 5 => self.shape.v = *dice.pick(&["Long", "String", "Set<String>", "Set<Long>"]),
                 _ => self.shape.remark += 1,
             },
-            25 => {
+            27 => {
                 let path = dice.roll(2);
                 self.routes[path] = match dice.roll(6) {
                     0 => Route::None,
@@ -501,6 +509,13 @@ impl World {
             }
         }
         Touches::Nothing
+    }
+
+    /// Permits what was forbidden and forbids what was permitted: another world with the same footprints.
+    pub fn reverse(&mut self) {
+        for rule in self.rules.values_mut().chain(self.templates.values_mut()) {
+            (rule.permit, rule.message) = (!rule.permit, None);
+        }
     }
 
     /// Removes a policy.
