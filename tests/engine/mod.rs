@@ -11,7 +11,7 @@
 //!
 //! - `generation`: a hit of any generation answers, and no Change is held against it;
 //! - `added`, `removed`: Changes forget policies that are new, or that determined what is remembered;
-//! - `ancestors`, `groups`, `context`, `deeper`: Changes forget entities that decisions depend on;
+//! - `ancestors`, `groups`, `context`: Changes forget entities that decisions depend on;
 //! - `has`, `condition`: the footprint is too small; `key`: the key is;
 //! - `ttl`, `ttl-edit`: what must not be remembered is;
 //! - `insert`: a push between evaluation and insert goes unnoticed.
