@@ -363,11 +363,11 @@ fn workload(peer: &str) -> Result<Record, Unmapped> {
 /// Whether the connection is one from which a trusted header is believed.
 fn trusted(attributes: &Attributes<'_>, peers: &[String], addresses: &[Network]) -> bool {
     let Some(source) = &attributes.source else { return false };
-    if !source.principal.is_empty() && peers.iter().any(|peer| peer.as_bytes() == source.principal.as_ref()) {
+    if !source.principal.is_empty() && peers.iter().any(|peer| peer.as_bytes() == source.principal) {
         return true;
     }
     let address = source.address.as_ref().and_then(|address| address.socket_address.as_ref());
-    let address = address.and_then(|address| std::str::from_utf8(&address.address).ok()?.parse().ok());
+    let address = address.and_then(|address| std::str::from_utf8(address.address).ok()?.parse().ok());
     address.is_some_and(|address: std::net::IpAddr| {
         let address = address.to_canonical();
         addresses.iter().any(|network| network.0.contains(&address))

@@ -289,7 +289,7 @@ impl ContextReader<'_, '_> {
             Root::Path => string(&line.path),
             Root::Host => string(&line.host).filter(|_| !line.host.is_empty()),
             Root::Scheme => bytes(&self.http.scheme.to_ascii_lowercase())?,
-            Root::Protocol => bytes(&self.http.protocol)?,
+            Root::Protocol => bytes(self.http.protocol)?,
             Root::Identity => string(self.identity.principal.proof.as_str()),
             Root::Time => self.time(),
             Root::Grpc => line.grpc().map(|(service, method)| {
@@ -306,7 +306,7 @@ impl ContextReader<'_, '_> {
                 .tls_session
                 .as_ref()
                 .filter(|session| !session.sni.is_empty())
-                .map(|session| pairs(fields, &[("sni", &session.sni)], place))
+                .map(|session| pairs(fields, &[("sni", session.sni)], place))
                 .transpose()?,
             Root::Headers => Some(Value::Record(convert::texts(
                 fields,
@@ -336,12 +336,8 @@ impl ContextReader<'_, '_> {
                 )?))
             }
             Root::Extensions => {
-                let all: Vec<(&[u8], &[u8])> = self
-                    .attributes
-                    .context_extensions
-                    .iter()
-                    .map(|pair| (pair.key.as_ref(), pair.value.as_ref()))
-                    .collect();
+                let all: Vec<(&[u8], &[u8])> =
+                    self.attributes.context_extensions.iter().map(|pair| (pair.key, pair.value)).collect();
                 Some(named_texts(fields, &all, place)?)
             }
             Root::Metadata => Some(metadata(fields, self.attributes.metadata_context.as_ref(), place)?),
@@ -373,7 +369,7 @@ impl ContextReader<'_, '_> {
 
     fn peer(&self, peer: &Peer, fields: &RecordType, place: &Place<'_>) -> Result<Value, Unmapped> {
         let socket = peer.address.as_ref().and_then(|address| address.socket_address.as_ref());
-        let address = socket.and_then(|socket| std::str::from_utf8(&socket.address).ok());
+        let address = socket.and_then(|socket| std::str::from_utf8(socket.address).ok());
         let address = address.and_then(|text| text.parse::<std::net::IpAddr>().ok());
         let mut record = Record::new();
         for (name, field) in fields {
@@ -393,8 +389,8 @@ impl ContextReader<'_, '_> {
                     Value::Extension(Extension::Ipaddr, text)
                 }),
                 "port" => socket.map(|socket| Value::Long(i64::from(socket.port_value))),
-                "principal" => text(&peer.principal)?,
-                "certificate" => match utf8(&peer.certificate, &place)?.filter(|pem| !pem.is_empty()) {
+                "principal" => text(peer.principal)?,
+                "certificate" => match utf8(peer.certificate, &place)?.filter(|pem| !pem.is_empty()) {
                     Some(pem) => {
                         let pem = percent_encoding::percent_decode_str(pem)
                             .decode_utf8()
@@ -404,8 +400,7 @@ impl ContextReader<'_, '_> {
                     None => None,
                 },
                 "labels" => {
-                    let all: Vec<(&[u8], &[u8])> =
-                        peer.labels.iter().map(|pair| (pair.key.as_ref(), pair.value.as_ref())).collect();
+                    let all: Vec<(&[u8], &[u8])> = peer.labels.iter().map(|pair| (pair.key, pair.value)).collect();
                     Some(named_texts(record_type(&field.ty), &all, &place)?)
                 }
                 _ => None,

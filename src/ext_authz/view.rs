@@ -614,13 +614,16 @@ impl<'a> Message<'a> for ListValue<'a> {
 mod tests {
     use super::*;
 
+    /// A message with this message as a field.
+    fn within(field: u8, bytes: &[u8]) -> Vec<u8> {
+        let length = crate::varint::Varint::of(bytes.len() as u64);
+        [&[field << 3 | 2], &*length, bytes].concat()
+    }
+
     #[test]
     fn what_is_no_message_is_refused_by_name() {
         // A request whose HTTP request has these bytes.
-        let http = |bytes: &[u8]| {
-            let within = |field: u8, bytes: &[u8]| [&[field << 3 | 2, bytes.len() as u8], bytes].concat();
-            within(1, &within(4, &within(2, bytes)))
-        };
+        let http = |bytes: &[u8]| within(1, &within(4, &within(2, bytes)));
         for (bytes, expected) in [
             (b"\x12\x03GET".as_slice(), None),
             (b"\x12\x04GET", Some(Malformed::Truncated)),
@@ -645,10 +648,6 @@ mod tests {
 
     #[test]
     fn nesting_ends() {
-        let within = |field: u8, bytes: &[u8]| -> Vec<u8> {
-            let length = crate::varint::Varint::of(bytes.len() as u64);
-            [&[field << 3 | 2], &*length, bytes].concat()
-        };
         let nested = |lists: usize| {
             let value = (0..lists).fold(b"\x20\x01".to_vec(), |value, _| within(6, &within(1, &value)));
             let fields = within(1, &within(2, &value));

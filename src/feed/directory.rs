@@ -5,15 +5,18 @@
 //! none after. So there is a poll as well, and what counts in the end is the digest of the content.
 
 use std::any::Any;
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use deserr::{Deserr, ValuePointerRef};
 use notify::event::{AccessKind, AccessMode};
 use notify::{ErrorKind, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use serde::Serialize;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
@@ -202,8 +205,7 @@ impl<S: Send + Sync + 'static> Directories<S> {
             return;
         }
         let compile = Arc::clone(&self.compile);
-        let compiled = task::spawn_blocking(move || compile(bundles)).await;
-        let outcome = compiled.unwrap_or_else(|error| Err(vec![internal_fault("compiling", error)]));
+        let outcome = stepping_back(move || compile(bundles)).await.unwrap_or_else(|problem| Err(vec![problem]));
         self.status.send_if_modified(|status| {
             status.last_read = Some(SystemTime::now());
             false
@@ -324,11 +326,32 @@ fn digest(bundles: &[Files]) -> [u8; 32] {
     bundles.iter().fold(Sha256::new(), |hash, files| hash.chain_update(files.digest())).finalize().into()
 }
 
-fn internal_fault(doing: &str, error: task::JoinError) -> Problem {
-    let cause = match error.try_into_panic() {
-        Ok(panic) => panic_message(panic.as_ref()),
-        Err(error) => error.to_string(),
+/// Compiles on a thread that steps back for those that answer checks: a bundle of a thousand policies takes a core for a
+/// quarter of a second, and a sidecar may have no more than one. On Linux each thread has a nice value of its own
+/// (setpriority(2), notes).
+async fn stepping_back<T: Send + 'static>(compile: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    let (done, outcome) = oneshot::channel();
+    let run = move || {
+        // Allowed or not, the work is to be done.
+        let _ = rustix::process::nice(19);
+        // If nobody waits any more, the process ends.
+        let _ = done.send(catch_unwind(AssertUnwindSafe(compile)));
     };
+    thread::Builder::new().name("compiler".to_owned()).spawn(run).map_err(|error| fault("compiling", &error))?;
+    match outcome.await {
+        Ok(compiled) => compiled.map_err(|panic| fault("compiling", &panic_message(panic.as_ref()))),
+        Err(error) => Err(fault("compiling", &error)),
+    }
+}
+
+fn internal_fault(doing: &str, error: task::JoinError) -> Problem {
+    match error.try_into_panic() {
+        Ok(panic) => fault(doing, &panic_message(panic.as_ref())),
+        Err(error) => fault(doing, &error),
+    }
+}
+
+fn fault(doing: &str, cause: &dyn Display) -> Problem {
     Problem::error(format!("internal fault while {doing} the bundles: {cause}"))
         .hint("a bug in stockade: please report it, with the bundles if you can")
 }
