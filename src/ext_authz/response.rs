@@ -2,7 +2,7 @@
 //!
 //! Envoy reads only the status of an answer: one without a status allows, and so does one with status OK that carries a
 //! denial (contract, 1.3). So a CheckResponse is built here and nowhere else, from an [`Outcome`], by a function in
-//! which those pairs cannot be written. It is written as bytes at once (see [`super::encode`]); the field numbers are those of
+//! which those pairs cannot be written. It is written as bytes at once (by `encode`); the field numbers are those of
 //! envoy-types, whose messages read it back in the tests.
 
 use std::borrow::Cow;
