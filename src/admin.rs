@@ -24,15 +24,17 @@ mod cache;
 mod page;
 
 /// What there is: path and meaning.
-const ROUTES: [(&str, &str); 9] = [
+const ROUTES: [(&str, &str); 7] = [
     ("/", "this sidecar at a glance"),
     ("/livez", "200 while the process answers"),
     ("/readyz", "200 if it can decide, else 503 and the reasons"),
     ("/metrics", "for Prometheus"),
     ("/snapshot", "what is in force, and the last rejection"),
-    ("/cache", "the decision cache; POST /cache?enabled=false (or true) switches it"),
-    ("/cache/clear", "POST empties the decision cache"),
-    ("/cache/lookup", "POST a CheckRequest in protobuf JSON: what the cache has for it"),
+    (
+        "/cache",
+        "the decision cache; POST /cache?enabled=false (or true) switches it, POST /cache/clear empties it, POST \
+         /cache/lookup says what it has for a CheckRequest in JSON",
+    ),
     ("/config", "the effective configuration, without secrets"),
 ];
 
