@@ -76,7 +76,7 @@ const RESOURCES: [&str; 8] = [
     "resource is Doc",
     "resource is Doc in Folder::\"f1\"",
 ];
-static DOC_CONDITIONS: [Condition; 22] = [
+static DOC_CONDITIONS: [Condition; 23] = [
     condition("", &[]),
     condition("", &[]),
     condition("context.query.n > 2", &[Part::N]),
@@ -106,6 +106,7 @@ static DOC_CONDITIONS: [Condition; 22] = [
     ),
     // The names of tags are computed, so what is read of entities has no names: all of it.
     condition("resource.hasTag(\"k\") && resource.getTag(\"k\") == \"v1\"", &[Part::Dept]),
+    condition("resource.hasTag(\"k\")", &[Part::Dept]),
     condition("resource in principal || principal is Anonymous", &[]),
 ];
 static ALL_CONDITIONS: [Condition; 4] = [
@@ -451,10 +452,12 @@ impl World {
                 let owner = (dice.roll(4) > 0).then(|| dice.roll(3));
                 let doc = (folder, owner, dice.roll(4), dice.maybe(2, |dice| dice.roll(2)));
                 let at = dice.roll(4);
-                match self.docs.get_mut(&at) {
-                    Some(_) if dice.roll(4) == 0 => drop(self.docs.remove(&at)),
-                    // To another folder, and nothing else.
-                    Some(known) if dice.roll(2) == 0 => known.0 = doc.0,
+                match (self.docs.get_mut(&at), dice.roll(6)) {
+                    (Some(_), 0) => drop(self.docs.remove(&at)),
+                    // One thing, and nothing else.
+                    (Some(known), 1) => known.0 = doc.0,
+                    (Some(known), 2) => known.1 = doc.1,
+                    (Some(known), 3) => known.3 = doc.3,
                     _ => drop(self.docs.insert(at, doc)),
                 }
             }
