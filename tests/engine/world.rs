@@ -121,6 +121,9 @@ static DEEP: [Condition; 2] = [
     condition("resource has owner && resource.owner in Group::\"g1\"", &[]),
 ];
 
+/// Those that forbid remembering can be seen by that; the others only shape the content of a policy.
+const TTLS: [&str; 4] = ["0s", "0s", "0s", "1h"];
+
 const SLOTS: [(&str, &str); 6] = [
     ("principal == ?principal", "resource"),
     ("principal in ?principal", "resource"),
@@ -253,7 +256,7 @@ impl Rule {
             condition,
             shadow: dice.roll(8) == 0,
             message: None,
-            ttl: dice.maybe(8, |dice| *dice.pick(&["0s", "1h", "2h"])),
+            ttl: dice.maybe(8, |dice| *dice.pick(&TTLS)),
             note: 0,
             layout: dice.roll(4),
         };
@@ -277,7 +280,7 @@ impl Rule {
             }
             1 if !self.is_slotted() => self.principal = other.principal,
             2 => self.shadow = !self.shadow,
-            3 => self.ttl = other.ttl,
+            3 => self.ttl = if self.ttl.is_none() { Some(*dice.pick(&TTLS)) } else { other.ttl },
             4 if !self.permit => self.message = other.message.or(Some(3)),
             5 if self.is_slotted() => (self.principal, self.resource) = (other.principal, other.resource),
             // These have to fit each other.
@@ -452,12 +455,12 @@ impl World {
                 let owner = (dice.roll(4) > 0).then(|| dice.roll(3));
                 let doc = (folder, owner, dice.roll(4), dice.maybe(2, |dice| dice.roll(2)));
                 let at = dice.roll(4);
-                match (self.docs.get_mut(&at), dice.roll(6)) {
+                match (self.docs.get_mut(&at), dice.roll(8)) {
                     (Some(_), 0) => drop(self.docs.remove(&at)),
                     // One thing, and nothing else.
                     (Some(known), 1) => known.0 = doc.0,
                     (Some(known), 2) => known.1 = doc.1,
-                    (Some(known), 3) => known.3 = doc.3,
+                    (Some(known), 3..=5) => known.3 = if known.3 == Some(1) { doc.3 } else { Some(1) },
                     _ => drop(self.docs.insert(at, doc)),
                 }
             }
