@@ -216,7 +216,7 @@ struct Theme {
 }
 
 /// Changes that are best seen among themselves: of policies, of templates and links, of entities; and of everything.
-const FAMILIES: [(usize, usize); 5] = [(0, 8), (11, 16), (17, 25), (17, 25), (0, CHANGES - 1)];
+const FAMILIES: [(usize, usize); 5] = [(0, 10), (11, 16), (17, 25), (17, 25), (0, CHANGES - 1)];
 
 impl Theme {
     fn new(dice: &mut Dice, deep: bool) -> Self {
@@ -280,7 +280,7 @@ impl Rule {
             }
             1 if !self.is_slotted() => self.principal = other.principal,
             2 => self.shadow = !self.shadow,
-            3 => self.ttl = if self.ttl.is_none() { Some(*dice.pick(&TTLS)) } else { other.ttl },
+            3 => self.ttl = other.ttl,
             4 if !self.permit => self.message = other.message.or(Some(3)),
             5 if self.is_slotted() => (self.principal, self.resource) = (other.principal, other.resource),
             // These have to fit each other.
@@ -424,7 +424,8 @@ impl World {
                     rule.alter(dice, other);
                 }
             }
-            9 | 10 => return self.restyle(dice),
+            9 => return self.restyle(dice),
+            10 => self.annotate(dice),
             11 => {
                 let template = Rule::template(dice, &self.theme);
                 self.templates.insert(dice.roll(2), template);
@@ -498,6 +499,18 @@ impl World {
             }
         }
         Touches::Anything
+    }
+
+    /// An annotation that means something, and nothing else.
+    fn annotate(&mut self, dice: &mut Dice) {
+        let mut rules: Vec<&mut Rule> = self.rules.values_mut().chain(self.templates.values_mut()).collect();
+        let at = dice.roll(rules.len().max(1));
+        let Some(rule) = rules.get_mut(at) else { return };
+        match dice.roll(4) {
+            0 => rule.shadow = !rule.shadow,
+            1 if !rule.permit => rule.message = Some(dice.roll(4)),
+            _ => rule.ttl = if rule.ttl.is_none() { Some(*dice.pick(&TTLS)) } else { None },
+        }
     }
 
     /// Guardrails stand in a bundle of their own.
