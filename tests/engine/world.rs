@@ -227,7 +227,7 @@ impl Theme {
     }
 
     fn condition(&self, dice: &mut Dice) -> &'static Condition {
-        if dice.roll(6) > 0 { *dice.pick(&self.conditions) } else { dice.pick(&DOC_CONDITIONS) }
+        if dice.roll(6) > 0 { self.conditions[dice.roll(self.conditions.len())] } else { dice.pick(&DOC_CONDITIONS) }
     }
 }
 
