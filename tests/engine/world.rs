@@ -76,7 +76,7 @@ const RESOURCES: [&str; 8] = [
     "resource is Doc",
     "resource is Doc in Folder::\"f1\"",
 ];
-static DOC_CONDITIONS: [Condition; 22] = [
+static DOC_CONDITIONS: [Condition; 23] = [
     condition("", &[]),
     condition("", &[]),
     condition("context.query.n > 2", &[Part::N]),
@@ -106,6 +106,7 @@ static DOC_CONDITIONS: [Condition; 22] = [
     ),
     // The names of tags are computed, so what is read of entities has no names: all of it.
     condition("resource.hasTag(\"k\") && resource.getTag(\"k\") == \"v1\"", &[Part::Dept]),
+    condition("resource.hasTag(\"k\")", &[Part::Dept]),
     condition("resource in principal || principal is Anonymous", &[]),
 ];
 static ALL_CONDITIONS: [Condition; 4] = [
@@ -119,6 +120,9 @@ static DEEP: [Condition; 2] = [
     condition("resource has owner && resource.owner has dept && resource.owner.dept == \"eng\"", &[Part::Dept]),
     condition("resource has owner && resource.owner in Group::\"g1\"", &[]),
 ];
+
+/// Those that forbid remembering can be seen by that; the others only shape the content of a policy.
+const TTLS: [&str; 4] = ["0s", "0s", "0s", "1h"];
 
 const SLOTS: [(&str, &str); 6] = [
     ("principal == ?principal", "resource"),
@@ -212,7 +216,7 @@ struct Theme {
 }
 
 /// Changes that are best seen among themselves: of policies, of templates and links, of entities; and of everything.
-const FAMILIES: [(usize, usize); 5] = [(0, 8), (11, 16), (17, 25), (17, 25), (0, CHANGES - 1)];
+const FAMILIES: [(usize, usize); 5] = [(0, 10), (11, 16), (17, 25), (17, 25), (0, CHANGES - 1)];
 
 impl Theme {
     fn new(dice: &mut Dice, deep: bool) -> Self {
@@ -252,7 +256,7 @@ impl Rule {
             condition,
             shadow: dice.roll(8) == 0,
             message: None,
-            ttl: dice.maybe(8, |dice| *dice.pick(&["0s", "1h", "2h"])),
+            ttl: dice.maybe(8, |dice| *dice.pick(&TTLS)),
             note: 0,
             layout: dice.roll(4),
         };
@@ -420,7 +424,8 @@ impl World {
                     rule.alter(dice, other);
                 }
             }
-            9 | 10 => return self.restyle(dice),
+            9 => return self.restyle(dice),
+            10 => self.annotate(dice),
             11 => {
                 let template = Rule::template(dice, &self.theme);
                 self.templates.insert(dice.roll(2), template);
@@ -451,10 +456,12 @@ impl World {
                 let owner = (dice.roll(4) > 0).then(|| dice.roll(3));
                 let doc = (folder, owner, dice.roll(4), dice.maybe(2, |dice| dice.roll(2)));
                 let at = dice.roll(4);
-                match self.docs.get_mut(&at) {
-                    Some(_) if dice.roll(4) == 0 => drop(self.docs.remove(&at)),
-                    // To another folder, and nothing else.
-                    Some(known) if dice.roll(2) == 0 => known.0 = doc.0,
+                match (self.docs.get_mut(&at), dice.roll(8)) {
+                    (Some(_), 0) => drop(self.docs.remove(&at)),
+                    // One thing, and nothing else.
+                    (Some(known), 1) => known.0 = doc.0,
+                    (Some(known), 2) => known.1 = doc.1,
+                    (Some(known), 3..=5) => known.3 = if known.3 == Some(1) { doc.3 } else { Some(1) },
                     _ => drop(self.docs.insert(at, doc)),
                 }
             }
@@ -492,6 +499,18 @@ impl World {
             }
         }
         Touches::Anything
+    }
+
+    /// An annotation that means something, and nothing else.
+    fn annotate(&mut self, dice: &mut Dice) {
+        let mut rules: Vec<&mut Rule> = self.rules.values_mut().chain(self.templates.values_mut()).collect();
+        let at = dice.roll(rules.len().max(1));
+        let Some(rule) = rules.get_mut(at) else { return };
+        match dice.roll(4) {
+            0 => rule.shadow = !rule.shadow,
+            1 if !rule.permit => rule.message = Some(dice.roll(4)),
+            _ => rule.ttl = if rule.ttl.is_none() { Some(*dice.pick(&TTLS)) } else { None },
+        }
     }
 
     /// Guardrails stand in a bundle of their own.
