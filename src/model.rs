@@ -604,3 +604,34 @@ impl Timeline {
         self.enforced.duration_since(self.changed?).ok()
     }
 }
+
+// === Overlays ===
+
+/// An emergency denial or a time-boxed exception, in force beside the bundles until it expires: one policy with a scope and no
+/// condition, so that putting it in force costs nothing and it can never err.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlay {
+    /// Names it in the decision log: its policy is `overlay/<id>`.
+    pub id: String,
+    /// What it does. A grant is a `permit`, so any `forbid` wins over it.
+    pub effect: Effect,
+    /// Whom it is about: this principal and all that are in it; `None`: everyone.
+    pub principal: Option<EntityUid>,
+    /// Which actions: this one and all that are in it; `None`: all.
+    pub action: Option<EntityUid>,
+    /// Which resources: this one and all that are in it; `None`: all.
+    pub resource: Option<EntityUid>,
+    /// When it begins.
+    pub from: SystemTime,
+    /// When it ends: at this instant it is not in force any more.
+    pub until: SystemTime,
+    /// Why, in words for those who read the log.
+    pub reason: String,
+}
+
+impl Overlay {
+    /// Whether it is in force at an instant.
+    pub fn is_in_force(&self, now: SystemTime) -> bool {
+        self.from <= now && now < self.until
+    }
+}
