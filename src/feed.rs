@@ -3,6 +3,7 @@
 
 pub mod directory;
 mod files;
+pub mod source;
 
 use std::time::{Duration, SystemTime};
 

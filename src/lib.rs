@@ -4,7 +4,7 @@
 //! [`policy::Snapshot`] in force, and answered. Snapshots come from [`feed`], which follows the bundles; the two ways
 //! meet in one `watch` channel that [`app`] makes. ARCHITECTURE.md has the picture.
 //!
-//! In reading order: the nouns, Cedar's side, the decision, Envoy's side, the feed, what it tells about itself, and what
+//! In reading order: the nouns, Cedar's side, the decision, Envoy's side, the store and the feed, what it tells about itself, and what
 //! holds it together.
 
 pub mod model;
@@ -14,6 +14,8 @@ pub mod policy;
 pub mod decision;
 
 pub mod ext_authz;
+
+pub mod store;
 
 pub mod feed;
 
