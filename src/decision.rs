@@ -2,4 +2,5 @@
 
 pub mod authorizer;
 pub mod cache;
+pub mod freshness;
 pub mod key;

@@ -3,11 +3,17 @@
 
 pub mod directory;
 mod files;
+pub mod follower;
+mod last_good;
 pub mod source;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 pub use files::{Limits, read};
+
+use crate::model::Freshness;
+use crate::store::statement::{Kind, Version};
 
 /// How following goes, for `/readyz`, `/snapshot` and the metrics. The snapshot itself travels in a channel of its own.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +28,35 @@ pub struct Status {
     pub rejections: u64,
     /// How long the last version put in force took, from the first byte read to the swap.
     pub last_load_duration: Option<Duration>,
+    /// How following the central store goes; `None` if directories are followed.
+    pub store: Option<StoreStatus>,
+}
+
+/// How following the central store goes.
+#[derive(Debug, Clone, Default)]
+pub struct StoreStatus {
+    /// Whether it can be reached.
+    pub connected: bool,
+    /// What last went wrong with it; `None` after it was reached again.
+    pub trouble: Option<String>,
+    /// The newest manifest that was accepted.
+    pub newest: Option<Version>,
+    /// The manifest that is in force.
+    pub enforced: Option<Version>,
+    /// The overlays that are in force.
+    pub overlays: Option<Version>,
+    /// From the signing of the manifest until it was in force; `None` if that says nothing, after a start.
+    pub lead_time: Option<Duration>,
+    /// The same for the overlays.
+    pub overlays_lead_time: Option<Duration>,
+    /// Whether the copy on disk is in force.
+    pub from_disk: bool,
+    /// How current what is in force is.
+    pub freshness: Option<Freshness>,
+    /// Statements that were not believed, by kind and reason.
+    pub refusals: BTreeMap<(Kind, &'static str), u64>,
+    /// The last of them.
+    pub last_refusal: Option<(SystemTime, String)>,
 }
 
 /// A version that was refused.

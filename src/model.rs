@@ -556,6 +556,8 @@ pub enum Undecided {
     Overloaded,
     /// The caller's deadline passed before we could decide.
     Deadline,
+    /// What is in force was not proved to be current for too long, and the operator chose not to decide by it.
+    Stale,
     /// The decision log is full and the operator chose not to decide unlogged.
     LogFull,
     /// A fault of ours.
@@ -564,7 +566,8 @@ pub enum Undecided {
 
 impl Undecided {
     /// All of them, for metrics that exist from the start.
-    pub const ALL: [Self; 5] = [Self::NotReady, Self::Overloaded, Self::Deadline, Self::LogFull, Self::Internal];
+    pub const ALL: [Self; 6] =
+        [Self::NotReady, Self::Overloaded, Self::Deadline, Self::Stale, Self::LogFull, Self::Internal];
 
     /// The word for it in metrics, records and metadata.
     pub fn as_str(self) -> &'static str {
@@ -572,6 +575,7 @@ impl Undecided {
             Self::NotReady => "not_ready",
             Self::Overloaded => "overloaded",
             Self::Deadline => "deadline",
+            Self::Stale => "stale",
             Self::LogFull => "log_full",
             Self::Internal => "internal",
         }
@@ -589,6 +593,15 @@ pub struct Revision {
     pub digest: String,
 }
 
+/// What the store says of what it published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// Its number, as a [`Revision`] has it.
+    pub number: String,
+    /// When it was published.
+    pub at: SystemTime,
+}
+
 /// When a snapshot came to be, for ages and lead times.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeline {
@@ -602,6 +615,31 @@ impl Timeline {
     /// From the change of the bundle to its enforcement; `None` if the clock of the file system says nothing useful.
     pub fn lead_time(&self) -> Option<Duration> {
         self.enforced.duration_since(self.changed?).ok()
+    }
+}
+
+/// How long ago a beacon of the store proved what is in force to be current.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Freshness {
+    /// Within `stale_after`.
+    Fresh,
+    /// Longer ago than that.
+    Stale,
+    /// Longer ago than `expired_after`, or never.
+    Expired,
+}
+
+impl Freshness {
+    /// All of them, for metrics that exist from the start.
+    pub const ALL: [Self; 3] = [Self::Fresh, Self::Stale, Self::Expired];
+
+    /// The word for it in metrics, records and metadata.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Stale => "stale",
+            Self::Expired => "expired",
+        }
     }
 }
 

@@ -300,7 +300,7 @@ fn is_missing(error: &notify::Error) -> bool {
 
 /// Frees what is no longer in force. A check that still holds it would otherwise be the one to free a hundred thousand
 /// entities.
-fn retire<S: Send + Sync + 'static>(old: Option<Arc<S>>) {
+pub(super) fn retire<S: Send + Sync + 'static>(old: Option<Arc<S>>) {
     let Some(old) = old else { return };
     task::spawn(async move {
         tokio::time::sleep(RETIREMENT).await;
@@ -329,7 +329,9 @@ fn digest(bundles: &[Files]) -> [u8; 32] {
 /// Compiles on a thread that steps back for those that answer checks: a bundle of a thousand policies takes a core for a
 /// quarter of a second, and a sidecar may have no more than one. On Linux each thread has a nice value of its own
 /// (setpriority(2), notes).
-async fn stepping_back<T: Send + 'static>(compile: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+pub(super) async fn stepping_back<T: Send + 'static>(
+    compile: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
     let (done, outcome) = oneshot::channel();
     let run = move || {
         // Allowed or not, the work is to be done.

@@ -45,6 +45,29 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Holds bundles against the limits that came packed, and whose size in all is known.
+    ///
+    /// # Errors
+    /// Every file, and every bundle, that is too much.
+    pub fn check(&self, bundles: &[Files]) -> Result<(), Vec<Problem>> {
+        let mut problems = Vec::new();
+        for bundle in bundles {
+            if bundle.files.len() > self.max_files {
+                let message =
+                    format!("it has {} files, more than `max_files` ({})", bundle.files.len(), self.max_files);
+                problems.push(Problem::error(message).in_file(&SourceFile::new(bundle.root.clone(), "")));
+            }
+            for (path, _) in bundle.files.iter().filter(|(_, text)| text.len() as u64 > self.max_file_size.0) {
+                let message = format!("is larger than `max_file_size` ({})", self.max_file_size);
+                let name = format!("{}/{path}", bundle.root);
+                problems.push(Problem::error(message).in_file(&SourceFile::new(name, "")));
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+}
+
 /// What a bundle is made of. Everything else (`foo.cedar~`, `4913`, a README) belongs to editors and people.
 const ENDINGS: [&str; 5] = ["cedar", "cedarschema", "json", "yaml", "yml"];
 

@@ -1,0 +1,892 @@
+//! Follows a store: everything between what a [`Source`] says and what is in force. Whatever the source does, a sidecar enforces only
+//! what trusted keys signed, never goes back, keeps the last good version, and knows how current it is.
+//!
+//! A statement that is heard is adopted as it is, since it proves itself; that none was missed is found out by looking: after every
+//! gap and reconnection, when a beacon names something else, and now and then anyway. Three kinds of work run beside the loop, at most
+//! one of each: looking, making a bundle ready (fetch, verify, compile), and succession (the step from one snapshot to the next). Overlays need
+//! succession only, so an emergency denial never waits for a bundle.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use deserr::Deserr;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::task::{self, AbortHandle, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{error, info, warn};
+
+use super::directory::{retire, stepping_back};
+use super::last_good::{self, LastGood};
+use super::source::{Event, Events, Source, SourceError};
+use super::{Limits, Rejection, Status, StoreStatus};
+use crate::decision::freshness::{self, Proof};
+use crate::model::{Freshness, Overlay, Published};
+use crate::policy::Files;
+use crate::problem::{Problem, one_line};
+use crate::store::keys::Trusted;
+use crate::store::statement::{Beacon, Blob, Head, Kind, Manifest, StoreName, Timestamp};
+use crate::store::{Keyring, Ledger, Refusal, Role, pack, statement};
+use crate::units::Span;
+use crate::yaml::Faults;
+
+/// How a store is followed.
+#[derive(Debug, Clone, Deserr, Serialize)]
+#[deserr(error = Faults, deny_unknown_fields)]
+pub struct Config {
+    /// The name of the store. Statements of another one are refused.
+    pub name: StoreName,
+    /// The keys that are trusted, and what with.
+    pub keys: Vec<Trusted>,
+    /// How long a proof of being current lasts, and what happens after.
+    #[deserr(default)]
+    pub freshness: freshness::Config,
+    /// How far the clocks of store and sidecar may differ. Default: 1s.
+    #[deserr(default = default_skew())]
+    pub max_clock_skew: Span,
+    /// How often the newest statements are read, whatever was heard. Default: 30s.
+    #[deserr(default = default_refresh())]
+    pub refresh: Span,
+    /// The pod's name, for what the store is told. Default: `POD_NAME`, else `HOSTNAME`, of the environment.
+    #[deserr(default = environment(&["POD_NAME", "HOSTNAME"], "unknown"))]
+    pub pod: String,
+    /// The pod's namespace. Default: `POD_NAMESPACE` of the environment, else `default`.
+    #[deserr(default = environment(&["POD_NAMESPACE"], "default"))]
+    pub namespace: String,
+    /// The copy on disk of what was in force, for a start without the store. Default: none.
+    #[deserr(default)]
+    pub last_good: Option<last_good::Config>,
+    /// What a bundle's files may amount to.
+    #[deserr(default)]
+    pub limits: Limits,
+}
+
+fn default_skew() -> Span {
+    Span::seconds(1)
+}
+
+fn default_refresh() -> Span {
+    Span::seconds(30)
+}
+
+fn environment(names: &[&str], otherwise: &str) -> String {
+    let found = names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    found.unwrap_or_else(|| otherwise.to_owned())
+}
+
+impl Config {
+    /// What is missing without which nothing would ever be in force.
+    ///
+    /// # Errors
+    /// In words for the operator.
+    pub fn check(&self) -> Result<(), Problem> {
+        let keyring = Keyring::new(self.keys.iter().cloned());
+        match [Role::Publish, Role::Beacon].into_iter().find(|role| !keyring.has(*role)) {
+            None => Ok(()),
+            Some(role) => Err(Problem::error(format!("`store.keys`: no key has the role `{}`", role.as_str()))
+                .hint("add the public key that `stockade keygen` printed, with its roles")),
+        }
+    }
+}
+
+/// How often what only time changes is looked at: overlays that begin or end, freshness, retries.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A tick that comes this much too late means that the process was paused: whatever was heard since is old.
+const PAUSED: Duration = Duration::from_secs(1);
+
+/// How long a question to the store may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How long a bundle may take to arrive.
+const FETCH: Duration = Duration::from_secs(60);
+
+/// How often what is in force is told to the store, if nothing changes.
+const REPORT: Duration = Duration::from_secs(30);
+
+/// The pauses between attempts to get a bundle grow up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long a beacon may go on naming what was in force before. Its sender may have looked just before a change.
+const OVERLAP: Duration = Duration::from_secs(3);
+
+/// How long to wait for the store at the start before the copy on disk is used.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What the feed needs of the policies' side.
+pub trait Engine: Send + Sync + 'static {
+    /// A compiled bundle that follows on nothing yet.
+    type Base: Send + 'static;
+    /// What is in force: a bundle with overlays.
+    type Snapshot: Send + Sync + 'static;
+
+    /// Compiles the files of one or several bundles. Takes long; may panic.
+    ///
+    /// # Errors
+    /// Every problem of every bundle.
+    fn compile(&self, files: &[Files], published: Published) -> Result<Self::Base, Vec<Problem>>;
+
+    /// The first snapshot.
+    fn first(&self, base: Self::Base, overlays: &[Overlay]) -> Self::Snapshot;
+
+    /// The step from a snapshot to the next: another bundle, if there is one, and these overlays. `published` is what the store says of
+    /// the bundle that is in force, if it says so anew.
+    fn next(
+        &self,
+        previous: &Self::Snapshot,
+        base: Option<Self::Base>,
+        overlays: &[Overlay],
+        published: Option<Published>,
+    ) -> Self::Snapshot;
+
+    /// The identity of what is in force.
+    fn revision(&self, snapshot: &Self::Snapshot) -> String;
+}
+
+/// The task that follows a store.
+pub struct Follower<P, E: Engine> {
+    config: Config,
+    source: Arc<P>,
+    events: Events,
+    engine: Arc<E>,
+    /// What was accepted.
+    ledger: Ledger,
+    proof: Arc<Proof>,
+    snapshots: watch::Sender<Option<Arc<E::Snapshot>>>,
+    status: watch::Sender<Status>,
+    last_good: Option<LastGood>,
+    jobs: JoinSet<Job<E>>,
+
+    /// Whether both heads were read, or taken from the disk: overlays are known before anything is in force.
+    looked: bool,
+    looking: bool,
+    look_again: bool,
+    next_look: Instant,
+    /// The manifest whose bundle is on its way, and when that may begin again after a failure.
+    making: Option<(Head, AbortHandle)>,
+    failures: u32,
+    retry_at: Option<Instant>,
+    /// The manifest that was refused. It is not tried again: nothing about it will change.
+    refused: Option<Head>,
+    /// The bundle that is ready to be in force.
+    ready: Option<Ready<E::Base>>,
+    succeeding: bool,
+    enforced: Enforced,
+    /// The newest beacon.
+    beacon: Option<(Beacon, Bytes)>,
+    /// When what is in force, or is to be, last changed.
+    changed: Instant,
+    told: Option<Instant>,
+    telling: bool,
+    complained: BTreeMap<(Kind, &'static str), Instant>,
+    last_freshness: Option<Freshness>,
+    saved_beacon: Instant,
+}
+
+/// A bundle that is ready to be in force.
+struct Ready<B> {
+    head: Head,
+    says: Manifest,
+    /// `None` if the bundle is the one in force.
+    base: Option<(B, Bytes)>,
+    took: Duration,
+}
+
+/// What is in force.
+#[derive(Debug, Clone, Default)]
+struct Enforced {
+    manifest: Option<(Head, Manifest)>,
+    overlays: Option<Head>,
+    active: Vec<Overlay>,
+    since: Option<SystemTime>,
+    lead_time: Option<Duration>,
+    overlays_lead_time: Option<Duration>,
+    from_disk: bool,
+}
+
+/// What came of work beside the loop.
+enum Job<E: Engine> {
+    Looked(Result<Vec<(Kind, Option<Bytes>)>, SourceError>),
+    Made {
+        head: Head,
+        took: Duration,
+        result: Result<(E::Base, Bytes), Failure>,
+    },
+    Succeeded {
+        snapshot: E::Snapshot,
+        manifest: Option<(Head, Manifest)>,
+        blob: Option<Bytes>,
+        overlays: Option<Head>,
+        active: Vec<Overlay>,
+        took: Option<Duration>,
+    },
+    Told(Result<(), SourceError>),
+    /// Nothing to do but to know that it is over.
+    Done,
+}
+
+/// Why a bundle could not be made ready.
+enum Failure {
+    /// It could not be had: to be tried again.
+    Source(SourceError),
+    /// It is not what the manifest names: to be tried again, for another server may have the right one.
+    Blob(Refusal),
+    /// It is not good, and never will be.
+    Problems(Vec<Problem>),
+}
+
+impl<P: Source, E: Engine> Follower<P, E> {
+    /// Prepares to follow a store.
+    pub fn new(
+        config: Config,
+        (source, events): (P, Events),
+        engine: E,
+        proof: Arc<Proof>,
+        snapshots: watch::Sender<Option<Arc<E::Snapshot>>>,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        let keyring = Keyring::new(config.keys.iter().cloned());
+        let now = Instant::now();
+        status.send_modify(|status| status.store = Some(StoreStatus::default()));
+        Self {
+            ledger: Ledger::new(config.name.clone(), keyring, config.max_clock_skew.0),
+            last_good: config.last_good.clone().map(LastGood::new),
+            config,
+            source: Arc::new(source),
+            events,
+            engine: Arc::new(engine),
+            proof,
+            snapshots,
+            status,
+            jobs: JoinSet::new(),
+            looked: false,
+            looking: false,
+            look_again: true,
+            next_look: now,
+            making: None,
+            failures: 0,
+            retry_at: None,
+            refused: None,
+            ready: None,
+            succeeding: false,
+            enforced: Enforced::default(),
+            beacon: None,
+            changed: now,
+            told: None,
+            telling: false,
+            complained: BTreeMap::new(),
+            last_freshness: None,
+            saved_beacon: now,
+        }
+    }
+
+    /// Follows the store until it is dropped.
+    pub async fn run(mut self) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let start = Instant::now();
+        let mut last_tick = start;
+        let mut from_disk = self.last_good.is_some();
+        loop {
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(event) => self.hear(event),
+                    // The source is gone, which only the end of the process explains.
+                    None => return,
+                },
+                Some(job) = self.jobs.join_next() => match job {
+                    Ok(job) => self.done(job),
+                    Err(error) => self.lost(&error),
+                },
+                _ = tick.tick() => {
+                    if last_tick.elapsed() > TICK + PAUSED {
+                        info!("this process was paused; asking the store what is in force");
+                        self.look_again = true;
+                    }
+                    last_tick = Instant::now();
+                    if from_disk && (self.looked || start.elapsed() >= GRACE) {
+                        from_disk = false;
+                        if !self.looked {
+                            self.start_from_disk().await;
+                        }
+                    }
+                }
+            }
+            self.advance();
+        }
+    }
+
+    // === what is heard ===
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::Statement(kind, bytes) => self.statement(kind, &bytes),
+            Event::Gap(reason) => {
+                info!(reason, "something of the store may have been missed; asking");
+                self.look_again = true;
+            }
+            Event::Up => {
+                info!("connected to the store");
+                self.store(|store| (store.connected, store.trouble) = (true, None));
+                self.look_again = true;
+            }
+            Event::Down(reason) => {
+                warn!(reason, "not connected to the store; what is in force stays");
+                self.store(|store| (store.connected, store.trouble) = (false, Some(reason)));
+            }
+            Event::Refused(reason) => {
+                error!(reason, "the store refuses this sidecar something; see docs/store.md, permissions");
+                self.store(|store| store.trouble = Some(reason));
+            }
+        }
+    }
+
+    fn statement(&mut self, kind: Kind, bytes: &Bytes) {
+        let heard = match kind {
+            Kind::Manifest => self.ledger.manifest(bytes),
+            Kind::Overlays => self.ledger.overlays(bytes),
+            Kind::Beacon => return self.hear_beacon(bytes),
+        };
+        match heard {
+            Ok(true) => {
+                self.changed = Instant::now();
+                (self.failures, self.retry_at) = (0, None);
+                if kind == Kind::Manifest {
+                    // Whatever was to be in force next is out of date.
+                    self.ready = None;
+                }
+                self.store_heads();
+            }
+            Ok(false) => {}
+            Err(refusal) => self.refuse(kind, &refusal),
+        }
+    }
+
+    fn hear_beacon(&mut self, bytes: &Bytes) {
+        match self.ledger.beacon(bytes, SystemTime::now()) {
+            Ok(beacon) => {
+                // Two senders, and servers that repeat: the newest counts.
+                if self.beacon.as_ref().is_none_or(|(own, _)| own.sent_at <= beacon.sent_at) {
+                    self.beacon = Some((beacon, bytes.clone()));
+                    self.weigh_beacon();
+                }
+            }
+            Err(refusal) => self.refuse(Kind::Beacon, &refusal),
+        }
+    }
+
+    /// What the newest beacon means for what was accepted.
+    fn weigh_beacon(&mut self) {
+        let Some((beacon, _)) = &self.beacon else { return };
+        match self.ledger.holds(beacon) {
+            Ok(true) => {}
+            Ok(false) => self.look_again = true,
+            Err(_) if self.changed.elapsed() < OVERLAP => {}
+            Err(refusal) => self.refuse(Kind::Beacon, &refusal),
+        }
+    }
+
+    /// Notes that a statement is not believed. Someone may be attacking, or have restored an old copy: an alarm, once a minute for each
+    /// kind and reason.
+    fn refuse(&mut self, kind: Kind, refusal: &Refusal) {
+        self.store(|store| {
+            *store.refusals.entry((kind, refusal.as_str())).or_default() += 1;
+            store.last_refusal = Some((SystemTime::now(), format!("{}: {refusal}", kind.as_str())));
+        });
+        let last = self.complained.get(&(kind, refusal.as_str()));
+        if last.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
+            self.complained.insert((kind, refusal.as_str()), Instant::now());
+            error!(statement = kind.as_str(), %refusal, "a statement of the store is refused; what is in force stays");
+        }
+    }
+
+    // === what is to be done ===
+
+    /// Starts whatever can be started. Called after everything that may have changed something.
+    fn advance(&mut self) {
+        if (self.look_again || Instant::now() >= self.next_look) && !self.looking {
+            self.look();
+        }
+        self.make_ready();
+        self.succeed();
+        self.prove();
+        self.tell();
+    }
+
+    /// Reads the newest statements.
+    fn look(&mut self) {
+        (self.looking, self.look_again) = (true, false);
+        self.next_look = Instant::now() + jittered(self.config.refresh.0);
+        let source = Arc::clone(&self.source);
+        self.jobs.spawn(async move {
+            let look = async {
+                let mut found = Vec::new();
+                // Overlays first: whoever has the manifest has the denials that came before it. The beacon last: it names both.
+                for kind in [Kind::Overlays, Kind::Manifest, Kind::Beacon] {
+                    found.push((kind, source.newest(kind).await?));
+                }
+                Ok(found)
+            };
+            Job::Looked(
+                timeout(ANSWER, look).await.unwrap_or_else(|_| Err(SourceError("no answer in time".to_owned()))),
+            )
+        });
+    }
+
+    /// Fetches and compiles what the newest manifest names, if that is not done.
+    fn make_ready(&mut self) {
+        let Some(newest) = &self.ledger.manifest else { return };
+        let head = newest.head;
+        let is_done = self.enforced.manifest.as_ref().is_some_and(|(own, _)| *own == head)
+            || self.ready.as_ref().is_some_and(|ready| ready.head == head)
+            || self.making.as_ref().is_some_and(|(own, _)| *own == head)
+            || self.refused == Some(head);
+        if is_done || self.succeeding || self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        if let Some(needed) =
+            newest.says.min_sidecar.clone().filter(|needed| !is_at_least(env!("CARGO_PKG_VERSION"), needed))
+        {
+            let refusal = Refusal::MinSidecar(needed);
+            self.refused = Some(head);
+            self.reject(vec![Problem::error(format!("manifest {}: {refusal}", head.version))]);
+            return self.refuse(Kind::Manifest, &refusal);
+        }
+        let blob = newest.says.bundle;
+        if self.enforced.manifest.as_ref().is_some_and(|(_, own)| own.bundle == blob) {
+            self.ready = Some(Ready { head, says: newest.says.clone(), base: None, took: Duration::ZERO });
+            return;
+        }
+        let published = published(head, &newest.says);
+        let (source, engine, limits) = (Arc::clone(&self.source), Arc::clone(&self.engine), self.config.limits.clone());
+        let job = self.jobs.spawn(async move {
+            let begun = Instant::now();
+            let result = match fetch(&*source, &blob, &limits).await {
+                Ok(bytes) => compile(engine, bytes, head, published, limits).await,
+                Err(failure) => Err(failure),
+            };
+            Job::Made { head, took: begun.elapsed(), result }
+        });
+        if let Some((_, older)) = self.making.replace((head, job)) {
+            // Nobody waits for it any more.
+            older.abort();
+        }
+    }
+
+    /// Takes the step to the next snapshot, if there is one to take.
+    fn succeed(&mut self) {
+        if self.succeeding || !self.looked {
+            return;
+        }
+        let now = SystemTime::now();
+        let previous = self.snapshots.borrow().clone();
+        let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
+        let active = self.active(now);
+        let ready = self.ready.take_if(|ready| is_due(&ready.says, now));
+        if previous.is_none() && ready.as_ref().is_none_or(|ready| ready.base.is_none()) {
+            return;
+        }
+        let manifest = ready.as_ref().map(|ready| (ready.head, ready.says.clone()));
+        if manifest.is_none() && active == self.enforced.active {
+            // Other words for the same: nothing that decides has changed.
+            if overlays != self.enforced.overlays {
+                self.in_force(manifest, overlays, active);
+            }
+            return;
+        }
+        let published = manifest.as_ref().map(|(head, says)| published(*head, says));
+        self.succeeding = true;
+        let engine = Arc::clone(&self.engine);
+        self.jobs.spawn(async move {
+            let took = ready.as_ref().filter(|ready| ready.base.is_some()).map(|ready| ready.took);
+            let (base, blob) = ready.and_then(|ready| ready.base).unzip();
+            // Comparing ten thousand policies takes milliseconds, which the checks shall not wait for.
+            let step = {
+                let active = active.clone();
+                move || match (&previous, base) {
+                    (Some(previous), base) => Some(engine.next(previous, base, &active, published)),
+                    (None, Some(base)) => Some(engine.first(base, &active)),
+                    (None, None) => None,
+                }
+            };
+            match task::spawn_blocking(step).await {
+                Ok(Some(snapshot)) => Job::Succeeded { snapshot, manifest, blob, overlays, active, took },
+                _ => Job::Done,
+            }
+        });
+    }
+
+    /// Writes down that what is in force is current, if the newest beacon says so.
+    fn prove(&mut self) {
+        let now = SystemTime::now();
+        if let Some((beacon, bytes)) = &self.beacon
+            && self.ledger.holds(beacon) == Ok(true)
+            && self.is_current(now)
+        {
+            self.proof.prove(Instant::now(), beacon.sent_at.age(now));
+            if self.saved_beacon.elapsed() > last_good::BEACON_INTERVAL
+                && let Some(disk) = &self.last_good
+            {
+                self.saved_beacon = Instant::now();
+                let save = disk.save_statement(Kind::Beacon, bytes.clone());
+                self.jobs.spawn(async move {
+                    save.await;
+                    Job::Done
+                });
+            }
+        }
+        let freshness = self.proof.freshness(Instant::now());
+        if freshness != self.last_freshness && self.snapshots.borrow().is_some() {
+            match freshness {
+                Some(Freshness::Fresh) => info!("what is in force is proved to be current"),
+                Some(Freshness::Stale) => warn!("no proof that what is in force is current; it stays"),
+                Some(Freshness::Expired) => {
+                    error!(
+                        on_expired = ?self.config.freshness.on_expired,
+                        "no proof for too long that what is in force is current"
+                    );
+                }
+                None => {}
+            }
+            self.last_freshness = freshness;
+            self.told = None;
+            self.store(|store| store.freshness = freshness);
+        }
+    }
+
+    /// Whether what is in force is what the newest statements say.
+    fn is_current(&self, now: SystemTime) -> bool {
+        let newest = self.ledger.manifest.as_ref().map(|own| own.head);
+        let manifest = self.enforced.manifest.as_ref().map(|(head, _)| *head) == newest
+            // What comes into force later is not in force now.
+            || self.ready.as_ref().is_some_and(|ready| Some(ready.head) == newest && !is_due(&ready.says, now));
+        manifest && self.enforced.overlays == self.ledger.overlays.as_ref().map(|own| own.head)
+    }
+
+    /// The overlays that are in force at an instant.
+    fn active(&self, now: SystemTime) -> Vec<Overlay> {
+        let entries = self.ledger.overlays.iter().flat_map(|own| &own.says.overlays);
+        // The ledger has read each of them.
+        entries.filter_map(|entry| entry.read().ok()).filter(|overlay| overlay.is_in_force(now)).collect()
+    }
+
+    // === what came of it ===
+
+    fn done(&mut self, job: Job<E>) {
+        match job {
+            Job::Looked(result) => self.after_look(result),
+            Job::Made { head, took, result } => self.after_making(head, took, result),
+            Job::Succeeded { snapshot, manifest, blob, overlays, active, took } => {
+                self.succeeding = false;
+                retire(self.snapshots.send_replace(Some(Arc::new(snapshot))));
+                self.in_force(manifest, overlays, active);
+                if let Some(took) = took {
+                    self.status.send_modify(|status| {
+                        (status.loads, status.last_load_duration) = (status.loads + 1, Some(took));
+                    });
+                }
+                self.save(blob);
+            }
+            Job::Told(result) => {
+                self.telling = false;
+                if let Err(error) = result {
+                    tracing::debug!(%error, "the store could not be told what is in force");
+                    self.told =
+                        Some(Instant::now().checked_sub(REPORT.saturating_sub(ANSWER)).unwrap_or_else(Instant::now));
+                }
+            }
+            Job::Done => {}
+        }
+    }
+
+    fn after_look(&mut self, result: Result<Vec<(Kind, Option<Bytes>)>, SourceError>) {
+        self.looking = false;
+        match result {
+            Ok(found) => {
+                for (kind, bytes) in found {
+                    match bytes {
+                        Some(bytes) => self.statement(kind, &bytes),
+                        None => self.weigh_absence(kind),
+                    }
+                }
+                self.looked = true;
+                self.status.send_if_modified(|status| {
+                    status.last_read = Some(SystemTime::now());
+                    false
+                });
+            }
+            Err(error) => {
+                self.store(|store| store.trouble = Some(error.to_string()));
+                // Soon again, but not all sidecars at once.
+                self.next_look = self.next_look.min(Instant::now() + jittered(Duration::from_secs(2)));
+            }
+        }
+    }
+
+    /// There is no statement of a kind, though one was accepted: the store has lost it.
+    fn weigh_absence(&mut self, kind: Kind) {
+        let accepted = match kind {
+            Kind::Manifest => self.ledger.manifest.as_ref().map(|own| own.head.version),
+            Kind::Overlays => self.ledger.overlays.as_ref().map(|own| own.head.version),
+            Kind::Beacon => None,
+        };
+        if let Some(accepted) = accepted {
+            self.refuse(kind, &Refusal::Older { offered: statement::Version { epoch: 0, generation: 0 }, accepted });
+        }
+    }
+
+    fn after_making(&mut self, head: Head, took: Duration, result: Result<(E::Base, Bytes), Failure>) {
+        self.making.take_if(|(own, _)| *own == head);
+        // Unless a newer one came in the meantime.
+        let Some(newest) = self.ledger.manifest.as_ref().filter(|own| own.head == head) else { return };
+        match result {
+            Ok(base) => {
+                (self.failures, self.retry_at) = (0, None);
+                self.ready = Some(Ready { head, says: newest.says.clone(), base: Some(base), took });
+            }
+            Err(Failure::Problems(problems)) => {
+                self.refused = Some(head);
+                self.reject(problems);
+            }
+            Err(Failure::Blob(refusal)) => {
+                self.refuse(Kind::Manifest, &refusal);
+                self.again_later(&refusal.to_string());
+            }
+            Err(Failure::Source(error)) => self.again_later(&error.to_string()),
+        }
+    }
+
+    fn again_later(&mut self, why: &str) {
+        self.failures = self.failures.saturating_add(1);
+        let pause = Duration::from_millis(100).saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
+        self.retry_at = Some(Instant::now() + jittered(pause));
+        warn!(error = why, "the bundle in force at the store could not be fetched; trying again");
+        self.store(|store| store.trouble = Some(why.to_owned()));
+    }
+
+    fn in_force(&mut self, manifest: Option<(Head, Manifest)>, overlays: Option<Head>, active: Vec<Overlay>) {
+        let now = SystemTime::now();
+        self.changed = Instant::now();
+        if let Some((head, says)) = manifest {
+            let counts_from = says.not_before.map_or(says.published_at, |at| at.max(says.published_at));
+            self.enforced.lead_time = Some(counts_from.age(now));
+            self.enforced.since = Some(now);
+            info!(version = %head.version, publisher = says.publisher, lead_time = ?self.enforced.lead_time, "in force");
+            self.enforced.manifest = Some((head, says));
+            self.status.send_modify(|status| status.rejection = None);
+        }
+        if overlays != self.enforced.overlays {
+            self.enforced.overlays_lead_time = self.ledger.overlays.as_ref().map(|own| own.says.published_at.age(now));
+            self.enforced.overlays = overlays;
+        }
+        if active != self.enforced.active {
+            let names = |all: &[Overlay]| all.iter().map(|own| own.id.clone()).collect::<Vec<_>>().join(", ");
+            info!(overlays = names(&active), before = names(&self.enforced.active), "other overlays are in force");
+            self.enforced.active = active;
+        }
+        self.enforced.from_disk = false;
+        self.told = None;
+        self.store_heads();
+    }
+
+    fn reject(&self, problems: Vec<Problem>) {
+        error!(problems = one_line(&problems), "a published bundle is refused; the last good version stays in force");
+        self.status.send_modify(|status| {
+            let problems = problems.iter().map(|problem| problem.to_string().replace('\n', " ")).collect();
+            status.rejection = Some(Rejection { at: SystemTime::now(), problems });
+            status.rejections += 1;
+        });
+    }
+
+    /// Work beside the loop panicked.
+    fn lost(&mut self, error: &task::JoinError) {
+        if error.is_cancelled() {
+            return;
+        }
+        error!(%error, "following the store failed; this is a bug in stockade");
+        // Whatever it was is to be done again.
+        (self.looking, self.look_again, self.telling, self.succeeding) = (false, true, false, false);
+        self.making = None;
+        self.retry_at = Some(Instant::now() + LONGEST_PAUSE);
+    }
+
+    // === what is told ===
+
+    fn tell(&mut self) {
+        if self.telling || self.told.is_some_and(|at| at.elapsed() < REPORT) || self.snapshots.borrow().is_none() {
+            return;
+        }
+        (self.telling, self.told) = (true, Some(Instant::now()));
+        let (source, status) = (Arc::clone(&self.source), self.report());
+        self.jobs.spawn(async move {
+            let told = timeout(ANSWER, source.tell(&status)).await;
+            Job::Told(told.unwrap_or_else(|_| Err(SourceError("no answer in time".to_owned()))))
+        });
+    }
+
+    fn report(&self) -> statement::Status {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let rejection = self.status.borrow().rejection.as_ref().map(|own| own.problems.join("; "));
+        statement::Status {
+            pod: self.config.pod.clone(),
+            namespace: self.config.namespace.clone(),
+            sidecar: env!("CARGO_PKG_VERSION").to_owned(),
+            manifest: self.enforced.manifest.as_ref().map(|(head, _)| *head),
+            overlays: self.enforced.overlays,
+            revision: self.snapshots.borrow().as_ref().map(|snapshot| self.engine.revision(snapshot)),
+            enforced_at: self.enforced.since.map(Timestamp),
+            lead_time_ms: self.enforced.lead_time.map(millis),
+            overlays_lead_time_ms: self.enforced.overlays_lead_time.map(millis),
+            freshness: self.proof.freshness(Instant::now()).map_or("", Freshness::as_str).to_owned(),
+            rejection,
+            at: Timestamp::now(),
+        }
+    }
+
+    fn store(&self, change: impl FnOnce(&mut StoreStatus)) {
+        self.status.send_modify(|status| change(status.store.get_or_insert_default()));
+    }
+
+    fn store_heads(&self) {
+        let newest = self.ledger.manifest.as_ref().map(|own| own.head.version);
+        let enforced = &self.enforced;
+        self.store(|store| {
+            store.newest = newest;
+            store.enforced = enforced.manifest.as_ref().map(|(head, _)| head.version);
+            store.overlays = enforced.overlays.map(|head| head.version);
+            (store.lead_time, store.overlays_lead_time) = (enforced.lead_time, enforced.overlays_lead_time);
+            store.from_disk = enforced.from_disk;
+        });
+    }
+
+    // === the copy on disk ===
+
+    /// Starts from the copy on disk, which is verified as if it came from the store.
+    async fn start_from_disk(&mut self) {
+        let Some(disk) = &self.last_good else { return };
+        let Some(copy) = disk.load().await else { return };
+        let accepted = (|| {
+            self.ledger.manifest(&copy.manifest)?;
+            if let Some(overlays) = &copy.overlays {
+                self.ledger.overlays(overlays)?;
+            }
+            // An old beacon is what the age counts from, so it may be as old as it is, but not from the future.
+            self.ledger.beacon(&copy.beacon, SystemTime::now())
+        })();
+        let beacon = match accepted {
+            Ok(beacon) if self.ledger.holds(&beacon) == Ok(true) => beacon,
+            Ok(_) => return warn!("the copy on disk is not used: its parts do not belong together"),
+            Err(refusal) => return warn!(%refusal, "the copy on disk is not used"),
+        };
+        let age = beacon.sent_at.age(SystemTime::now());
+        if age > disk.max_age() {
+            return warn!(?age, max_age = ?disk.max_age(), "the copy on disk is too old to be used");
+        }
+        let Some(own) = &self.ledger.manifest else { return };
+        let (head, says) = (own.head, own.says.clone());
+        let published = published(head, &says);
+        let made = match verify(&says.bundle, copy.blob) {
+            Ok(bytes) => compile(Arc::clone(&self.engine), bytes, head, published, self.config.limits.clone()).await,
+            Err(refusal) => return warn!(%refusal, "the copy on disk is not used"),
+        };
+        let Ok((base, _)) = made else { return warn!("the copy on disk is not used: it does not compile any more") };
+        let active = self.active(SystemTime::now());
+        self.snapshots.send_replace(Some(Arc::new(self.engine.first(base, &active))));
+        let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
+        self.in_force(Some((head, says)), overlays, active);
+        self.enforced.from_disk = true;
+        // It says nothing of how fast changes arrive.
+        (self.enforced.lead_time, self.enforced.overlays_lead_time) = (None, None);
+        self.beacon = Some((beacon, copy.beacon));
+        self.looked = true;
+        self.store_heads();
+        warn!(version = %head.version, ?age, "the store cannot be reached: the copy on disk is in force");
+    }
+
+    /// Keeps what is in force on disk, for the next start.
+    fn save(&mut self, blob: Option<Bytes>) {
+        let Some(disk) = &self.last_good else { return };
+        let manifest = self
+            .ledger
+            .manifest
+            .as_ref()
+            .filter(|own| self.enforced.manifest.as_ref().is_some_and(|(head, _)| *head == own.head));
+        let overlays = self.ledger.overlays.as_ref().map(|own| own.bytes.clone().into());
+        let Some(manifest) = manifest else { return };
+        let save = disk.save(manifest.says.bundle.digest, blob, manifest.bytes.clone().into(), overlays);
+        // A beacon that names what is on disk is to follow soon.
+        self.saved_beacon = Instant::now().checked_sub(last_good::BEACON_INTERVAL).unwrap_or_else(Instant::now);
+        self.jobs.spawn(async move {
+            save.await;
+            Job::Done
+        });
+    }
+}
+
+/// What a snapshot is told of the manifest that put it in force.
+fn published(head: Head, says: &Manifest) -> Published {
+    Published { number: head.version.to_string(), at: says.published_at.0 }
+}
+
+/// Whether a manifest is to be in force by now.
+fn is_due(says: &Manifest, now: SystemTime) -> bool {
+    says.not_before.is_none_or(|not_before| not_before.0 <= now)
+}
+
+/// Gets a blob, and makes sure that it is the one.
+async fn fetch(source: &impl Source, blob: &Blob, limits: &Limits) -> Result<Bytes, Failure> {
+    if blob.size > limits.max_total_size.0 {
+        let message =
+            format!("the bundle has {} bytes, more than `max_total_size` ({})", blob.size, limits.max_total_size);
+        return Err(Failure::Problems(vec![Problem::error(message)]));
+    }
+    let bytes = timeout(FETCH, source.blob(blob)).await;
+    let bytes = bytes.unwrap_or_else(|_| Err(SourceError("it did not arrive in time".to_owned())));
+    verify(blob, bytes.map_err(Failure::Source)?).map_err(Failure::Blob)
+}
+
+fn verify(blob: &Blob, bytes: Bytes) -> Result<Bytes, Refusal> {
+    if bytes.len() as u64 != blob.size {
+        return Err(Refusal::Blob(format!("it has {} bytes instead of {}", bytes.len(), blob.size)));
+    }
+    let digest = pack::Digest::of(&bytes);
+    if digest == blob.digest {
+        Ok(bytes)
+    } else {
+        Err(Refusal::Blob(format!("it is {digest} instead of {}", blob.digest)))
+    }
+}
+
+async fn compile<E: Engine>(
+    engine: Arc<E>,
+    bytes: Bytes,
+    head: Head,
+    published: Published,
+    limits: Limits,
+) -> Result<(E::Base, Bytes), Failure> {
+    let packed = bytes.clone();
+    let made = stepping_back(move || {
+        let files = pack::unpack(&packed, &format!("store@{}", head.version))
+            .map_err(|error| vec![Problem::error(format!("the bundle cannot be unpacked: {error}"))])?;
+        limits.check(&files)?;
+        engine.compile(&files, published)
+    });
+    made.await.unwrap_or_else(|problem| Err(vec![problem])).map(|base| (base, bytes)).map_err(Failure::Problems)
+}
+
+/// A duration, give or take a fifth: what many sidecars do shall not come at once.
+fn jittered(duration: Duration) -> Duration {
+    duration.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
+/// Whether a version is this one or newer: three numbers. What cannot be read is not understood either.
+fn is_at_least(own: &str, needed: &str) -> bool {
+    let numbers =
+        |text: &str| -> Option<Vec<u64>> { text.split('-').next()?.split('.').map(|part| part.parse().ok()).collect() };
+    matches!((numbers(own), numbers(needed)), (Some(own), Some(needed)) if own >= needed)
+}
+
+#[cfg(test)]
+mod tests;
