@@ -308,6 +308,8 @@ pub struct Decision {
     pub generation: u64,
     /// Whether it was made for this request or remembered.
     pub cache: CacheState,
+    /// How current the snapshot was known to be; `None` if it comes from directories.
+    pub freshness: Option<Freshness>,
 }
 
 #[cfg(test)]
@@ -315,7 +317,7 @@ impl Decision {
     /// A ruling, decided under some snapshot.
     pub fn of(ruling: Ruling) -> Self {
         let revision = Arc::new(Revision { id: "0123456789ab".into(), digest: "0123456789ab".into() });
-        Self { ruling: Arc::new(ruling), revision, generation: 1, cache: CacheState::Off }
+        Self { ruling: Arc::new(ruling), revision, generation: 1, cache: CacheState::Off, freshness: None }
     }
 }
 

@@ -8,6 +8,7 @@ mod lines;
 pub mod metrics;
 mod record;
 pub mod sparingly;
+pub mod store;
 pub mod tracing;
 
 pub use decision_log::DecisionLog;

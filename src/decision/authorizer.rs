@@ -7,8 +7,9 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::cache::{Bounds, Cache, Entry};
+use super::freshness::{OnExpired, Proof};
 use super::key::{self, Key};
-use crate::model::{CacheState, Decision, MissReason, Query, Root, Ruling, Undecided};
+use crate::model::{CacheState, Decision, Freshness, MissReason, Query, Root, Ruling, Undecided};
 use crate::observe::Metrics;
 use crate::observe::sparingly::Sparingly;
 use crate::policy::{Evaluation, Snapshot};
@@ -18,6 +19,8 @@ use crate::policy::{Evaluation, Snapshot};
 pub struct Authorizer {
     /// The feed holds the sender; `None` until the first snapshot is in force.
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    /// How current the snapshot is known to be.
+    proof: Arc<Proof>,
     cache: Arc<Cache>,
     metrics: Metrics,
     complaints: Sparingly,
@@ -28,17 +31,39 @@ const COMPLAINTS: (Duration, u64) = (Duration::from_secs(60), 1000);
 
 impl Authorizer {
     /// Decides under whatever snapshot the channel holds.
-    pub fn new(snapshots: watch::Receiver<Option<Arc<Snapshot>>>, cache: Arc<Cache>, metrics: Metrics) -> Self {
+    pub fn new(
+        snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+        proof: Arc<Proof>,
+        cache: Arc<Cache>,
+        metrics: Metrics,
+    ) -> Self {
         let complaints = Sparingly::new(COMPLAINTS.0, COMPLAINTS.1);
-        Self { snapshots, cache, metrics, complaints }
+        Self { snapshots, proof, cache, metrics, complaints }
     }
 
-    /// The snapshot in force. A request is mapped and decided under one snapshot, so it is taken once.
+    /// The snapshot in force, whatever its age.
     ///
     /// # Errors
     /// [`Undecided::NotReady`] if there is none yet.
     pub fn current(&self) -> Result<Arc<Snapshot>, Undecided> {
         self.snapshots.borrow().clone().ok_or(Undecided::NotReady)
+    }
+
+    /// The snapshot to decide under, and how current it is known to be. A request is mapped and decided under one snapshot, so it is
+    /// taken once.
+    ///
+    /// # Errors
+    /// [`Undecided::NotReady`] if there is none yet, [`Undecided::Stale`] if it is too old to decide by.
+    pub fn take(&self) -> Result<(Arc<Snapshot>, Option<Freshness>), Undecided> {
+        let snapshot = self.current()?;
+        if !self.proof.is_required() {
+            return Ok((snapshot, None));
+        }
+        let now = Instant::now();
+        match self.proof.expired(now) {
+            Some(OnExpired::Undecided) => Err(Undecided::Stale),
+            Some(OnExpired::NotReady | OnExpired::Serve) | None => Ok((snapshot, self.proof.freshness(now))),
+        }
     }
 
     /// Decides a Query under a snapshot. `token` is what the principal's token has left, if it is one that expires.

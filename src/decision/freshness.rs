@@ -84,6 +84,11 @@ impl Proof {
         Self { config: Some(config), ..Self::none() }
     }
 
+    /// Whether anything has to be proved.
+    pub fn is_required(&self) -> bool {
+        self.config.is_some()
+    }
+
     /// What is in force was current so long before this instant. Older proofs than the newest change nothing.
     pub fn prove(&self, now: Instant, age: Duration) {
         let proved = self.nanos(now).saturating_sub(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX));

@@ -10,7 +10,7 @@ use super::response::{Answer, Answered, Answers};
 use super::view::{CheckRequest, Struct};
 use super::wire;
 use crate::decision::authorizer::{Authorizer, Explanation};
-use crate::model::{Outcome, Query, Record, Unmapped, UnmappedKind};
+use crate::model::{Decision, Outcome, Query, Record, Unmapped, UnmappedKind};
 
 /// Maps, decides and answers.
 #[derive(Debug)]
@@ -55,14 +55,14 @@ impl Judge {
 
     fn decoded(&self, request: &CheckRequest<'_>, decision_id: &str) -> Verdict {
         let grpc = is_grpc(request);
-        let snapshot = match self.authorizer.current() {
-            Ok(snapshot) => snapshot,
+        let (snapshot, freshness) = match self.authorizer.take() {
+            Ok(taken) => taken,
             Err(undecided) => return self.verdict(Outcome::Undecided(undecided), None, None, decision_id, grpc),
         };
         match self.mapping.map(request, &snapshot) {
             Ok(Mapped { query, claims, logged, token }) => {
                 let outcome = match self.authorizer.decide(&snapshot, &query, token) {
-                    Ok(decision) => Outcome::Decided(decision),
+                    Ok(decision) => Outcome::Decided(Decision { freshness, ..decision }),
                     Err(undecided) => Outcome::Undecided(undecided),
                 };
                 Verdict { logged, ..self.verdict(outcome, Some(query), claims, decision_id, grpc) }

@@ -348,6 +348,9 @@ fn dynamic_metadata(metadata: &mut Message<'_>, answered: &Answered<'_>) {
     entry(metadata, "cache", |value| value.text(STRING, cache.as_str()));
     if let Some(decision) = decision {
         entry(metadata, "revision", |value| value.text(STRING, &decision.revision.id));
+        if let Some(freshness) = decision.freshness {
+            entry(metadata, "freshness", |value| value.text(STRING, freshness.as_str()));
+        }
         if let Some(shadow) = &decision.shadow {
             entry(metadata, "shadow_decision", |value| value.text(STRING, shadow.effect.as_str()));
         }

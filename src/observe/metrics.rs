@@ -13,6 +13,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use serde::Serialize;
 
 use crate::model::{Decision, Effect, MissReason, Outcome, PolicyId, Reason, Undecided, UnmappedKind};
+use super::store::{StoreHandles, StoreState};
 use crate::yaml::Faults;
 
 /// `metrics:` what is counted beyond the default.
@@ -69,9 +70,9 @@ const CHECK_SECONDS: Kind =
 const EVALUATION_SECONDS: Kind =
     Kind::Histogram(&[1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2]);
 const LOAD_SECONDS: Kind = Kind::Histogram(&[1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]);
-/// A kubelet takes up to a minute and a half to bring a changed ConfigMap into a pod.
+/// The central store takes milliseconds; a kubelet takes up to a minute and a half to bring a changed ConfigMap into a pod.
 const LEAD_SECONDS: Kind =
-    Kind::Histogram(&[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]);
+    Kind::Histogram(&[1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]);
 
 const AGE_SECONDS: Kind = Kind::Histogram(&[0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0]);
 const POLICY_COUNTS: Kind = Kind::Histogram(&[0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0, 1000.0]);
@@ -89,6 +90,13 @@ const LOADS: &str = "stockade_snapshot_loads_total";
 const REJECTIONS: &str = "stockade_snapshot_rejections_total";
 const LOAD_DURATION: &str = "stockade_snapshot_load_duration_seconds";
 const LEAD_TIME: &str = "stockade_snapshot_lead_time_seconds";
+pub(super) const OVERLAY_LEAD_TIME: &str = "stockade_overlay_lead_time_seconds";
+pub(super) const OVERLAYS: &str = "stockade_overlays";
+pub(super) const STORE_CONNECTED: &str = "stockade_store_connected";
+pub(super) const STORE_FRESHNESS: &str = "stockade_store_freshness";
+pub(super) const STORE_PROOF_AGE: &str = "stockade_store_proof_age_seconds";
+pub(super) const STORE_REFUSALS: &str = "stockade_store_refusals_total";
+pub(super) const STORE_FROM_DISK: &str = "stockade_store_from_disk";
 const CACHE_HITS: &str = "stockade_cache_hits_total";
 const CACHE_MISSES: &str = "stockade_cache_misses_total";
 const CACHE_PROMOTIONS: &str = "stockade_cache_promotions_total";
@@ -141,7 +149,26 @@ pub const METRICS: &[Metric] = &[
     metric(LOADS, Kind::Counter, &[], "Versions of the bundles that were put in force."),
     metric(REJECTIONS, Kind::Counter, &[], "Versions of the bundles that were refused; the one before stays in force."),
     metric(LOAD_DURATION, LOAD_SECONDS, &[], "Reading and compiling a version that was put in force."),
-    metric(LEAD_TIME, LEAD_SECONDS, &[], "From the change of a bundle to its enforcement."),
+    metric(LEAD_TIME, LEAD_SECONDS, &[], "From the change of a bundle, or its signing, to its enforcement."),
+    metric(OVERLAY_LEAD_TIME, LEAD_SECONDS, &[], "From the signing of overlays to their enforcement."),
+    metric(OVERLAYS, Kind::Gauge, &[], "Emergency denials and exceptions in force."),
+    metric(STORE_CONNECTED, Kind::Gauge, &[], "1 while the central store can be reached."),
+    metric(
+        STORE_FRESHNESS,
+        Kind::Gauge,
+        &["state"],
+        "1 for the state that holds: `fresh`, `stale` or `expired`, by how long ago a beacon proved what is in force to be \
+         current.",
+    ),
+    metric(STORE_PROOF_AGE, Kind::Gauge, &[], "How long ago that was proved; not a number if it never was."),
+    metric(
+        STORE_REFUSALS,
+        Kind::Counter,
+        &["statement", "reason"],
+        "Statements of the store that were not believed: alarm on any. `older` and `forked` say that the store has gone back or \
+         serves two masters, `signature`, `unknown_key` and `role` that someone else writes to it.",
+    ),
+    metric(STORE_FROM_DISK, Kind::Gauge, &[], "1 while the copy on disk is in force, because the store could not be reached."),
     metric(CACHE_HITS, Kind::Counter, &[], "Decisions that were remembered."),
     metric(
         CACHE_MISSES,
@@ -232,6 +259,7 @@ struct Handles {
     rejections: Counter,
     load_duration: Histogram,
     lead_time: Histogram,
+    store: StoreHandles,
     cache: CacheHandles,
     evaluation_duration: Histogram,
     candidates: Histogram,
@@ -322,6 +350,7 @@ impl Metrics {
             rejections: registry.counter(REJECTIONS, &[]),
             load_duration: registry.histogram(LOAD_DURATION),
             lead_time: registry.histogram(LEAD_TIME),
+            store: StoreHandles::new(&registry),
             cache: CacheHandles {
                 hits: registry.counter(CACHE_HITS, &[]),
                 misses: MissReason::ALL
@@ -402,6 +431,16 @@ impl Metrics {
         // A clock that was set back makes nothing older.
         let age = |at: SystemTime| at.elapsed().unwrap_or_default().as_secs_f64();
         self.0.age.set(last_read.map_or(f64::NAN, age));
+    }
+
+    /// How following the central store goes. Call it before every scrape.
+    pub fn store(&self, state: &StoreState) {
+        self.0.store.set(state);
+    }
+
+    /// Overlays are in force that were signed so long before.
+    pub fn overlay_lead_time(&self, lead_time: Duration) {
+        self.0.store.overlay_lead_time.record(lead_time);
     }
 
     /// A remembered decision of this age was the answer.
@@ -553,7 +592,7 @@ impl Determining {
 // === impl Registry ===
 
 #[derive(Debug, Clone)]
-struct Registry(Arc<PrometheusRecorder>);
+pub(super) struct Registry(Arc<PrometheusRecorder>);
 
 impl Registry {
     const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
@@ -573,15 +612,15 @@ impl Registry {
         self.counter(DECISIONS, &[("kind", kind), ("outcome", outcome), ("reason", reason)])
     }
 
-    fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+    pub(super) fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
         self.0.register_counter(&key(name, labels), &Self::METADATA)
     }
 
-    fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
+    pub(super) fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
         self.0.register_gauge(&key(name, labels), &Self::METADATA)
     }
 
-    fn histogram(&self, name: &'static str) -> Histogram {
+    pub(super) fn histogram(&self, name: &'static str) -> Histogram {
         self.0.register_histogram(&key(name, &[]), &Self::METADATA)
     }
 }

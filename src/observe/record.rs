@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json};
 
 use super::tracing::TraceId;
 use super::words;
-use crate::model::{self, CacheState, EntityUid, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Value};
+use crate::model::{self, CacheState, EntityUid, Freshness, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Value};
 use crate::yaml::{Faults, Invalid, suggest};
 
 /// What the service knows of a decision once it is made. Formatting is left to the writer.
@@ -77,6 +77,9 @@ pub struct Record<'a> {
     /// How long ago a remembered decision was made, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_age_ms: Option<u64>,
+    /// `fresh`, `stale` or `expired`: how current the snapshot was known to be. Not there if it comes from directories.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freshness: Option<&'static str>,
     /// From the arrival to the answer, in microseconds.
     pub latency_us: u64,
     /// The trace that the request belongs to.
@@ -149,6 +152,7 @@ impl<'a> Record<'a> {
                 CacheState::Hit(age) => u64::try_from(age.as_millis()).ok(),
                 CacheState::Off | CacheState::Miss(_) => None,
             },
+            freshness: decision.and_then(|decision| decision.freshness).map(Freshness::as_str),
             latency_us: u64::try_from(parts.latency.as_micros()).unwrap_or(u64::MAX),
             trace_id: parts.trace_id,
             attributes: attributes(names, &parts.logged),

@@ -229,6 +229,7 @@ impl Snapshot {
             revision: Arc::clone(&self.revision),
             generation: self.generation,
             cache: CacheState::Off,
+            freshness: None,
         }
     }
 
