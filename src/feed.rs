@@ -3,6 +3,8 @@
 
 pub mod directory;
 mod files;
+#[cfg(feature = "nats")]
+pub mod jetstream;
 pub mod source;
 
 use std::time::{Duration, SystemTime};
