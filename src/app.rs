@@ -1,8 +1,9 @@
 //! The one file that knows everyone: builds, binds, connects, runs, drains.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
@@ -13,13 +14,17 @@ use tracing::{error, info};
 use crate::admin::{self, Admin, Readiness};
 use crate::config::{AdminListen, Config};
 use crate::decision::cache::Cache;
+use crate::decision::freshness::LastProof;
 use crate::ext_authz::checker::Checker;
 use crate::ext_authz::service::Authorization;
 use crate::ext_authz::{json, server};
 use crate::feed::Status;
 use crate::feed::directory::Directories;
+#[cfg(feature = "nats")]
+use crate::feed::{cedar::Cedar, follower::Follower, jetstream::Jetstream};
 use crate::listener::{self, Listener};
 use crate::observe::decision_log::Writer;
+use crate::observe::store::StoreState;
 use crate::observe::{DecisionLog, Metrics};
 use crate::policy::Snapshot;
 use crate::shutdown::{Drain, Lifecycle, Phase, Signals};
@@ -37,7 +42,8 @@ pub struct App {
     service: Authorization,
     http2: server::Config,
     health: HealthReporter,
-    feed: Directories<Snapshot>,
+    feed: Pin<Box<dyn Future<Output = ()> + Send>>,
+    proof: Arc<LastProof>,
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     status: watch::Receiver<Status>,
     readiness: watch::Sender<Readiness>,
@@ -88,25 +94,11 @@ impl App {
 
         let (snapshot_sender, snapshots) = watch::channel(None::<Arc<Snapshot>>);
         let (status_sender, status) = watch::channel(Status::default());
-        let feed = Directories::new(
-            config.feed.clone(),
-            config.directories(),
-            {
-                let snapshots = snapshots.clone();
-                move |files| {
-                    let previous = snapshots.borrow().clone();
-                    match previous {
-                        Some(previous) => Snapshot::succeed(&previous, &files),
-                        None => Snapshot::compile(&files, 1),
-                    }
-                }
-            },
-            snapshot_sender,
-            status_sender,
-        );
+        let proof = Arc::new(config.proof());
+        let feed = feed(&config, Arc::clone(&proof), snapshot_sender, status_sender).await?;
 
         let cache = Arc::new(Cache::new(config.cache.clone()));
-        let judge = Arc::new(config.judge(snapshots.clone(), Arc::clone(&cache), metrics.clone()));
+        let judge = Arc::new(config.judge(snapshots.clone(), Arc::clone(&proof), Arc::clone(&cache), metrics.clone()));
         let checker = Arc::new(Checker::new(Arc::clone(&judge), log, metrics.clone()));
         let (others, health) =
             server::others(&config.http2).map_err(|error| StartError::new("reflection cannot be set up", error))?;
@@ -115,7 +107,7 @@ impl App {
         server::report(&health, false).await;
 
         let lifecycle = Lifecycle::new(config.shutdown.clone());
-        let (readiness, ready) = watch::channel(admin::readiness(Phase::Starting, false, None));
+        let (readiness, ready) = watch::channel(admin::readiness(Phase::Starting, false, &Status::default()));
         let effective = serde_json::to_value(&config)
             .map_err(|error| StartError::new("the configuration cannot be shown", error))?;
         let router = admin::router(Admin {
@@ -136,9 +128,10 @@ impl App {
             config: Arc::new(effective),
             metrics: prometheus.clone(),
             refresh: {
-                let (metrics, status) = (metrics.clone(), status.clone());
+                let (metrics, status, proof) = (metrics.clone(), status.clone(), Arc::clone(&proof));
+                let snapshots = snapshots.clone();
                 Arc::new(move || {
-                    following(&metrics, &status.borrow());
+                    following(&metrics, &status.borrow(), &proof, snapshots.borrow().as_deref());
                     metrics.cache(&cache.usage());
                 })
             },
@@ -150,6 +143,7 @@ impl App {
             http2: config.http2,
             health,
             feed,
+            proof,
             snapshots,
             status,
             readiness,
@@ -170,9 +164,9 @@ impl App {
         // What only follows along ends with the process; what serves is waited for.
         let mut followers = JoinSet::new();
         followers.spawn(watch_readiness(phase, snapshots.clone(), status.clone(), readiness, metrics.clone(), health));
-        followers.spawn(count_loads(snapshots, status, metrics));
+        followers.spawn(count_loads(snapshots, status, self.proof, metrics));
         followers.spawn(upkeep(self.prometheus));
-        followers.spawn(self.feed.run(std::future::pending()));
+        followers.spawn(self.feed);
 
         let mut servers: JoinSet<Result<(), StartError>> = JoinSet::new();
         for listener in self.listeners {
@@ -233,7 +227,7 @@ async fn watch_readiness(
     loop {
         let now = {
             let (phase, snapshot) = (*phase.borrow_and_update(), snapshots.borrow_and_update().is_some());
-            admin::readiness(phase, snapshot, status.borrow_and_update().rejection.as_ref())
+            admin::readiness(phase, snapshot, &status.borrow_and_update())
         };
         let ready = now.ready;
         readiness.send_replace(now);
@@ -258,24 +252,74 @@ async fn watch_readiness(
 async fn count_loads(
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     mut status: watch::Receiver<Status>,
+    proof: Arc<LastProof>,
     metrics: Metrics,
 ) {
-    let mut counted = 0;
+    let (mut counted, mut enforced, mut overlays) = (0, None, None);
     while status.changed().await.is_ok() {
         let now = status.borrow_and_update().clone();
-        following(&metrics, &now);
         let snapshot = snapshots.borrow().clone();
-        if let Some(snapshot) = snapshot.filter(|snapshot| snapshot.generation > counted) {
-            counted = snapshot.generation;
-            // What was there at the start was changed long ago; that says nothing about how fast changes arrive.
-            let lead_time = snapshot.timeline.lead_time().filter(|_| snapshot.generation > 1);
-            metrics.snapshot(snapshot.generation, snapshot.policy_count(), now.last_load_duration, lead_time);
+        following(&metrics, &now, &proof, snapshot.as_deref());
+        let Some(snapshot) = snapshot.filter(|snapshot| snapshot.generation > counted) else { continue };
+        counted = snapshot.generation;
+        // What was there at the start was changed long ago, which says nothing about how fast changes arrive; and an overlay that
+        // begins or ends in a snapshot does not bring its bundles anew.
+        let is_new = enforced.replace(snapshot.timeline.enforced).is_some_and(|last| last != snapshot.timeline.enforced);
+        let lead_time = snapshot.timeline.lead_time().filter(|_| is_new);
+        let took = now.last_load_duration.filter(|_| is_new || counted == 1);
+        metrics.snapshot(snapshot.generation, snapshot.policy_count(), took, lead_time);
+        let store = now.store.unwrap_or_default();
+        if store.overlays.is_some()
+            && overlays.replace(store.overlays) != Some(store.overlays)
+            && let Some(lead_time) = store.overlays_lead_time
+        {
+            metrics.overlay_lead_time(lead_time);
         }
     }
 }
 
-fn following(metrics: &Metrics, status: &Status) {
+fn following(metrics: &Metrics, status: &Status, proof: &LastProof, snapshot: Option<&Snapshot>) {
     metrics.following(status.loads, status.rejections, status.last_read);
+    if let Some(store) = &status.store {
+        let now = Instant::now();
+        let refusals = store.refusals.iter().map(|((kind, reason), count)| (*kind, *reason, *count));
+        metrics.store(&StoreState {
+            connected: store.connected,
+            freshness: proof.freshness(now),
+            proof_age: proof.age(now),
+            refusals: refusals.collect(),
+            from_disk: store.from_disk,
+            overlays: snapshot.map_or(0, |snapshot| snapshot.overlays().len()),
+        });
+    }
+}
+
+/// The task that follows what the configuration names.
+async fn feed(
+    config: &Config,
+    proof: Arc<LastProof>,
+    snapshots: watch::Sender<Option<Arc<Snapshot>>>,
+    status: watch::Sender<Status>,
+) -> Result<Pin<Box<dyn Future<Output = ()> + Send>>, StartError> {
+    #[cfg(feature = "nats")]
+    if let (Some(store), Some(nats)) = (&config.store, &config.nats) {
+        let source = Jetstream::follow(nats, store.name.clone())
+            .await
+            .map_err(|error| StartError::new("the store cannot be followed", error))?;
+        return Ok(Box::pin(Follower::new(store.clone(), source, Cedar, proof, snapshots, status).run()));
+    }
+    // Nothing has to be proved of directories.
+    drop(proof);
+    let current = snapshots.subscribe();
+    let compile = move |files: Vec<_>| {
+        let previous = current.borrow().clone();
+        match previous {
+            Some(previous) => Snapshot::succeed(&previous, &files),
+            None => Snapshot::compile(&files, 1),
+        }
+    };
+    let directories = Directories::new(config.feed.clone(), config.directories(), compile, snapshots, status);
+    Ok(Box::pin(directories.run(std::future::pending())))
 }
 
 async fn upkeep(prometheus: PrometheusHandle) {

@@ -10,11 +10,14 @@ use tokio::sync::watch;
 
 use crate::decision::authorizer::Authorizer;
 use crate::decision::cache::{self, Cache};
+use crate::decision::freshness::LastProof;
 use crate::ext_authz::identity::{self, Source};
 use crate::ext_authz::judge::Judge;
 use crate::ext_authz::request::{Mapping, ServiceName};
 use crate::ext_authz::response::{Answers, HeaderName, HeaderSource, UndecidedAnswer};
 use crate::ext_authz::{path, server, service};
+#[cfg(feature = "nats")]
+use crate::nats;
 use crate::observe::{Metrics, decision_log, metrics, tracing};
 use crate::policy::Snapshot;
 use crate::problem::{Problem, SourceFile};
@@ -34,11 +37,21 @@ pub struct Config {
     /// How many threads answer checks. Default: as many as there are cores, at most 4.
     #[deserr(default)]
     pub workers: Workers,
-    /// The bundles to follow, merged into one snapshot.
-    pub bundles: AtLeastOne<BundleSource>,
+    /// The bundles to follow, merged into one snapshot; either these or `store`.
+    #[deserr(default)]
+    pub bundles: Vec<BundleSource>,
     /// How their directories are followed.
     #[deserr(default)]
     pub feed: feed::directory::Config,
+    /// The central store to follow, and what of it is believed.
+    #[deserr(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<feed::follower::Config>,
+    /// How the store's NATS servers are reached.
+    #[cfg(feature = "nats")]
+    #[deserr(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nats: Option<nats::Config>,
     /// Proofs of identity, in the order in which they count.
     #[deserr(default = AtLeastOne(identity::default_sources()))]
     pub identity: AtLeastOne<Source>,
@@ -177,27 +190,66 @@ impl Config {
         let text = std::fs::read_to_string(file)
             .map_err(|error| vec![Problem::error(format!("{} cannot be read: {error}", file.display()))])?;
         let mut config: Self = yaml::parse(&SourceFile::new(file.display().to_string(), text))?;
+        config.check()?;
         let base = file.parent().unwrap_or(Path::new(""));
-        for bundle in &mut config.bundles.0 {
+        for bundle in &mut config.bundles {
             bundle.directory = base.join(&bundle.directory).display().to_string();
+        }
+        if let Some(last_good) = config.store.as_mut().and_then(|store| store.last_good.as_mut()) {
+            last_good.directory = base.join(&last_good.directory).display().to_string();
         }
         Ok(config)
     }
 
+    /// What no key can know by itself: where bundles come from.
+    fn check(&self) -> Result<(), Vec<Problem>> {
+        let problem = match (&self.store, self.bundles.is_empty()) {
+            (None, true) => Problem::error("neither `bundles` nor `store` is there, so nothing would ever be in force")
+                .hint("`bundles: [{directory: /etc/stockade/bundle}]`, or a `store`"),
+            (Some(_), false) => Problem::error("both `bundles` and `store` are there")
+                .hint("keep one: `stockade publish` puts several directories into one store"),
+            (Some(store), true) => {
+                return store.check().and_then(|()| self.check_nats()).map_err(|problem| vec![problem]);
+            }
+            (None, false) => return Ok(()),
+        };
+        Err(vec![problem])
+    }
+
+    #[cfg(feature = "nats")]
+    fn check_nats(&self) -> Result<(), Problem> {
+        match self.nats {
+            Some(_) => Ok(()),
+            None => Err(Problem::error("`store` needs `nats`: how its servers are reached")
+                .hint("`nats: {servers: [nats://nats.stockade:4222]}`")),
+        }
+    }
+
+    #[cfg(not(feature = "nats"))]
+    fn check_nats(&self) -> Result<(), Problem> {
+        Err(Problem::error("`store`: this binary was built without the feature `nats`"))
+    }
+
     /// The directories of the bundles.
     pub fn directories(&self) -> Vec<PathBuf> {
-        self.bundles.0.iter().map(|bundle| PathBuf::from(&bundle.directory)).collect()
+        self.bundles.iter().map(|bundle| PathBuf::from(&bundle.directory)).collect()
+    }
+
+    /// What has to be proved of what is in force.
+    pub fn proof(&self) -> LastProof {
+        self.store.as_ref().map_or_else(LastProof::none, |store| LastProof::required(store.freshness))
     }
 
     /// What judges requests as this configuration says, under the snapshot that the channel holds.
     pub fn judge(
         &self,
         snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+        proof: Arc<LastProof>,
         cache: Arc<Cache>,
         metrics: Metrics,
     ) -> Judge {
         Judge {
-            authorizer: Authorizer::new(snapshots, cache, metrics),
+            authorizer: Authorizer::new(snapshots, proof, cache, metrics),
             mapping: Mapping::new(
                 &self.service,
                 self.paths.clone(),

@@ -1,9 +1,12 @@
 //! How a sidecar follows the store of its bundles. A feed turns what it receives into snapshots and puts them into the
 //! `watch` channel that `app` made; it never sees a request.
 
+pub mod cedar;
 pub mod directory;
 mod files;
 pub mod follower;
+#[cfg(feature = "nats")]
+pub mod jetstream;
 mod last_good;
 pub mod source;
 
@@ -12,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 pub use files::{Limits, read};
 
+use crate::decision::freshness::OnExpired;
 use crate::model::Freshness;
 use crate::store::statement::{Kind, Version};
 
@@ -53,6 +57,8 @@ pub struct StoreStatus {
     pub from_disk: bool,
     /// How current what is in force is.
     pub freshness: Option<Freshness>,
+    /// What the operator wants done, once that was not proved for too long.
+    pub expired: Option<OnExpired>,
     /// Statements that were not believed, by kind and reason.
     pub refusals: BTreeMap<(Kind, &'static str), u64>,
     /// The last of them.

@@ -17,6 +17,9 @@ pub mod ext_authz;
 
 pub mod store;
 
+#[cfg(feature = "nats")]
+pub mod nats;
+
 pub mod feed;
 
 pub mod admin;

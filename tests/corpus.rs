@@ -20,6 +20,7 @@ use cedar_policy::{
 use serde_json::{Value as Json, json};
 use stockade::decision::authorizer::Authorizer;
 use stockade::decision::cache::{self, Cache};
+use stockade::decision::freshness::LastProof;
 use stockade::model::{CacheState, Decision, Effect, EntityId, EntityUid, Principal, Proof, Query, Reason, Record};
 use stockade::observe::Metrics;
 use stockade::policy::{Files, Snapshot};
@@ -144,7 +145,15 @@ impl Engine {
         let (sender, snapshots) = watch::channel(Some(snapshot));
         let hour = Span::seconds(3600);
         let config = cache::Config { self_check, allow_ttl: hour, deny_ttl: hour, ..cache::Config::default() };
-        Self { authorizer: Authorizer::new(snapshots, Arc::new(Cache::new(config)), metrics.clone()), sender }
+        Self {
+            authorizer: Authorizer::new(
+                snapshots,
+                Arc::new(LastProof::none()),
+                Arc::new(Cache::new(config)),
+                metrics.clone(),
+            ),
+            sender,
+        }
     }
 
     fn decide(&self, query: &Query) -> Decision {

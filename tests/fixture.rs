@@ -97,7 +97,7 @@ impl Court {
         // Mapping and deciding are what these tests are about; tests/engine.rs is about remembering.
         let cache = Cache::new(cache::Config { enabled: false, ..config.cache.clone() });
         let (metrics, _) = Metrics::new(&config.metrics).unwrap();
-        Self { judge: config.judge(snapshots, Arc::new(cache), metrics), snapshot }
+        Self { judge: config.judge(snapshots, Arc::new(config.proof()), Arc::new(cache), metrics), snapshot }
     }
 
     /// What Cedar is asked, or `kind: detail` of the refusal.

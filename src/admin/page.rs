@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use super::{ROUTES, Readiness, timestamp};
+use super::{ROUTES, Readiness, store, timestamp};
 use crate::feed::Status;
 use crate::policy::{FootprintSummary, Hits, Summary};
 
@@ -27,6 +27,13 @@ fn write(html: &mut String, readiness: &Readiness, summary: Option<&Summary>, st
     list(html, &readiness.reasons)?;
     if let Some(summary) = summary {
         in_force(html, summary, status)?;
+    }
+    if let Some(store) = &status.store {
+        html.push_str("<h2>Store</h2>\n<table>\n");
+        for (name, value) in store::summary(store).rows() {
+            row(html, &[&name, &value])?;
+        }
+        html.push_str("</table>\n");
     }
     if let Some(rejection) = &status.rejection {
         write!(html, "<h2>Last rejection</h2>\n<p>At {}, this version was refused:\n", timestamp(rejection.at))?;

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::validate;
 use crate::config::Config;
 use crate::decision::cache::{self, Cache};
+use crate::decision::freshness::LastProof;
 use crate::ext_authz::json;
 use crate::ext_authz::judge::Verdict;
 use crate::model::{Effect, Outcome, PolicyError};
@@ -76,7 +77,7 @@ fn verdict(args: &Args) -> Result<Verdict, Vec<Problem>> {
     let cache = Arc::new(Cache::new(cache::Config { enabled: false, ..config.cache.clone() }));
     let (metrics, _) =
         Metrics::new(&config.metrics).map_err(|error| one(format!("metrics cannot be set up: {error}")))?;
-    Ok(config.judge(snapshots, cache, metrics).request(&request, "decide"))
+    Ok(config.judge(snapshots, Arc::new(LastProof::none()), cache, metrics).request(&request, "decide"))
 }
 
 fn report(verdict: &Verdict) -> Value {

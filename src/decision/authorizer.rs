@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::cache::{Bounds, Cache, Entry};
-use super::freshness::{OnExpired, Proof};
+use super::freshness::{LastProof, OnExpired};
 use super::key::{self, Key};
 use crate::model::{CacheState, Decision, Freshness, MissReason, Query, Root, Ruling, Undecided};
 use crate::observe::Metrics;
@@ -20,7 +20,7 @@ pub struct Authorizer {
     /// The feed holds the sender; `None` until the first snapshot is in force.
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     /// How current the snapshot is known to be.
-    proof: Arc<Proof>,
+    proof: Arc<LastProof>,
     cache: Arc<Cache>,
     metrics: Metrics,
     complaints: Sparingly,
@@ -33,7 +33,7 @@ impl Authorizer {
     /// Decides under whatever snapshot the channel holds.
     pub fn new(
         snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
-        proof: Arc<Proof>,
+        proof: Arc<LastProof>,
         cache: Arc<Cache>,
         metrics: Metrics,
     ) -> Self {

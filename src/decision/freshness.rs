@@ -62,7 +62,7 @@ impl Config {
 
 /// When what is in force was last proved to be current. The feed and all requests share one.
 #[derive(Debug)]
-pub struct Proof {
+pub struct LastProof {
     /// `None` if nothing has to be proved: directories are what they are.
     config: Option<Config>,
     /// What the nanoseconds count from.
@@ -73,7 +73,7 @@ pub struct Proof {
 
 const NEVER: i64 = i64::MIN;
 
-impl Proof {
+impl LastProof {
     /// Nothing has to be proved: always fresh.
     pub fn none() -> Self {
         Self { config: None, start: Instant::now(), proved: AtomicI64::new(NEVER) }
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_proof_grows_old() {
-        let proof = Proof::required(Config::default());
+        let proof = LastProof::required(Config::default());
         let start = Instant::now();
         let at = |seconds| proof.freshness(start + Duration::from_secs(seconds));
         assert_eq!(at(0), Some(Freshness::Expired), "nothing was proved yet");
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_an_earlier_process_saw_counts() {
-        let proof = Proof::required(Config::default());
+        let proof = LastProof::required(Config::default());
         let start = Instant::now();
         proof.prove(start, Duration::from_secs(1800));
         assert_eq!(proof.freshness(start), Some(Freshness::Stale));
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn directories_prove_nothing() {
-        assert_eq!(Proof::none().freshness(Instant::now()), None);
-        assert_eq!(Proof::none().expired(Instant::now()), None);
+        assert_eq!(LastProof::none().freshness(Instant::now()), None);
+        assert_eq!(LastProof::none().expired(Instant::now()), None);
     }
 }

@@ -22,7 +22,7 @@ use super::directory::{retire, stepping_back};
 use super::last_good::{self, LastGood};
 use super::source::{Event, Events, Source, SourceError};
 use super::{Limits, Rejection, Status, StoreStatus};
-use crate::decision::freshness::{self, Proof};
+use crate::decision::freshness::{self, LastProof};
 use crate::model::{Freshness, Overlay, Published};
 use crate::policy::Files;
 use crate::problem::{Problem, one_line};
@@ -153,7 +153,7 @@ pub struct Follower<P, E: Engine> {
     engine: Arc<E>,
     /// What was accepted.
     ledger: Ledger,
-    proof: Arc<Proof>,
+    proof: Arc<LastProof>,
     snapshots: watch::Sender<Option<Arc<E::Snapshot>>>,
     status: watch::Sender<Status>,
     last_good: Option<LastGood>,
@@ -243,7 +243,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
         config: Config,
         (source, events): (P, Events),
         engine: E,
-        proof: Arc<Proof>,
+        proof: Arc<LastProof>,
         snapshots: watch::Sender<Option<Arc<E::Snapshot>>>,
         status: watch::Sender<Status>,
     ) -> Self {
@@ -552,7 +552,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
             }
             self.last_freshness = freshness;
             self.told = None;
-            self.store(|store| store.freshness = freshness);
+            let expired = self.proof.expired(Instant::now());
+            self.store(|store| (store.freshness, store.expired) = (freshness, expired));
         }
     }
 

@@ -12,8 +12,8 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, R
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use serde::Serialize;
 
-use crate::model::{Decision, Effect, MissReason, Outcome, PolicyId, Reason, Undecided, UnmappedKind};
 use super::store::{StoreHandles, StoreState};
+use crate::model::{Decision, Effect, MissReason, Outcome, PolicyId, Reason, Undecided, UnmappedKind};
 use crate::yaml::Faults;
 
 /// `metrics:` what is counted beyond the default.
@@ -168,7 +168,12 @@ pub const METRICS: &[Metric] = &[
         "Statements of the store that were not believed: alarm on any. `older` and `forked` say that the store has gone back or \
          serves two masters, `signature`, `unknown_key` and `role` that someone else writes to it.",
     ),
-    metric(STORE_FROM_DISK, Kind::Gauge, &[], "1 while the copy on disk is in force, because the store could not be reached."),
+    metric(
+        STORE_FROM_DISK,
+        Kind::Gauge,
+        &[],
+        "1 while the copy on disk is in force, because the store could not be reached.",
+    ),
     metric(CACHE_HITS, Kind::Counter, &[], "Decisions that were remembered."),
     metric(
         CACHE_MISSES,

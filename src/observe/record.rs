@@ -10,7 +10,9 @@ use serde_json::{Map, Value as Json};
 
 use super::tracing::TraceId;
 use super::words;
-use crate::model::{self, CacheState, EntityUid, Freshness, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Value};
+use crate::model::{
+    self, CacheState, EntityUid, Freshness, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Value,
+};
 use crate::yaml::{Faults, Invalid, suggest};
 
 /// What the service knows of a decision once it is made. Formatting is left to the writer.

@@ -87,7 +87,7 @@ impl Engine {
         let (sender, snapshots) = watch::channel(Some(first));
         let config: Config = stockade::yaml::parse(&SourceFile::new("c", "bundles: [{directory: b}]")).unwrap();
         let (metrics, _) = Metrics::new(&config.metrics).unwrap();
-        Self { judge: config.judge(snapshots, Arc::new(Cache::new(cache)), metrics), sender }
+        Self { judge: config.judge(snapshots, Arc::new(config.proof()), Arc::new(Cache::new(cache)), metrics), sender }
     }
 
     fn current(&self) -> Arc<Snapshot> {

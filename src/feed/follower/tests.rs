@@ -124,7 +124,7 @@ struct World {
     generation: u64,
     overlays: u64,
     disk: TempDir,
-    proof: Arc<Proof>,
+    proof: Arc<LastProof>,
     snapshots: watch::Receiver<Option<Arc<Text>>>,
     status: watch::Receiver<Status>,
     task: Option<JoinHandle<()>>,
@@ -158,7 +158,7 @@ impl World {
         };
         let fake = Arc::new(Fake::new(sender));
         let (snapshots, status) = (watch::channel(None).1, watch::channel(Status::default()).1);
-        let proof = Arc::new(Proof::required(config.freshness));
+        let proof = Arc::new(LastProof::required(config.freshness));
         let events = Some(events);
         Self { key, fake, events, config, generation: 0, overlays: 0, disk, proof, snapshots, status, task: None }
     }
@@ -178,7 +178,7 @@ impl World {
         }
         let (snapshots, status) = (watch::Sender::new(None), watch::Sender::new(Status::default()));
         (self.snapshots, self.status) = (snapshots.subscribe(), status.subscribe());
-        self.proof = Arc::new(Proof::required(self.config.freshness));
+        self.proof = Arc::new(LastProof::required(self.config.freshness));
         let source = (Arc::clone(&self.fake), self.events.take().expect("started once"));
         let follower = Follower::new(self.config.clone(), source, Texts, Arc::clone(&self.proof), snapshots, status);
         self.task = Some(tokio::spawn(follower.run()));

@@ -1,0 +1,340 @@
+//! The connection to a NATS server, for the feed and for those who publish: how it is made, kept and told about, and the few
+//! requests of JetStream's API that Stockade makes (`api`).
+
+mod api;
+mod config;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Auth, AuthError, Client, ClientError, ConnectOptions, ServerAddr, ServerError};
+use nkeys::KeyPair;
+use tokio::sync::{mpsc, watch};
+use tracing::debug;
+
+pub use api::{Error, Stored};
+pub use config::{Config, InboxPrefix, Server, Tls};
+
+/// How often the server is pinged. The third that it owes an answer ends the connection: a server that is stopped but
+/// connected is noticed after some five seconds, by this. The beacon notices sooner.
+const PING: Duration = Duration::from_secs(2);
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// The longest pause between two attempts to connect. Each is random below a limit that doubles (full jitter), so that a
+/// thousand sidecars do not come back in step.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many messages of a subscription wait to be looked at. What comes beyond is dropped, and told as [`Event::Dropped`].
+const SUBSCRIPTION: usize = 4096;
+
+/// How many events wait to be looked at. Whoever does not look misses some: [`Connection::is_up`] is always right.
+const EVENTS: usize = 128;
+
+/// What happens to a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// It is made, for the first time or again.
+    Up,
+    /// It is lost, or an attempt to make it has failed.
+    Down(String),
+    /// The server does not let us in, or not do something. A subscription to a forbidden subject looks like one on which
+    /// nothing is ever said; this is the only sign.
+    Refused(String),
+    /// A subscription had more messages than were looked at, so some are gone.
+    Dropped,
+}
+
+/// Events in the order in which they came.
+pub type Events = mpsc::Receiver<Event>;
+
+/// What to do if no server answers at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Keep trying: for a process that outlives the server.
+    Endless,
+    /// Fail: for a person who waits.
+    Once,
+}
+
+/// A connection that is kept: once it has been made it is made again whenever it is lost, for ever.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    client: Client,
+    timeout: Duration,
+    /// What subjects of JetStream's API begin with.
+    api: String,
+    /// The last thing that the server refused: whoever asked for it gets no other answer.
+    refused: watch::Receiver<String>,
+}
+
+/// Connects. `name` is what the server shows of us, and part of the inbox that answers come to.
+///
+/// # Errors
+/// If the configuration or its files are wrong, or, with [`Patience::Once`], if no server lets us in.
+pub async fn connect(config: &Config, name: &str, patience: Patience) -> Result<(Connection, Events), String> {
+    let servers = config.servers.0.iter().map(|server| server.as_str().parse::<ServerAddr>());
+    let servers: Vec<ServerAddr> = servers.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    // What is wrong with the files at the start will be at every attempt; later, they may be about to be replaced.
+    config.credentials()?;
+    let (sender, events) = mpsc::channel(EVENTS);
+    let (refusals, refused) = watch::channel(String::new());
+    let mut options = options(config, name);
+    let tell = Arc::new(move |event: Event| {
+        debug!(?event, "connection to NATS");
+        if let Event::Refused(what) = &event {
+            refusals.send_replace(what.clone());
+        }
+        // Full: nobody looks at them.
+        let _ = sender.try_send(event);
+    });
+    let told = Arc::clone(&tell);
+    options = options.event_callback(move |event| {
+        if let Some(event) = read(event) {
+            told(event);
+        }
+        std::future::ready(())
+    });
+    if patience == Patience::Endless {
+        options = options.retry_on_initial_connect();
+    }
+    let client = options.connect(servers).await.map_err(|error| unreachable(config, &error))?;
+    let api = config.domain.as_ref().map_or_else(|| "$JS.API".to_owned(), |domain| format!("$JS.{domain}.API"));
+    Ok((Connection { client, timeout: config.timeout.0, api, refused }, events))
+}
+
+fn options(config: &Config, name: &str) -> ConnectOptions {
+    let mut options = match config.has_credentials() {
+        // They are read at each connection, so that whoever renews them need not restart anything.
+        true => {
+            let config = config.clone();
+            ConnectOptions::with_auth_callback(move |nonce| {
+                std::future::ready(config.credentials().and_then(|own| own.sign(&nonce)).map_err(AuthError::new))
+            })
+        }
+        false => ConnectOptions::new(),
+    };
+    if let Some(tls) = &config.tls {
+        options = options.require_tls(true);
+        if let Some(ca) = &tls.ca {
+            options = options.add_root_certificates(ca.into());
+        }
+        if let (Some(certificate), Some(key)) = (&tls.certificate, &tls.private_key) {
+            options = options.add_client_certificate(certificate.into(), key.into());
+        }
+    }
+    let inbox = config.inbox_prefix.as_ref().map_or_else(|| InboxPrefix::of(name), Clone::clone);
+    let first = AtomicBool::new(true);
+    options
+        .name(format!("stockade {name}"))
+        .custom_inbox_prefix(inbox.as_str())
+        .connection_timeout(CONNECT)
+        .request_timeout(Some(config.timeout.0))
+        .ping_interval(PING)
+        .subscription_capacity(SUBSCRIPTION)
+        .max_reconnects(None)
+        .reconnect_delay_callback(move |attempt| match first.swap(false, Ordering::Relaxed) {
+            true => Duration::ZERO,
+            false => longest_pause(attempt).mul_f64(fastrand::f64()),
+        })
+}
+
+/// The limit of the pause before an attempt, counted from 1.
+fn longest_pause(attempt: usize) -> Duration {
+    let doublings = u32::try_from(attempt).unwrap_or(u32::MAX).min(16);
+    FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE)
+}
+
+/// What an event of the library means to us.
+fn read(event: async_nats::Event) -> Option<Event> {
+    match event {
+        async_nats::Event::Connected => Some(Event::Up),
+        async_nats::Event::Disconnected => Some(Event::Down("the connection was lost".to_owned())),
+        async_nats::Event::Closed => Some(Event::Down("the connection was closed".to_owned())),
+        async_nats::Event::SlowConsumer(_) => Some(Event::Dropped),
+        async_nats::Event::ServerError(ServerError::SlowConsumer(_)) => Some(Event::Dropped),
+        async_nats::Event::ServerError(ServerError::AuthorizationViolation) => {
+            Some(Event::Refused("the server does not let us in: authorization violation".to_owned()))
+        }
+        async_nats::Event::ServerError(ServerError::Other(text)) => Some(said(text)),
+        async_nats::Event::ClientError(ClientError::Other(text)) => Some(attempted(&text)),
+        async_nats::Event::ClientError(error) => Some(Event::Down(error.to_string())),
+        async_nats::Event::LameDuckMode | async_nats::Event::Draining => None,
+    }
+}
+
+/// What the server says by itself: that something is forbidden, or why it is about to hang up.
+fn said(text: String) -> Event {
+    let lower = text.to_lowercase();
+    let refused = ["permissions violation", "authorization", "authentication", "account", "revoked"];
+    if refused.iter().any(|word| lower.contains(word)) { Event::Refused(text) } else { Event::Down(text) }
+}
+
+/// Why an attempt to connect has failed; the library tells no more than its kind.
+fn attempted(text: &str) -> Event {
+    match text {
+        "authorization violation" => {
+            Event::Refused("the server does not let us in: authorization violation".to_owned())
+        }
+        "failed signing nonce" => Event::Refused("the credentials cannot be used or read".to_owned()),
+        _ => Event::Down(format!("no connection: {text}")),
+    }
+}
+
+fn unreachable(config: &Config, error: &async_nats::ConnectError) -> String {
+    let servers = config.servers.0.iter().map(Server::as_str).collect::<Vec<_>>().join(", ");
+    let mut text = format!("cannot connect to {servers}: {error}");
+    if error.kind() == async_nats::ConnectErrorKind::AuthorizationViolation {
+        text.push_str(" (are these the right credentials, and does the server know them?)");
+    }
+    text
+}
+
+impl Connection {
+    /// Whether it is there, as far as can be told: a server that hangs is noticed by [`PING`].
+    pub fn is_up(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Hears what is said on a subject from now on. If that is forbidden, nothing ever is: [`Event::Refused`].
+    ///
+    /// # Errors
+    /// If the subject is none, or the connection is closed.
+    pub async fn subscribe(&self, subject: String) -> Result<async_nats::Subscriber, String> {
+        self.client.subscribe(subject).await.map_err(|error| error.to_string())
+    }
+
+    /// Waits until the server has everything that was sent, subscriptions too.
+    ///
+    /// # Errors
+    /// If it does not say so in time.
+    pub async fn flush(&self) -> Result<(), Error> {
+        match tokio::time::timeout(self.timeout, self.client.flush()).await {
+            Ok(flushed) => flushed.map_err(|error| Error::Other(error.to_string())),
+            Err(_) => Err(Error::TimedOut(self.timeout)),
+        }
+    }
+}
+
+/// What we prove to be ourselves with.
+enum Credentials {
+    None,
+    Password { user: String, password: String },
+    Key { pair: KeyPair, jwt: Option<String> },
+}
+
+impl Credentials {
+    /// The answer to a server's challenge.
+    fn sign(&self, nonce: &[u8]) -> Result<Auth, String> {
+        let mut auth = Auth::new();
+        match self {
+            Self::None => {}
+            Self::Password { user, password } => {
+                auth.username = Some(user.clone());
+                auth.password = Some(password.clone());
+            }
+            Self::Key { pair, jwt } => {
+                auth.signature = Some(pair.sign(nonce).map_err(|error| error.to_string())?);
+                match jwt {
+                    Some(jwt) => auth.jwt = Some(jwt.clone()),
+                    None => auth.nkey = Some(pair.public_key()),
+                }
+            }
+        }
+        Ok(auth)
+    }
+}
+
+impl Config {
+    fn has_credentials(&self) -> bool {
+        self.credentials.is_some() || self.nkey.is_some() || self.user.is_some()
+    }
+
+    /// Reads the files that the configuration names. What they hold appears in no message.
+    fn credentials(&self) -> Result<Credentials, String> {
+        if let Some(path) = &self.credentials {
+            let text = secret(path)?;
+            let block =
+                |name| block(&text, name).ok_or_else(|| format!("`{path}` holds no {name}: not a `.creds` file"));
+            let pair = key(path, block("USER NKEY SEED")?)?;
+            return Ok(Credentials::Key { pair, jwt: Some(block("NATS USER JWT")?.to_owned()) });
+        }
+        if let Some(path) = &self.nkey {
+            return Ok(Credentials::Key { pair: key(path, secret(path)?.trim())?, jwt: None });
+        }
+        match (&self.user, &self.password_file) {
+            (Some(user), Some(path)) => {
+                Ok(Credentials::Password { user: user.clone(), password: secret(path)?.trim().to_owned() })
+            }
+            _ => Ok(Credentials::None),
+        }
+    }
+}
+
+fn secret(path: &str) -> Result<String, String> {
+    std::fs::read_to_string(Path::new(path)).map_err(|error| format!("`{path}` cannot be read: {error}"))
+}
+
+fn key(path: &str, seed: &str) -> Result<KeyPair, String> {
+    KeyPair::from_seed(seed).map_err(|_| format!("`{path}` holds no seed of an nkey, which begins with `SU`"))
+}
+
+/// The line between `-----BEGIN name-----` and `------END name------`.
+fn block<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let (_, after) = text.split_once(&format!("-----BEGIN {name}-----"))?;
+    after.split_once("-----").map(|(inner, _)| inner.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit() {
+        let pauses: Vec<u128> = [1, 2, 3, 6, 7, 100, usize::MAX].map(|n| longest_pause(n).as_millis()).into();
+        assert_eq!(pauses, [200, 400, 800, 4000, 4000, 4000, 4000]);
+    }
+
+    #[test]
+    fn what_is_forbidden_is_told_from_what_is_broken() {
+        for text in ["Permissions Violation for Subscription to \"x\"", "User Authentication Expired"] {
+            assert!(matches!(said(text.to_owned()), Event::Refused(_)), "{text}");
+        }
+        assert!(matches!(said("Stale Connection".to_owned()), Event::Down(_)));
+        assert!(matches!(attempted("authorization violation"), Event::Refused(_)));
+        assert!(matches!(attempted("IO error"), Event::Down(_)));
+    }
+
+    #[test]
+    fn a_credentials_file_is_read() {
+        let pair = KeyPair::new_user();
+        let text = format!(
+            "-----BEGIN NATS USER JWT-----\neyJ0.x-_\n------END NATS USER JWT------\n\n*** IMPORTANT ***\n\
+             -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
+            pair.seed().expect("a seed")
+        );
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("x.creds").display().to_string();
+        std::fs::write(&path, text).expect("written");
+        let config = Config { credentials: Some(path), ..Config::of("nats://127.0.0.1:4222").expect("a server") };
+        let auth = config.credentials().and_then(|own| own.sign(b"nonce")).expect("an answer");
+        assert_eq!((auth.jwt.as_deref(), auth.nkey), (Some("eyJ0.x-_"), None));
+        assert!(pair.verify(b"nonce", &auth.signature.expect("a signature")).is_ok());
+    }
+
+    #[test]
+    fn files_that_are_wrong_are_named_and_not_quoted() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("seed").display().to_string();
+        let config = Config { nkey: Some(path.clone()), ..Config::of("nats://127.0.0.1:4222").expect("a server") };
+        let error = || config.credentials().err().expect("an error");
+        assert!(error().contains("cannot be read"), "{}", error());
+        std::fs::write(&path, "hunter2").expect("written");
+        assert!(error().contains(&path) && !error().contains("hunter2"), "{}", error());
+    }
+}

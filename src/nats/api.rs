@@ -1,0 +1,273 @@
+//! The requests of JetStream's API that Stockade makes. Each is one message and its answer, under one timeout.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use async_nats::{HeaderMap, Message, Request, RequestErrorKind, StatusCode};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value as Json, json};
+
+use super::Connection;
+
+/// Why a request came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Error {
+    /// There is no connection.
+    Down,
+    /// No answer came for so long. What was asked for may have happened.
+    TimedOut(Duration),
+    /// Nobody answers on this subject: there is no such stream, or JetStream is not running.
+    Nobody(String),
+    /// The server does not allow it.
+    Forbidden(String),
+    /// JetStream says no.
+    Refused {
+        /// Which of its errors it is (`err_code`).
+        code: u64,
+        /// In its words.
+        text: String,
+    },
+    /// The answer cannot be read.
+    Malformed(String),
+    /// Something else.
+    Other(String),
+}
+
+/// JetStream's errors that mean something to us (nats-server, server/errors.json).
+pub mod code {
+    /// There is no message like that.
+    pub const NO_MESSAGE: u64 = 10037;
+    /// There is no stream of that name.
+    pub const NO_STREAM: u64 = 10059;
+    /// The last message on the subject is not the expected one.
+    pub const WRONG_LAST_SEQUENCE: u64 = 10071;
+    /// There is a stream of that name, with another configuration.
+    pub const STREAM_EXISTS: u64 = 10058;
+    /// The stream is full.
+    pub const FULL: u64 = 10077;
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Down => f.write_str("there is no connection to a NATS server"),
+            Self::TimedOut(after) => write!(f, "no answer within {after:?}"),
+            Self::Nobody(_) => {
+                f.write_str("the store is not there: nothing was ever published, or JetStream is not running")
+            }
+            Self::Forbidden(text) => write!(f, "the server does not allow it: {text}"),
+            Self::Refused { text, .. } => write!(f, "the server refuses: {text}"),
+            Self::Malformed(what) => write!(f, "the server's answer cannot be read: {what}"),
+            Self::Other(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Error {
+    fn malformed(what: impl fmt::Display) -> Self {
+        Self::Malformed(what.to_string())
+    }
+
+    /// Whether it is this error of JetStream's.
+    pub fn is(&self, code: u64) -> bool {
+        matches!(self, Self::Refused { code: own, .. } if *own == code)
+    }
+}
+
+/// A message as a stream holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Where in the stream it stands.
+    pub sequence: u64,
+    /// On which subject it was published.
+    pub subject: String,
+    /// When it was stored, by the server's clock.
+    pub at: Option<SystemTime>,
+    /// What it holds.
+    pub payload: Bytes,
+}
+
+/// What JetStream answers that a message was stored, or not.
+#[derive(Debug, Deserialize)]
+struct Ack {
+    #[serde(default)]
+    seq: u64,
+    error: Option<ApiError>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+impl From<ApiError> for Error {
+    fn from(error: ApiError) -> Self {
+        Self::Refused { code: error.err_code, text: error.description }
+    }
+}
+
+/// What the leader of a stream answers to `STREAM.MSG.GET`.
+#[derive(Debug, Deserialize)]
+struct Got {
+    error: Option<ApiError>,
+    message: Option<GotMessage>,
+}
+
+#[derive(Debug, Deserialize)]
+struct GotMessage {
+    subject: String,
+    seq: u64,
+    #[serde(default)]
+    data: String,
+    #[serde(default)]
+    time: String,
+}
+
+impl Connection {
+    /// The last message on a subject, from any replica: it may be behind. `None` if there is none.
+    ///
+    /// # Errors
+    /// If the server gives no answer, or not this one.
+    pub async fn last(&self, stream: &str, subject: &str) -> Result<Option<Stored>, Error> {
+        // With the subject in the subject of the request, the server's permissions can tell who may read what.
+        self.direct(&format!("{}.DIRECT.GET.{stream}.{subject}", self.api), Bytes::new()).await
+    }
+
+    /// The first message that is on a subject (which may hold wildcards) and not before `sequence`, from any replica.
+    ///
+    /// # Errors
+    /// If the server gives no answer, or not this one.
+    pub async fn next(&self, stream: &str, subject: &str, sequence: u64) -> Result<Option<Stored>, Error> {
+        let body = json!({"seq": sequence, "next_by_subj": subject}).to_string();
+        self.direct(&format!("{}.DIRECT.GET.{stream}", self.api), body.into()).await
+    }
+
+    async fn direct(&self, request: &str, body: Bytes) -> Result<Option<Stored>, Error> {
+        let answer = self.ask(request, None, body).await?;
+        match answer.status {
+            Some(StatusCode::NOT_FOUND) => Ok(None),
+            Some(status) if status.as_u16() >= 300 => {
+                Err(Error::Refused { code: 0, text: answer.description.unwrap_or_else(|| status.to_string()) })
+            }
+            _ => stored(answer).map(Some),
+        }
+    }
+
+    /// The last message on a subject, from the stream's leader: never behind what was acknowledged.
+    ///
+    /// # Errors
+    /// If the server gives no answer, or not this one.
+    pub async fn leaders_last(&self, stream: &str, subject: &str) -> Result<Option<Stored>, Error> {
+        let body = json!({"last_by_subj": subject}).to_string();
+        let answer = self.ask(&format!("{}.STREAM.MSG.GET.{stream}", self.api), None, body.into()).await?;
+        let got: Got = serde_json::from_slice(&answer.payload).map_err(Error::malformed)?;
+        match (got.error, got.message) {
+            (Some(error), _) if error.err_code == code::NO_MESSAGE => Ok(None),
+            (Some(error), _) => Err(error.into()),
+            (None, None) => Err(Error::malformed("neither a message nor an error")),
+            (None, Some(message)) => Ok(Some(Stored {
+                sequence: message.seq,
+                subject: message.subject,
+                at: humantime::parse_rfc3339(&message.time).ok(),
+                payload: BASE64.decode(message.data).map_err(Error::malformed)?.into(),
+            })),
+        }
+    }
+
+    /// Stores a message, and waits until the stream has it. With `after`, only if that is the last sequence on the subject
+    /// so far (0: there is none), else [`code::WRONG_LAST_SEQUENCE`].
+    ///
+    /// # Errors
+    /// If it was not stored; after [`Error::TimedOut`] it may have been.
+    pub async fn store(&self, subject: &str, payload: Bytes, after: Option<u64>) -> Result<u64, Error> {
+        let headers = after.map(|sequence| {
+            let mut headers = HeaderMap::new();
+            let value = sequence.to_string();
+            headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, value.as_str());
+            headers
+        });
+        let answer = self.ask(subject, headers, payload).await?;
+        let ack: Ack = serde_json::from_slice(&answer.payload).map_err(Error::malformed)?;
+        ack.error.map_or(Ok(ack.seq), |error| Err(error.into()))
+    }
+
+    /// Any other request: `endpoint` is what follows `$JS.API.`.
+    ///
+    /// # Errors
+    /// If the server gives no answer, or says no.
+    pub async fn request(&self, endpoint: &str, body: &Json) -> Result<Json, Error> {
+        let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+        let answer = self.ask(&format!("{}.{endpoint}", self.api), None, body).await?;
+        let answer: Json = serde_json::from_slice(&answer.payload).map_err(Error::malformed)?;
+        match answer.get("error") {
+            None => Ok(answer),
+            Some(error) => Err(ApiError::deserialize(error).map_or_else(Error::malformed, Error::from)),
+        }
+    }
+
+    /// One request, one answer. A forbidden one is never answered: that it is shows beside it, and is told at once.
+    async fn ask(&self, subject: &str, headers: Option<HeaderMap>, payload: Bytes) -> Result<Message, Error> {
+        // Without a connection it would wait in a queue, and be sent when nobody waits for the answer any more.
+        if !self.is_up() {
+            return Err(Error::Down);
+        }
+        let mut request = Request::new().payload(payload);
+        if let Some(headers) = headers {
+            request = request.headers(headers);
+        }
+        let quoted = format!("\"{subject}\"");
+        let mut refused = self.refused.clone();
+        refused.mark_unchanged();
+        let forbidden = async {
+            loop {
+                // The connection is gone, and with it whoever could refuse: the answer will say so.
+                if refused.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                let text = refused.borrow_and_update().clone();
+                if text.contains(&quoted) {
+                    return text;
+                }
+            }
+        };
+        // The library's own timeout covers the answer, but not the way into its queue.
+        let answer = tokio::time::timeout(self.timeout, self.client.send_request(subject.to_owned(), request));
+        tokio::select! {
+            answer = answer => match answer {
+                Ok(Ok(message)) => Ok(message),
+                Ok(Err(error)) => Err(self.failed(subject, &error)),
+                Err(_) => Err(Error::TimedOut(self.timeout)),
+            },
+            text = forbidden => Err(Error::Forbidden(text)),
+        }
+    }
+
+    fn failed(&self, subject: &str, error: &async_nats::RequestError) -> Error {
+        match error.kind() {
+            RequestErrorKind::TimedOut => Error::TimedOut(self.timeout),
+            RequestErrorKind::NoResponders => Error::Nobody(subject.to_owned()),
+            _ => Error::Other(error.to_string()),
+        }
+    }
+}
+
+/// Reads an answer to a direct get: the message itself, and headers that say where it stands.
+fn stored(answer: Message) -> Result<Stored, Error> {
+    let headers = answer.headers.unwrap_or_default();
+    let header = |name: &str| headers.get(name).map(|value| value.as_str());
+    let sequence = header("Nats-Sequence").and_then(|text| text.parse().ok());
+    Ok(Stored {
+        sequence: sequence.ok_or_else(|| Error::malformed("a message without its sequence"))?,
+        subject: header("Nats-Subject").unwrap_or_default().to_owned(),
+        at: header("Nats-Time-Stamp").and_then(|text| humantime::parse_rfc3339(text).ok()),
+        payload: answer.payload,
+    })
+}
