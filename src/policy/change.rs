@@ -14,6 +14,7 @@
 //! | `ttl` of a bundle changed | all: they may have been remembered for too long |
 //! | schema, or anything not understood | all |
 //!
+//! Overlays are policies here as any other.
 //! Routes need no rule: they lead to the Query, which is made anew for each request.
 
 use std::cmp::Ordering;
@@ -66,7 +67,14 @@ pub(super) struct History(Vec<(u64, Arc<Change>)>);
 impl Change {
     /// What differs between two snapshots.
     pub(super) fn between(old: &Snapshot, new: &Snapshot) -> Self {
-        Difference::between(&old.base, &new.base).map_or(Self::Everything, Self::Some)
+        // Where only overlays differ, the rest is the same by its address.
+        let difference = match Arc::ptr_eq(&old.base, &new.base) {
+            true => Some(Difference::default()),
+            false => Difference::between(&old.base, &new.base),
+        };
+        let Some(mut difference) = difference else { return Self::Everything };
+        difference.policies(&old.overlays.policies, &new.overlays.policies);
+        Self::Some(difference)
     }
 
     /// Whether it may have altered a decision about a query. `sides` are the query's under the newest snapshot: an entity

@@ -16,12 +16,13 @@ use cedar_policy_core::ast::{self, EntityType, EntityUID};
 
 use super::annotations::Annotations;
 use super::footprint::Footprint;
-use crate::model::{Denial, EntityUid, PolicyId, Ruling};
+use super::overlay;
+use crate::model::{self, Denial, EntityUid, Overlay, PolicyId, Ruling};
 
 /// A policy, with what is known of it beside what Cedar evaluates.
 #[derive(Debug)]
 pub(super) struct Compiled {
-    /// `bundle/id`
+    /// `bundle/id`, or `overlay/id`.
     pub(super) id: PolicyId,
     pub(super) effect: Effect,
     /// Evaluated and reported, without effect.
@@ -118,6 +119,32 @@ impl Compiled {
             principal,
             resource,
             action: policy.action_constraint(),
+        }
+    }
+
+    /// The policy that an overlay is. It is built without Cedar's syntax, which ids of people might break.
+    pub(super) fn overlay(overlay: &Overlay) -> Self {
+        let bound = |uid: &Option<EntityUid>| match uid {
+            Some(uid) => Bound::In(AsRef::<EntityUID>::as_ref(uid).clone()),
+            None => Bound::Any,
+        };
+        Self {
+            id: PolicyId::new(format!("{}/{}", overlay::NAME, overlay.id)),
+            effect: match overlay.effect {
+                model::Effect::Allow => Effect::Permit,
+                model::Effect::Deny => Effect::Forbid,
+            },
+            shadow: false,
+            ttl: None,
+            denial: None,
+            alone: OnceLock::new(),
+            file: String::new(),
+            template: None,
+            condition: None,
+            footprint: Footprint::default(),
+            principal: bound(&overlay.principal),
+            resource: bound(&overlay.resource),
+            action: overlay.action.clone().map_or(ActionConstraint::Any, |action| ActionConstraint::In(vec![action])),
         }
     }
 

@@ -12,13 +12,14 @@ use sha2::{Digest, Sha256};
 use super::change::{Change, History, Sides};
 use super::entities::{self, EntityStore};
 use super::index::{Compiled, Index, Side};
+use super::overlay::Overlays;
 use super::routes::Routes;
 use super::schema::Types;
-use super::summary::{BundleSummary, PolicySummary, Summary};
+use super::summary::{BundleSummary, OverlaySummary, PolicySummary, Summary, timestamp};
 use super::{Files, FootprintSummary, value};
 use crate::model::{
-    CacheState, Decision, Denial, Effect, EntityUid, PolicyError, PolicyId, Query, Reason, Revision, Ruling, Shadow,
-    Timeline,
+    CacheState, Decision, Denial, Effect, EntityUid, Overlay, PolicyError, PolicyId, Published, Query, Reason,
+    Revision, Ruling, Shadow, Timeline,
 };
 use crate::problem::Problem;
 
@@ -35,6 +36,7 @@ pub struct Snapshot {
     pub warnings: Arc<[Problem]>,
     /// What the bundles alone make of it.
     pub(super) base: Arc<Base>,
+    pub(super) overlays: Overlays,
     pub(super) history: History,
 }
 
@@ -100,29 +102,103 @@ impl Snapshot {
     /// # Errors
     /// Every problem of every bundle; warnings are among them only if there are errors.
     pub fn compile(files: &[Files], generation: u64) -> Result<Self, Vec<Problem>> {
-        let (base, warnings) = super::compile::compile(files)?;
-        Ok(Self {
-            generation,
-            revision: Arc::new(revision(files)),
-            timeline: Timeline {
-                changed: files.iter().filter_map(|files| files.changed).max(),
-                enforced: SystemTime::now(),
-            },
-            warnings: warnings.into(),
-            base: Arc::new(base),
-            history: History::default(),
-        })
+        Self::new(files, generation, &[], None)
     }
 
     /// Compiles the successor of a snapshot, which knows what differs from it, so that decisions made under it may stand.
+    /// Overlays are not the bundles', so those in force stay.
     ///
     /// # Errors
     /// Every problem of every bundle.
     pub fn succeed(previous: &Self, files: &[Files]) -> Result<Self, Vec<Problem>> {
-        let generation = previous.generation + 1;
-        let mut next = Self::compile(files, generation)?;
-        next.history = previous.history.then(generation, Change::between(previous, &next));
-        Ok(next)
+        Self::assemble(Some(previous), files, previous.overlays(), None)
+    }
+
+    /// Compiles bundles with the overlays that are in force beside them from the first instant: the successor of a
+    /// snapshot, or the first. `published` is what the store says, if they come from there.
+    ///
+    /// # Errors
+    /// Every problem of every bundle; overlays have none.
+    pub fn assemble(
+        previous: Option<&Self>,
+        files: &[Files],
+        overlays: &[Overlay],
+        published: Option<Published>,
+    ) -> Result<Self, Vec<Problem>> {
+        let next = Self::new(files, 1, overlays, published)?;
+        Ok(match previous {
+            Some(previous) => next.succeeding(previous, overlays),
+            None => next,
+        })
+    }
+
+    /// Puts a snapshot that was compiled on its own behind another one, with the overlays that are in force by now.
+    /// Compiling may take a second, and an emergency denial must not wait for it: it is put in force with
+    /// [`Self::overlaid`], and what is compiled meanwhile succeeds to whatever is in force when it is ready.
+    pub fn succeeding(self, previous: &Self, overlays: &[Overlay]) -> Self {
+        let next = Self {
+            generation: previous.generation + 1,
+            timeline: Timeline { enforced: SystemTime::now(), ..self.timeline },
+            overlays: Overlays::new(overlays),
+            ..self
+        };
+        next.after(previous)
+    }
+
+    /// The successor with these overlays and no others. It shares what the bundles made, so that it costs some
+    /// microseconds, however large they are. `published` is what the store says of its new version; `None` if there is no
+    /// new one, and an overlay begins or ends by itself.
+    pub fn overlaid(&self, overlays: &[Overlay], published: Option<Published>) -> Self {
+        let (revision, timeline) = match published {
+            Some(Published { number, at }) => (
+                Arc::new(Revision { number: Some(number), ..(*self.revision).clone() }),
+                Timeline { changed: Some(at), enforced: SystemTime::now() },
+            ),
+            None => (Arc::clone(&self.revision), self.timeline),
+        };
+        let next = Self {
+            generation: self.generation + 1,
+            revision,
+            timeline,
+            warnings: Arc::clone(&self.warnings),
+            base: Arc::clone(&self.base),
+            overlays: Overlays::new(overlays),
+            history: History::default(),
+        };
+        next.after(self)
+    }
+
+    fn new(
+        files: &[Files],
+        generation: u64,
+        overlays: &[Overlay],
+        published: Option<Published>,
+    ) -> Result<Self, Vec<Problem>> {
+        let (base, warnings) = super::compile::compile(files)?;
+        let (number, at) = published.map(|published| (published.number, published.at)).unzip();
+        Ok(Self {
+            generation,
+            revision: Arc::new(revision(files, number)),
+            timeline: Timeline {
+                changed: at.or_else(|| files.iter().filter_map(|files| files.changed).max()),
+                enforced: SystemTime::now(),
+            },
+            warnings: warnings.into(),
+            base: Arc::new(base),
+            overlays: Overlays::new(overlays),
+            history: History::default(),
+        })
+    }
+
+    /// With what differs from the one before.
+    fn after(mut self, previous: &Self) -> Self {
+        self.history = previous.history.then(self.generation, Change::between(previous, &self));
+        self
+    }
+
+    /// The overlays in force, by id.
+    pub fn overlays(&self) -> &[Overlay] {
+        self.overlays.all()
     }
 
     /// Whether a decision that was made under an older generation about an equal query still stands under this one.
@@ -183,12 +259,17 @@ impl Snapshot {
         let own = self.base.entities.principal(&query.principal)?;
         let resource: &EntityUID = query.resource.as_ref();
         let found = self.base.entities.get(resource, &query.principal, own.as_deref());
-        let candidates = self.base.index.candidates(
-            &self.base.policies,
-            Side { uid: query.principal.uid.as_ref(), entity: own.as_deref() },
-            query.action.as_ref(),
-            Side { uid: resource, entity: found.as_deref() },
-        );
+        let principal = Side { uid: query.principal.uid.as_ref(), entity: own.as_deref() };
+        let resource = Side { uid: resource, entity: found.as_deref() };
+        let mut candidates =
+            self.base.index.candidates(&self.base.policies, principal, query.action.as_ref(), resource);
+        if !self.overlays.all().is_empty() {
+            let found = self.base.entities.get(query.action.as_ref(), &query.principal, own.as_deref());
+            let action = Side { uid: query.action.as_ref(), entity: found.as_deref() };
+            candidates.extend(self.overlays.candidates(principal, action, resource));
+            // The first by id shapes a denial. Two sorted lists in a row, which this merges.
+            candidates.sort_by(|a, b| a.id.cmp(&b.id));
+        }
         let (count, ttl) = (candidates.len(), candidates.iter().filter_map(|policy| policy.ttl).min());
         let evaluated = self.evaluate(query, own, candidates)?;
         Ok(Evaluation { decision: self.stands(&self.ruling(&evaluated)), candidates: count, ttl })
@@ -302,7 +383,6 @@ impl Snapshot {
 
     /// The snapshot at a glance.
     pub fn summary(&self) -> Summary {
-        let time = |at: SystemTime| humantime::format_rfc3339_millis(at).to_string();
         let policies = self.base.policies.iter().map(|policy| PolicySummary {
             id: policy.id.to_string(),
             effect: if policy.effect == cedar_policy::Effect::Permit { "permit" } else { "forbid" },
@@ -313,9 +393,10 @@ impl Snapshot {
         Summary {
             revision: (*self.revision).clone(),
             generation: self.generation,
-            enforced_at: time(self.timeline.enforced),
-            changed_at: self.timeline.changed.map(time),
+            enforced_at: timestamp(self.timeline.enforced),
+            changed_at: self.timeline.changed.map(timestamp),
             lead_time_ms: self.timeline.lead_time().and_then(|lead| u64::try_from(lead.as_millis()).ok()),
+            overlays: self.overlays().iter().map(OverlaySummary::from).collect(),
             bundles: self.base.bundles.clone(),
             policies: policies.collect(),
             routes: self.base.routes.len(),
@@ -325,7 +406,7 @@ impl Snapshot {
         }
     }
 
-    /// How many policies are in it.
+    /// How many policies the bundles have; overlays come on top.
     pub fn policy_count(&self) -> usize {
         self.base.policies.len()
     }
@@ -339,14 +420,14 @@ impl Base {
     }
 }
 
-/// Identity by content: the digests of the bundles, in the order in which they are followed.
-fn revision(files: &[Files]) -> Revision {
+/// Identity by content: the digests of the bundles, in the order in which they are followed; and the store's number.
+fn revision(files: &[Files], number: Option<String>) -> Revision {
     let mut hasher = Sha256::new();
     for files in files {
         hasher.update(files.digest());
     }
     let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Revision { id: digest.chars().take(12).collect(), digest }
+    Revision { id: digest.chars().take(12).collect(), digest, number }
 }
 
 fn allow(permits: &[&Compiled], errors: &[PolicyError], shadow: Option<Shadow>) -> Arc<Ruling> {
