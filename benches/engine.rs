@@ -1,19 +1,20 @@
 //! What the parts of a decision cost, without mapping and without a wire: `cargo bench --bench engine`.
 //!
-//! Keys and the cache, evaluation over the number of policies, and plain Cedar, which is `Authorizer::is_authorized` over
-//! all policies with its request made beforehand. `loadtest engine` measures the same through the wire.
+//! Keys and the cache, overlays, evaluation over the number of policies, and plain Cedar, which is
+//! `Authorizer::is_authorized` over all policies with its request made beforehand. `loadtest engine` measures the same
+//! through the wire.
 
 #![allow(missing_docs, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use cedar_policy::{Authorizer, Context, Entities, PolicySet, Request};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use serde_json::json;
 use stockade::decision::cache::{Bounds, Cache, Config};
 use stockade::decision::key;
-use stockade::model::{EntityUid, Principal, Proof, Query, Record, Value};
+use stockade::model::{Effect, EntityUid, Overlay, Principal, Proof, Query, Record, Value};
 use stockade::policy::{Files, Snapshot};
 use stockade::units::{Bytes, Span};
 
@@ -153,5 +154,32 @@ fn deciding(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, remembering, deciding);
+/// What an emergency denial costs a sidecar that has 10,000 policies, among as many overlays; and each miss from then on.
+fn overlaying(c: &mut Criterion) {
+    let mut group = c.benchmark_group("overlaying");
+    group.sample_size(20).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
+    let base = compile(&scoped(10_000, ""));
+    let denial = |own: usize| Overlay {
+        id: own.to_string(),
+        effect: Effect::Deny,
+        principal: Some(uid(&format!("User::\"{own}\""))),
+        action: None,
+        resource: None,
+        from: UNIX_EPOCH,
+        until: UNIX_EPOCH,
+        reason: "stolen laptop".to_owned(),
+    };
+    for count in [1, 100, 1_000] {
+        let overlays: Vec<Overlay> = (0..count).map(denial).collect();
+        let before = base.overlaid(&overlays[1..], None);
+        group.bench_function(BenchmarkId::new("put in force", count), |b| {
+            b.iter(|| before.overlaid(black_box(&overlays), None));
+        });
+        let (after, query) = (before.overlaid(&overlays, None), query(5_000, 5_000));
+        group.bench_function(BenchmarkId::new("index", count), |b| b.iter(|| after.evaluation(black_box(&query))));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, remembering, deciding, overlaying);
 criterion_main!(benches);

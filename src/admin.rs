@@ -181,15 +181,30 @@ mod tests {
     use super::*;
     use crate::model::Revision;
     use crate::observe::metrics::{self, Metrics};
-    use crate::policy::{BundleSummary, FootprintSummary, Hits, PlaceSummary, PolicySummary, Read, Reader};
+    use crate::policy::{
+        BundleSummary, FootprintSummary, Hits, OverlaySummary, PlaceSummary, PolicySummary, Read, Reader,
+    };
 
     fn summary() -> Summary {
         Summary {
-            revision: Revision { id: "0123456789ab".into(), digest: "0123456789abcdef".into() },
+            revision: Revision {
+                id: "0123456789ab".into(),
+                digest: "0123456789abcdef".into(),
+                number: Some("2.7".into()),
+            },
             generation: 3,
             enforced_at: "2026-01-02T03:04:05Z".into(),
             changed_at: None,
             lead_time_ms: Some(250),
+            overlays: vec![OverlaySummary {
+                id: "mallory's".into(),
+                effect: "deny",
+                principal: Some("User::\"mallory\"".into()),
+                action: None,
+                resource: None,
+                until: "2026-01-02T05:04:05Z".into(),
+                reason: "stolen <b>laptop</b>".into(),
+            }],
             bundles: vec![BundleSummary {
                 name: "shop".into(),
                 version: Some("1.4".into()),
@@ -340,6 +355,8 @@ mod tests {
         for shown in [
             "Stockade is ready",
             "0123456789ab",
+            "<td>2.7",
+            "<td>mallory&#39;s<td>deny<td>User::&quot;mallory&quot;<td>any<td>any<td>2026-01-02T05:04:05Z<td>stolen &lt;b&gt;",
             "team-shop@example.com",
             "PCI-7.1",
             "shop/&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;",

@@ -264,7 +264,8 @@ async fn count_loads(
         counted = snapshot.generation;
         // What was there at the start was changed long ago, which says nothing about how fast changes arrive; and an overlay that
         // begins or ends in a snapshot does not bring its bundles anew.
-        let is_new = enforced.replace(snapshot.timeline.enforced).is_some_and(|last| last != snapshot.timeline.enforced);
+        let is_new =
+            enforced.replace(snapshot.timeline.enforced).is_some_and(|last| last != snapshot.timeline.enforced);
         let lead_time = snapshot.timeline.lead_time().filter(|_| is_new);
         let took = now.last_load_duration.filter(|_| is_new || counted == 1);
         metrics.snapshot(snapshot.generation, snapshot.policy_count(), took, lead_time);

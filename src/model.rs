@@ -316,8 +316,9 @@ pub struct Decision {
 impl Decision {
     /// A ruling, decided under some snapshot.
     pub fn of(ruling: Ruling) -> Self {
-        let revision = Arc::new(Revision { id: "0123456789ab".into(), digest: "0123456789ab".into() });
-        Self { ruling: Arc::new(ruling), revision, generation: 1, cache: CacheState::Off, freshness: None }
+        let revision = Revision { id: "0123456789ab".into(), digest: "0123456789ab".into(), number: None };
+        let (ruling, revision) = (Arc::new(ruling), Arc::new(revision));
+        Self { ruling, revision, generation: 1, cache: CacheState::Off, freshness: None }
     }
 }
 
@@ -586,13 +587,15 @@ impl Undecided {
 
 // === What it was decided under ===
 
-/// The identity of what is in force: the bundles it was compiled from, by digest.
+/// The identity of what is in force: the bundles it was compiled from, by digest, and the store's number for it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Revision {
     /// Short text that names it in headers, records and metadata: the first twelve hex digits of `digest`.
     pub id: String,
     /// SHA-256 over the content of all bundles, in hex.
     pub digest: String,
+    /// `EPOCH.GENERATION` of what the store published; `None` if the bundles come from directories.
+    pub number: Option<String>,
 }
 
 /// What the store says of what it published.
@@ -604,17 +607,18 @@ pub struct Published {
     pub at: SystemTime,
 }
 
-/// When a snapshot came to be, for ages and lead times.
+/// When a snapshot came to be, for ages and lead times. One that differs only by an overlay that began or ended by itself
+/// has that of the one before: nothing was published.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeline {
-    /// When the newest file of its bundles was changed, as the file system says.
+    /// When it was published by the store; else when the newest file of its bundles was changed, as the file system says.
     pub changed: Option<SystemTime>,
     /// When it was put in force.
     pub enforced: SystemTime,
 }
 
 impl Timeline {
-    /// From the change of the bundle to its enforcement; `None` if the clock of the file system says nothing useful.
+    /// From the change to its enforcement; `None` if the clock of the store or the file system says nothing useful.
     pub fn lead_time(&self) -> Option<Duration> {
         self.enforced.duration_since(self.changed?).ok()
     }

@@ -9,6 +9,7 @@ mod entities;
 mod files;
 mod footprint;
 mod index;
+mod overlay;
 mod report;
 mod routes;
 mod schema;
@@ -23,5 +24,5 @@ pub use report::{ALWAYS as ALWAYS_IN_KEY, FootprintSummary, Hits, PlaceSummary, 
 pub use routes::{Matched, Routes};
 pub use schema::{ActionType, BASE as BASE_SCHEMA, Types};
 pub use snapshot::{Evaluation, Snapshot};
-pub use summary::{BundleSummary, PolicySummary, Summary};
+pub use summary::{BundleSummary, OverlaySummary, PolicySummary, Summary};
 pub use value::check as check_extension;

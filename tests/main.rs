@@ -11,6 +11,7 @@ mod engine;
 mod envoy;
 mod footprint;
 mod mapping;
+mod overlays;
 mod recordings;
 mod reference;
 mod serve;

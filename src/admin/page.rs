@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Write};
 
 use super::{ROUTES, Readiness, store, timestamp};
 use crate::feed::Status;
-use crate::policy::{FootprintSummary, Hits, Summary};
+use crate::policy::{FootprintSummary, Hits, OverlaySummary, Summary};
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}\
     table{border-collapse:collapse}td,th{text-align:left;padding:.15rem 1.5rem .15rem 0;vertical-align:top}\
@@ -26,6 +26,7 @@ fn write(html: &mut String, readiness: &Readiness, summary: Option<&Summary>, st
     )?;
     list(html, &readiness.reasons)?;
     if let Some(summary) = summary {
+        overlays(html, &summary.overlays)?;
         in_force(html, summary, status)?;
     }
     if let Some(store) = &status.store {
@@ -47,9 +48,28 @@ fn write(html: &mut String, readiness: &Readiness, summary: Option<&Summary>, st
     Ok(())
 }
 
+/// First of all, since they are exceptions: nothing if there are none.
+fn overlays(html: &mut String, overlays: &[OverlaySummary]) -> fmt::Result {
+    if overlays.is_empty() {
+        return Ok(());
+    }
+    html.push_str("<h2>Overlays in force</h2>\n<table>\n");
+    heading(html, &["id", "effect", "principal", "action", "resource", "until", "reason"])?;
+    for overlay in overlays {
+        let [principal, action, resource] =
+            [&overlay.principal, &overlay.action, &overlay.resource].map(|text| text.as_deref().unwrap_or("any"));
+        row(html, &[&overlay.id, &overlay.effect, &principal, &action, &resource, &overlay.until, &overlay.reason])?;
+    }
+    html.push_str("</table>\n");
+    Ok(())
+}
+
 fn in_force(html: &mut String, summary: &Summary, status: &Status) -> fmt::Result {
     html.push_str("<h2>In force</h2>\n<table>\n");
     row(html, &[&"revision", &summary.revision.id])?;
+    if let Some(number) = &summary.revision.number {
+        row(html, &[&"number in the store", number])?;
+    }
     row(html, &[&"generation", &summary.generation])?;
     row(html, &[&"since", &summary.enforced_at])?;
     if let Some(last_read) = status.last_read {

@@ -18,7 +18,7 @@ impl Engine for Cedar {
     }
 
     fn first(&self, base: Snapshot, overlays: &[Overlay]) -> Snapshot {
-        base.following(None, overlays)
+        base.succeeding(None, overlays)
     }
 
     fn next(
@@ -29,7 +29,7 @@ impl Engine for Cedar {
         published: Option<Published>,
     ) -> Snapshot {
         match base {
-            Some(base) => base.following(Some(previous), overlays),
+            Some(base) => base.succeeding(Some(previous), overlays),
             None => previous.overlaid(overlays, published),
         }
     }

@@ -11,8 +11,8 @@ use cedar_policy_core::ast;
 use deserr::Deserr;
 use serde::{Deserialize, Serialize};
 
-use super::Files;
 use super::annotations::{Annotations, Shape};
+use super::{Files, overlay};
 use crate::model::{Denial, EntityUid, PolicyId};
 use crate::problem::{Problem, SourceFile};
 use crate::units::Span;
@@ -74,6 +74,10 @@ impl Name {
         if text.is_empty() || text.len() > 63 || !text.chars().all(good) {
             return Err(Invalid::new(format!("`{text}` is not a name for a bundle"))
                 .hint("1 to 63 lower-case letters, digits, `-`, `_` or `.`"));
+        }
+        if text == overlay::NAME {
+            return Err(Invalid::new(format!("the name `{text}` is reserved"))
+                .hint("in logs it stands for overlays: emergency denials and time-boxed exceptions"));
         }
         Ok(Self(text))
     }

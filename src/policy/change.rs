@@ -14,15 +14,17 @@
 //! | `ttl` of a bundle changed | all: they may have been remembered for too long |
 //! | schema, or anything not understood | all |
 //!
+//! Overlays are policies here as any other.
 //! Routes need no rule: they lead to the Query, which is made anew for each request.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use cedar_policy_core::ast::EntityUID;
 
 use super::index::{Compiled, Side};
-use super::snapshot::Snapshot;
+use super::snapshot::{Base, Snapshot};
 use crate::model::{Effect, PolicyId, Query, Ruling, Value};
 
 /// How many Changes a snapshot keeps. A decision that is older is made anew.
@@ -65,45 +67,13 @@ pub(super) struct History(Vec<(u64, Arc<Change>)>);
 impl Change {
     /// What differs between two snapshots.
     pub(super) fn between(old: &Snapshot, new: &Snapshot) -> Self {
-        let is_other = old.schema_digest != new.schema_digest || old.has_shadow != new.has_shadow;
-        // What is remembered already has its expiry from the older bounds.
-        if is_other || old.ttl() != new.ttl() {
-            return Self::Everything;
-        }
-        let mut difference = Difference {
-            default_denial: old.default_denial != new.default_denial,
-            entities: old.entities.differences(&new.entities),
-            ..Difference::default()
+        // Where only overlays differ, the rest is the same by its address.
+        let difference = match Arc::ptr_eq(&old.base, &new.base) {
+            true => Some(Difference::default()),
+            false => Difference::between(&old.base, &new.base),
         };
-        // Beyond the first level an evaluation reaches entities that the Query does not name.
-        let is_level_1 = old.entities.is_level_1() && new.entities.is_level_1();
-        if !difference.entities.is_empty() && !is_level_1 {
-            return Self::Everything;
-        }
-        let (mut before, mut after) = (old.policies.iter().peekable(), new.policies.iter().peekable());
-        // Both lists are sorted by id.
-        loop {
-            match (before.peek(), after.peek()) {
-                (None, None) => break,
-                (Some(own), Some(other)) if own.id == other.id => {
-                    if !own.decides_like(other) {
-                        difference.removed.insert(own.id.clone());
-                        difference.added.push(Arc::clone(other));
-                    }
-                    before.next();
-                    after.next();
-                }
-                (Some(own), other) if other.is_none_or(|other| own.id < other.id) => {
-                    difference.removed.insert(own.id.clone());
-                    before.next();
-                }
-                (_, Some(other)) => {
-                    difference.added.push(Arc::clone(other));
-                    after.next();
-                }
-                (Some(_), None) => return Self::Everything,
-            }
-        }
+        let Some(mut difference) = difference else { return Self::Everything };
+        difference.policies(&old.overlays.policies, &new.overlays.policies);
         Self::Some(difference)
     }
 
@@ -130,6 +100,49 @@ impl Change {
         let in_scope =
             |policy: &Compiled| policy.is_about(sides.action) && policy.meets(sides.principal, sides.resource);
         difference.added.iter().any(|policy| in_scope(policy))
+    }
+}
+
+impl Difference {
+    /// What differs between what bundles made; `None`: anything may.
+    fn between(old: &Base, new: &Base) -> Option<Self> {
+        let is_other = old.schema_digest != new.schema_digest || old.has_shadow != new.has_shadow;
+        // What is remembered already has its expiry from the older bounds.
+        if is_other || old.ttl() != new.ttl() {
+            return None;
+        }
+        let mut difference = Self {
+            default_denial: old.default_denial != new.default_denial,
+            entities: old.entities.differences(&new.entities),
+            ..Self::default()
+        };
+        // Beyond the first level an evaluation reaches entities that the Query does not name.
+        let is_level_1 = old.entities.is_level_1() && new.entities.is_level_1();
+        if !difference.entities.is_empty() && !is_level_1 {
+            return None;
+        }
+        difference.policies(&old.policies, &new.policies);
+        Some(difference)
+    }
+
+    /// Adds what differs between two lists of policies, both sorted by id.
+    fn policies(&mut self, before: &[Arc<Compiled>], after: &[Arc<Compiled>]) {
+        let (mut before, mut after) = (before.iter().peekable(), after.iter().peekable());
+        loop {
+            let order = match (before.peek(), after.peek()) {
+                (Some(own), Some(other)) => own.id.cmp(&other.id),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return,
+            };
+            let gone = if order.is_le() { before.next() } else { None };
+            let come = if order.is_ge() { after.next() } else { None };
+            if gone.zip(come).is_some_and(|(own, other)| own.decides_like(other)) {
+                continue;
+            }
+            self.removed.extend(gone.map(|own| own.id.clone()));
+            self.added.extend(come.cloned());
+        }
     }
 }
 

@@ -1,8 +1,7 @@
-//! From the files of bundles to a [`Snapshot`]: all or nothing, off the path of requests, with every problem reported.
+//! From the files of bundles to the [`Base`] of a snapshot: all or nothing, off the path of requests, with every problem reported.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use cedar_policy::{Entities, Entity, Policy, PolicySet, Schema, SlotId, ValidationMode, Validator};
 use cedar_policy_core::ast::EntityUID;
@@ -10,23 +9,22 @@ use sha2::{Digest, Sha256};
 
 use super::Files;
 use super::bundle::{self, Body, Bundle, Parsed};
-use super::change::History;
 use super::entities::{EntityStore, Reach};
 use super::footprint::Footprint;
 use super::index::{Compiled, Index, Side};
 use super::routes::Routes;
 use super::schema::{self, Types};
-use super::snapshot::{Silent, Snapshot};
+use super::snapshot::{Base, Silent};
 use super::summary::BundleSummary;
-use crate::model::{Denial, EntityUid, PolicyId, Revision, Timeline};
+use crate::model::{Denial, EntityUid, PolicyId};
 use crate::problem::{Problem, Severity, SourceFile};
 
-/// Compiles the files of one or several bundles.
+/// Compiles the files of one or several bundles; gives their warnings, too.
 ///
 /// # Errors
 /// Every problem of every bundle; warnings are among them only if there are errors.
-pub(super) fn compile(files: &[Files], generation: u64) -> Result<Snapshot, Vec<Problem>> {
-    Compiler::default().run(files, generation)
+pub(super) fn compile(files: &[Files]) -> Result<(Base, Vec<Problem>), Vec<Problem>> {
+    Compiler::default().run(files)
 }
 
 #[derive(Default)]
@@ -35,7 +33,7 @@ struct Compiler {
 }
 
 impl Compiler {
-    fn run(mut self, files: &[Files], generation: u64) -> Result<Snapshot, Vec<Problem>> {
+    fn run(mut self, files: &[Files]) -> Result<(Base, Vec<Problem>), Vec<Problem>> {
         let mut bundles = Vec::new();
         for files in files {
             match bundle::parse(files) {
@@ -66,19 +64,11 @@ impl Compiler {
         policies.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         let index = Index::new(&policies, entities.actions().map(Side::of));
         types.narrow(|action| index.footprint(action.as_ref()));
-        let mut snapshot =
-            Snapshot {
-                generation,
-                revision: Arc::new(revision(files)),
-                timeline: Timeline {
-                    changed: files.iter().filter_map(|files| files.changed).max(),
-                    enforced: SystemTime::now(),
-                },
-                warnings: Vec::new(),
+        let base =
+            Base {
                 has_shadow: policies.iter().any(|policy| policy.shadow),
                 policies,
                 index,
-                history: History::default(),
                 schema_digest: schema_digest(&bundles),
                 types,
                 entities,
@@ -90,9 +80,8 @@ impl Compiler {
                 bundles: bundles.iter().map(|bundle| describe(&bundle.manifest)).collect(),
             };
         let parsed = |id: &PolicyId| bundles.iter().flat_map(|bundle| &bundle.policies).find(|own| own.id() == id);
-        self.problems.extend(snapshot.warn_of_keys(|id| parsed(id).map(|own| (&own.source, own.span))));
-        snapshot.warnings = self.problems;
-        Ok(snapshot)
+        self.problems.extend(base.warn_of_keys(|id| parsed(id).map(|own| (&own.source, own.span))));
+        Ok((base, self.problems))
     }
 
     fn stop_at_errors(&mut self) -> Result<(), Vec<Problem>> {
@@ -369,14 +358,4 @@ fn schema_digest(bundles: &[Bundle]) -> [u8; 32] {
         hasher.update(Sha256::digest(&source.text));
     }
     hasher.finalize().into()
-}
-
-/// Identity by content: the digests of the bundles, in the order in which they are followed.
-fn revision(files: &[Files]) -> Revision {
-    let mut hasher = Sha256::new();
-    for files in files {
-        hasher.update(files.digest());
-    }
-    let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Revision { id: digest.chars().take(12).collect(), digest }
 }

@@ -16,12 +16,13 @@ use cedar_policy_core::ast::{self, EntityType, EntityUID};
 
 use super::annotations::Annotations;
 use super::footprint::Footprint;
-use crate::model::{Denial, EntityUid, PolicyId, Ruling};
+use super::overlay;
+use crate::model::{self, Denial, EntityUid, Overlay, PolicyId, Ruling};
 
 /// A policy, with what is known of it beside what Cedar evaluates.
 #[derive(Debug)]
 pub(super) struct Compiled {
-    /// `bundle/id`
+    /// `bundle/id`, or `overlay/id`.
     pub(super) id: PolicyId,
     pub(super) effect: Effect,
     /// Evaluated and reported, without effect.
@@ -36,8 +37,8 @@ pub(super) struct Compiled {
     pub(super) file: String,
     /// The template that it is linked from.
     pub(super) template: Option<PolicyId>,
-    /// What Cedar evaluates, once the scope is met.
-    pub(super) body: ast::Policy,
+    /// What Cedar evaluates once the scope is met; `None` if that is all there is to it.
+    condition: Option<ast::Policy>,
     /// What it can read.
     pub(super) footprint: Footprint,
     principal: Bound,
@@ -64,13 +65,19 @@ pub(super) struct Side<'a> {
 
 /// Policies by scope. The numbers are places in the list that it was made from.
 #[derive(Debug, Default)]
-pub(super) struct Index(HashMap<EntityUID, Buckets>);
+pub(super) struct Index(HashMap<EntityUID, About>);
 
 /// The policies about one action.
 #[derive(Debug, Default)]
-struct Buckets {
+struct About {
     /// What all of them together can read.
     footprint: Footprint,
+    buckets: Buckets,
+}
+
+/// Policies by their principals and resources.
+#[derive(Debug, Default)]
+pub(super) struct Buckets {
     principal: HashMap<EntityUID, Vec<usize>>,
     resource: HashMap<EntityUID, Vec<usize>>,
     principal_type: HashMap<EntityType, Vec<usize>>,
@@ -108,10 +115,36 @@ impl Compiled {
             file,
             footprint,
             template: policy.template_id().cloned(),
-            body: AsRef::<ast::Policy>::as_ref(policy).clone(),
+            condition: policy.has_non_scope_constraint().then(|| AsRef::<ast::Policy>::as_ref(policy).clone()),
             principal,
             resource,
             action: policy.action_constraint(),
+        }
+    }
+
+    /// The policy that an overlay is. It is built without Cedar's syntax, which ids of people might break.
+    pub(super) fn overlay(overlay: &Overlay) -> Self {
+        let bound = |uid: &Option<EntityUid>| match uid {
+            Some(uid) => Bound::In(AsRef::<EntityUID>::as_ref(uid).clone()),
+            None => Bound::Any,
+        };
+        Self {
+            id: PolicyId::new(format!("{}/{}", overlay::NAME, overlay.id)),
+            effect: match overlay.effect {
+                model::Effect::Allow => Effect::Permit,
+                model::Effect::Deny => Effect::Forbid,
+            },
+            shadow: false,
+            ttl: None,
+            denial: None,
+            alone: OnceLock::new(),
+            file: String::new(),
+            template: None,
+            condition: None,
+            footprint: Footprint::default(),
+            principal: bound(&overlay.principal),
+            resource: bound(&overlay.resource),
+            action: overlay.action.clone().map_or(ActionConstraint::Any, |action| ActionConstraint::In(vec![action])),
         }
     }
 
@@ -125,8 +158,13 @@ impl Compiled {
             && self.principal == other.principal
             && self.action == other.action
             && self.resource == other.resource
-            && self.body.non_scope_constraints() == other.body.non_scope_constraints()
-            && self.body.env() == other.body.env()
+            && self.condition() == other.condition()
+    }
+
+    /// What is left to evaluate once the scope is met, and what its slots stand for.
+    pub(super) fn condition(&self) -> Option<(&ast::Expr, &ast::SlotEnv)> {
+        let policy = self.condition.as_ref()?;
+        Some((policy.non_scope_constraints()?, policy.env()))
     }
 
     /// Whether the scope holds for every request.
@@ -195,9 +233,9 @@ impl Index {
     /// Puts each policy into its bucket under each of these actions that it is about.
     pub(super) fn new<'a>(policies: &[Arc<Compiled>], actions: impl Iterator<Item = Side<'a>>) -> Self {
         let buckets = actions.map(|action| {
-            let mut own = Buckets::default();
+            let mut own = About::default();
             for (at, policy) in policies.iter().enumerate().filter(|(_, policy)| policy.is_about(action)) {
-                own.insert(policy, at);
+                own.buckets.insert(policy, at);
                 own.footprint.merge(&policy.footprint);
             }
             (action.uid.clone(), own)
@@ -207,7 +245,7 @@ impl Index {
 
     /// What the policies about an action can read.
     pub(super) fn footprint(&self, action: &EntityUID) -> Footprint {
-        self.0.get(action).map(|buckets| buckets.footprint.clone()).unwrap_or_default()
+        self.0.get(action).map(|about| about.footprint.clone()).unwrap_or_default()
     }
 
     /// The policies whose scope a request meets, in the order of the list.
@@ -218,26 +256,35 @@ impl Index {
         action: &EntityUID,
         resource: Side<'_>,
     ) -> Vec<&'p Compiled> {
-        let Some(buckets) = self.0.get(action) else { return Vec::new() };
-        let mut found: Vec<usize> = Vec::new();
-        for uid in std::iter::once(principal.uid).chain(principal.ancestors()) {
-            found.extend(buckets.principal.get(uid).into_iter().flatten());
-        }
-        for uid in std::iter::once(resource.uid).chain(resource.ancestors()) {
-            found.extend(buckets.resource.get(uid).into_iter().flatten());
-        }
-        found.extend(buckets.principal_type.get(principal.uid.entity_type()).into_iter().flatten());
-        found.extend(buckets.resource_type.get(resource.uid.entity_type()).into_iter().flatten());
-        found.extend(&buckets.any);
-        found.sort_unstable();
-        let policies = found.into_iter().filter_map(|at| policies.get(at)).map(Arc::as_ref);
-        policies.filter(|policy| policy.meets(principal, resource)).collect()
+        self.0.get(action).map_or_else(Vec::new, |about| about.buckets.find(policies, principal, resource))
     }
 }
 
 impl Buckets {
+    /// Those of the list whose principal and resource a request meets, in its order.
+    pub(super) fn find<'p>(
+        &self,
+        policies: &'p [Arc<Compiled>],
+        principal: Side<'_>,
+        resource: Side<'_>,
+    ) -> Vec<&'p Compiled> {
+        let mut found: Vec<usize> = Vec::new();
+        for uid in std::iter::once(principal.uid).chain(principal.ancestors()) {
+            found.extend(self.principal.get(uid).into_iter().flatten());
+        }
+        for uid in std::iter::once(resource.uid).chain(resource.ancestors()) {
+            found.extend(self.resource.get(uid).into_iter().flatten());
+        }
+        found.extend(self.principal_type.get(principal.uid.entity_type()).into_iter().flatten());
+        found.extend(self.resource_type.get(resource.uid.entity_type()).into_iter().flatten());
+        found.extend(&self.any);
+        found.sort_unstable();
+        let policies = found.into_iter().filter_map(|at| policies.get(at)).map(Arc::as_ref);
+        policies.filter(|policy| policy.meets(principal, resource)).collect()
+    }
+
     /// By the most selective bound: an entity is one of many, a type one of few.
-    fn insert(&mut self, policy: &Compiled, at: usize) {
+    pub(super) fn insert(&mut self, policy: &Compiled, at: usize) {
         let bucket = match (policy.principal.entity(), policy.resource.entity(), &policy.principal, &policy.resource) {
             (Some(uid), ..) => self.principal.entry(uid.clone()).or_default(),
             (None, Some(uid), ..) => self.resource.entry(uid.clone()).or_default(),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::footprint::Access;
 use super::index::{Compiled, Side};
 use super::schema::ActionType;
-use super::snapshot::Snapshot;
+use super::snapshot::Base;
 use crate::model::{EntityUid, PolicyId, Type};
 use crate::problem::{Problem, SourceFile};
 
@@ -296,11 +296,9 @@ struct Group<'a> {
     readers: Vec<BTreeMap<usize, Vec<&'a EntityUid>>>,
 }
 
-impl Snapshot {
-    /// What the cache keys of each action hold, which policy put it there, and what that does to the hits. Actions with
-    /// the same places stand together; those that the cache can do least for come first. Actions that apply to nothing,
-    /// which are groups of others, are left out.
-    pub fn footprints(&self) -> Vec<FootprintSummary> {
+impl Base {
+    /// As [`Snapshot::footprints`](super::Snapshot::footprints) says.
+    pub(super) fn footprints(&self) -> Vec<FootprintSummary> {
         let mut groups: BTreeMap<Vec<Place<'_>>, Group<'_>> = BTreeMap::new();
         for (uid, side, action) in self.reported() {
             let places = Place::all(action, self.routes.pin_path(uid));

@@ -7,17 +7,19 @@ use std::time::{Duration, SystemTime};
 use cedar_policy_core::ast::{self, EntityUID, EntityUIDEntry, Literal, ValueKind};
 use cedar_policy_core::evaluator::Evaluator;
 use cedar_policy_core::extensions::Extensions;
+use sha2::{Digest, Sha256};
 
 use super::change::{Change, History, Sides};
 use super::entities::{self, EntityStore};
 use super::index::{Compiled, Index, Side};
+use super::overlay::Overlays;
 use super::routes::Routes;
 use super::schema::Types;
-use super::summary::{BundleSummary, PolicySummary, Summary};
-use super::{Files, value};
+use super::summary::{BundleSummary, OverlaySummary, PolicySummary, Summary, timestamp};
+use super::{Files, FootprintSummary, value};
 use crate::model::{
-    CacheState, Decision, Denial, Effect, EntityUid, PolicyError, PolicyId, Query, Reason, Revision, Ruling, Shadow,
-    Timeline,
+    CacheState, Decision, Denial, Effect, EntityUid, Overlay, PolicyError, PolicyId, Published, Query, Reason,
+    Revision, Ruling, Shadow, Timeline,
 };
 use crate::problem::Problem;
 
@@ -31,13 +33,21 @@ pub struct Snapshot {
     /// When it came to be.
     pub timeline: Timeline,
     /// Warnings of the bundles, which do not stop it from being used.
-    pub warnings: Vec<Problem>,
+    pub warnings: Arc<[Problem]>,
+    /// What the bundles alone make of it.
+    pub(super) base: Arc<Base>,
+    pub(super) overlays: Overlays,
+    pub(super) history: History,
+}
+
+/// What bundles alone make of a snapshot, whatever else is in force beside them.
+#[derive(Debug)]
+pub(super) struct Base {
     /// By id.
     pub(super) policies: Vec<Arc<Compiled>>,
     pub(super) index: Index,
     /// Whether any policy is in shadow mode.
     pub(super) has_shadow: bool,
-    pub(super) history: History,
     /// Over the texts of all schema files.
     pub(super) schema_digest: [u8; 32],
     pub(super) types: Types,
@@ -92,24 +102,106 @@ impl Snapshot {
     /// # Errors
     /// Every problem of every bundle; warnings are among them only if there are errors.
     pub fn compile(files: &[Files], generation: u64) -> Result<Self, Vec<Problem>> {
-        super::compile::compile(files, generation)
+        Self::new(files, generation, &[], None)
     }
 
     /// Compiles the successor of a snapshot, which knows what differs from it, so that decisions made under it may stand.
+    /// Overlays are not the bundles', so those in force stay.
     ///
     /// # Errors
     /// Every problem of every bundle.
     pub fn succeed(previous: &Self, files: &[Files]) -> Result<Self, Vec<Problem>> {
-        let generation = previous.generation + 1;
-        let mut next = Self::compile(files, generation)?;
-        next.history = previous.history.then(generation, Change::between(previous, &next));
-        Ok(next)
+        Self::assemble(Some(previous), files, previous.overlays(), None)
+    }
+
+    /// Compiles bundles with the overlays that are in force beside them from the first instant: the successor of a
+    /// snapshot, or the first. `published` is what the store says, if they come from there.
+    ///
+    /// # Errors
+    /// Every problem of every bundle; overlays have none.
+    pub fn assemble(
+        previous: Option<&Self>,
+        files: &[Files],
+        overlays: &[Overlay],
+        published: Option<Published>,
+    ) -> Result<Self, Vec<Problem>> {
+        Ok(Self::new(files, 1, &[], published)?.succeeding(previous, overlays))
+    }
+
+    /// Puts a snapshot that was compiled on its own behind another one, or first, with the overlays that are in force by
+    /// now. Compiling may take a second, and an emergency denial must not wait for it: it is put in force with
+    /// [`Self::overlaid`], and what is compiled meanwhile succeeds to whatever is in force when it is ready.
+    #[must_use]
+    pub fn succeeding(self, previous: Option<&Self>, overlays: &[Overlay]) -> Self {
+        let generation = previous.map_or(1, |previous| previous.generation + 1);
+        let timeline = Timeline { enforced: SystemTime::now(), ..self.timeline };
+        let next = Self { generation, timeline, overlays: Overlays::new(overlays), ..self };
+        match previous {
+            Some(previous) => next.after(previous),
+            None => next,
+        }
+    }
+
+    /// The successor with these overlays and no others. It shares what the bundles made, so that it costs some
+    /// microseconds, however large they are. `published` is what the store says of its new version; `None` if there is no
+    /// new one, and an overlay begins or ends by itself.
+    pub fn overlaid(&self, overlays: &[Overlay], published: Option<Published>) -> Self {
+        let (revision, timeline) = match published {
+            Some(Published { number, at }) => (
+                Arc::new(Revision { number: Some(number), ..(*self.revision).clone() }),
+                Timeline { changed: Some(at), enforced: SystemTime::now() },
+            ),
+            None => (Arc::clone(&self.revision), self.timeline),
+        };
+        let next = Self {
+            generation: self.generation + 1,
+            revision,
+            timeline,
+            warnings: Arc::clone(&self.warnings),
+            base: Arc::clone(&self.base),
+            overlays: Overlays::new(overlays),
+            history: History::default(),
+        };
+        next.after(self)
+    }
+
+    fn new(
+        files: &[Files],
+        generation: u64,
+        overlays: &[Overlay],
+        published: Option<Published>,
+    ) -> Result<Self, Vec<Problem>> {
+        let (base, warnings) = super::compile::compile(files)?;
+        let (number, at) = published.map(|published| (published.number, published.at)).unzip();
+        Ok(Self {
+            generation,
+            revision: Arc::new(revision(files, number)),
+            timeline: Timeline {
+                changed: at.or_else(|| files.iter().filter_map(|files| files.changed).max()),
+                enforced: SystemTime::now(),
+            },
+            warnings: warnings.into(),
+            base: Arc::new(base),
+            overlays: Overlays::new(overlays),
+            history: History::default(),
+        })
+    }
+
+    /// With what differs from the one before.
+    fn after(mut self, previous: &Self) -> Self {
+        self.history = previous.history.then(self.generation, Change::between(previous, &self));
+        self
+    }
+
+    /// The overlays in force, by id.
+    pub fn overlays(&self) -> &[Overlay] {
+        self.overlays.all()
     }
 
     /// Whether a decision that was made under an older generation about an equal query still stands under this one.
     pub fn spares(&self, generation: u64, ruling: &Ruling, query: &Query) -> bool {
-        let Ok(own) = self.entities.principal(&query.principal) else { return false };
-        let find = |uid: &EntityUid| self.entities.get(uid.as_ref(), &query.principal, own.as_deref());
+        let Ok(own) = self.base.entities.principal(&query.principal) else { return false };
+        let find = |uid: &EntityUid| self.base.entities.get(uid.as_ref(), &query.principal, own.as_deref());
         let (action, resource) = (find(&query.action), find(&query.resource));
         let sides = Sides {
             principal: Side { uid: query.principal.uid.as_ref(), entity: own.as_deref() },
@@ -121,23 +213,22 @@ impl Snapshot {
 
     /// What the schema says of actions and entity types.
     pub fn types(&self) -> &Types {
-        &self.types
+        &self.base.types
     }
 
     /// The routes of all bundles.
     pub fn routes(&self) -> &Routes {
-        &self.routes
+        &self.base.routes
     }
 
     /// How long allows and denials may be remembered, as far as a bundle says so.
     pub fn ttl(&self) -> (Option<Duration>, Option<Duration>) {
-        let ttl = self.bundles.iter().find_map(|bundle| bundle.ttl);
-        (ttl.and_then(|ttl| ttl.allow).map(|span| span.0), ttl.and_then(|ttl| ttl.deny).map(|span| span.0))
+        self.base.ttl()
     }
 
     /// Whether the bundles hold this entity.
     pub fn knows(&self, uid: &EntityUid) -> bool {
-        self.entities.contains(uid)
+        self.base.entities.contains(uid)
     }
 
     /// Decides a Query: Cedar's decision and reasons, from the policies whose scope it meets.
@@ -154,22 +245,28 @@ impl Snapshot {
     /// As [`Self::decide`].
     pub fn evaluation(&self, query: &Query) -> Result<Evaluation, String> {
         let applies = self
-            .types
+            .types()
             .action(&query.action)
             .is_some_and(|action| action.applies_to(query.principal.uid.type_name(), query.resource.type_name()));
         if !applies {
-            let ruling = self.silent.not_applicable.get_or_init(|| self.deny(Reason::NotApplicable, &[], &[], None));
+            let ruling =
+                self.base.silent.not_applicable.get_or_init(|| self.deny(Reason::NotApplicable, &[], &[], None));
             return Ok(Evaluation { decision: self.stands(ruling), candidates: 0, ttl: None });
         }
-        let own = self.entities.principal(&query.principal)?;
+        let own = self.base.entities.principal(&query.principal)?;
         let resource: &EntityUID = query.resource.as_ref();
-        let found = self.entities.get(resource, &query.principal, own.as_deref());
-        let candidates = self.index.candidates(
-            &self.policies,
-            Side { uid: query.principal.uid.as_ref(), entity: own.as_deref() },
-            query.action.as_ref(),
-            Side { uid: resource, entity: found.as_deref() },
-        );
+        let found = self.base.entities.get(resource, &query.principal, own.as_deref());
+        let principal = Side { uid: query.principal.uid.as_ref(), entity: own.as_deref() };
+        let resource = Side { uid: resource, entity: found.as_deref() };
+        let mut candidates =
+            self.base.index.candidates(&self.base.policies, principal, query.action.as_ref(), resource);
+        if !self.overlays.all().is_empty() {
+            let found = self.base.entities.get(query.action.as_ref(), &query.principal, own.as_deref());
+            let action = Side { uid: query.action.as_ref(), entity: found.as_deref() };
+            candidates.extend(self.overlays.candidates(principal, action, resource));
+            // The first by id shapes a denial. Two sorted lists in a row, which this merges.
+            candidates.sort_by(|a, b| a.id.cmp(&b.id));
+        }
         let (count, ttl) = (candidates.len(), candidates.iter().filter_map(|policy| policy.ttl).min());
         let evaluated = self.evaluate(query, own, candidates)?;
         Ok(Evaluation { decision: self.stands(&self.ruling(&evaluated)), candidates: count, ttl })
@@ -183,7 +280,7 @@ impl Snapshot {
         candidates: Vec<&'a Compiled>,
     ) -> Result<Evaluated<'a>, String> {
         let mut evaluated = Evaluated::default();
-        if candidates.iter().all(|policy| policy.body.non_scope_constraints().is_none()) {
+        if candidates.iter().all(|policy| policy.condition().is_none()) {
             // Nothing looks at context or entities, so they need not be made.
             candidates.into_iter().for_each(|policy| evaluated.satisfied(policy));
             return Ok(evaluated);
@@ -197,7 +294,7 @@ impl Snapshot {
             AsRef::<EntityUID>::as_ref(&query.resource).clone(),
         ];
         context.values().for_each(|own| entities::collect(&own.value, &mut reached));
-        let entities = self.entities.slice(&query.principal, own, reached)?;
+        let entities = self.base.entities.slice(&query.principal, own, reached)?;
         let known = |uid: &EntityUid| EntityUIDEntry::known(AsRef::<EntityUID>::as_ref(uid).clone(), None);
         let request = ast::Request::new_unchecked(
             known(&query.principal.uid),
@@ -207,11 +304,11 @@ impl Snapshot {
         );
         let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
         for policy in candidates {
-            let Some(condition) = policy.body.non_scope_constraints() else {
+            let Some((condition, slots)) = policy.condition() else {
                 evaluated.satisfied(policy);
                 continue;
             };
-            match evaluator.interpret(condition, policy.body.env()).map(|value| value.value) {
+            match evaluator.interpret(condition, slots).map(|value| value.value) {
                 Ok(ValueKind::Lit(Literal::Bool(true))) => evaluated.satisfied(policy),
                 Ok(ValueKind::Lit(Literal::Bool(false))) => {}
                 // Strict validation has made sure that a condition is a Bool.
@@ -237,7 +334,7 @@ impl Snapshot {
     /// none are nearly all there are, so they are made once and shared: a cache full of them holds each once.
     fn ruling(&self, evaluated: &Evaluated<'_>) -> Arc<Ruling> {
         let Evaluated { enforced: Satisfied { permits, forbids }, errors, erring_forbids, .. } = evaluated;
-        let shadow = self.has_shadow.then(|| evaluated.with_shadow());
+        let shadow = self.base.has_shadow.then(|| evaluated.with_shadow());
         let shared = shadow.is_none() && errors.is_empty();
         // A policy that forbids has spoken: what another one could not say changes nothing.
         match (forbids.as_slice(), erring_forbids.as_slice(), permits.as_slice()) {
@@ -246,9 +343,9 @@ impl Snapshot {
             }
             ([_, ..], ..) => self.deny(Reason::Policy, forbids, errors, shadow),
             ([], [_, ..], _) => self.deny(Reason::PolicyError, erring_forbids, errors, shadow),
-            ([], [], []) if shared => {
-                Arc::clone(self.silent.default_deny.get_or_init(|| self.deny(Reason::DefaultDeny, &[], errors, None)))
-            }
+            ([], [], []) if shared => Arc::clone(
+                self.base.silent.default_deny.get_or_init(|| self.deny(Reason::DefaultDeny, &[], errors, None)),
+            ),
             ([], [], []) => self.deny(Reason::DefaultDeny, &[], errors, shadow),
             ([], [], [alone]) if shared => Arc::clone(alone.alone.get_or_init(|| allow(permits, errors, None))),
             ([], [], permits) => allow(permits, errors, shadow),
@@ -271,14 +368,20 @@ impl Snapshot {
             determining: ids(determining),
             errors: errors.to_vec(),
             shadow,
-            denial: Some(Arc::clone(shaped.unwrap_or(&self.default_denial))),
+            denial: Some(Arc::clone(shaped.unwrap_or(&self.base.default_denial))),
         })
+    }
+
+    /// What the cache keys of each action hold, which policy put it there, and what that does to the hits. Actions with
+    /// the same places stand together; those that the cache can do least for come first. Actions that apply to nothing,
+    /// which are groups of others, are left out.
+    pub fn footprints(&self) -> Vec<FootprintSummary> {
+        self.base.footprints()
     }
 
     /// The snapshot at a glance.
     pub fn summary(&self) -> Summary {
-        let time = |at: SystemTime| humantime::format_rfc3339_millis(at).to_string();
-        let policies = self.policies.iter().map(|policy| PolicySummary {
+        let policies = self.base.policies.iter().map(|policy| PolicySummary {
             id: policy.id.to_string(),
             effect: if policy.effect == cedar_policy::Effect::Permit { "permit" } else { "forbid" },
             mode: if policy.shadow { "shadow" } else { "enforce" },
@@ -288,22 +391,41 @@ impl Snapshot {
         Summary {
             revision: (*self.revision).clone(),
             generation: self.generation,
-            enforced_at: time(self.timeline.enforced),
-            changed_at: self.timeline.changed.map(time),
+            enforced_at: timestamp(self.timeline.enforced),
+            changed_at: self.timeline.changed.map(timestamp),
             lead_time_ms: self.timeline.lead_time().and_then(|lead| u64::try_from(lead.as_millis()).ok()),
-            bundles: self.bundles.clone(),
+            overlays: self.overlays().iter().map(OverlaySummary::from).collect(),
+            bundles: self.base.bundles.clone(),
             policies: policies.collect(),
-            routes: self.routes.len(),
-            entities: self.entities.len(),
+            routes: self.base.routes.len(),
+            entities: self.base.entities.len(),
             footprints: self.footprints(),
             warnings: self.warnings.iter().map(ToString::to_string).collect(),
         }
     }
 
-    /// How many policies are in it.
+    /// How many policies the bundles have; overlays come on top.
     pub fn policy_count(&self) -> usize {
-        self.policies.len()
+        self.base.policies.len()
     }
+}
+
+impl Base {
+    /// How long allows and denials may be remembered, as far as a bundle says so.
+    pub(super) fn ttl(&self) -> (Option<Duration>, Option<Duration>) {
+        let ttl = self.bundles.iter().find_map(|bundle| bundle.ttl);
+        (ttl.and_then(|ttl| ttl.allow).map(|span| span.0), ttl.and_then(|ttl| ttl.deny).map(|span| span.0))
+    }
+}
+
+/// Identity by content: the digests of the bundles, in the order in which they are followed; and the store's number.
+fn revision(files: &[Files], number: Option<String>) -> Revision {
+    let mut hasher = Sha256::new();
+    for files in files {
+        hasher.update(files.digest());
+    }
+    let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Revision { id: digest.chars().take(12).collect(), digest, number }
 }
 
 fn allow(permits: &[&Compiled], errors: &[PolicyError], shadow: Option<Shadow>) -> Arc<Ruling> {

@@ -10,7 +10,7 @@
 //! must make a test of this module fail. Among them (tests/mutations/README.md has all, with what each shows):
 //!
 //! - `generation`: a hit of any generation answers, and no Change is held against it;
-//! - `added`, `removed`: Changes forget policies that are new, or that determined what is remembered;
+//! - `added`, `removed`: Changes forget policies that are new, or that determined what is remembered; `overlay`: overlays;
 //! - `ancestors`, `groups`, `context`: Changes forget entities that decisions depend on;
 //! - `has`, `condition`: the footprint is too small; `key`: the key is;
 //! - `ttl`, `ttl-edit`: what must not be remembered is;
@@ -120,11 +120,21 @@ fn is_hit(decision: &Decision) -> bool {
 }
 
 fn compile(world: &World) -> Arc<Snapshot> {
-    good(Snapshot::compile(&world.files(), 1), world)
+    good(Snapshot::assemble(None, &world.files(), &world.overlays(), None), world)
 }
 
-fn succeed(previous: &Snapshot, world: &World) -> Arc<Snapshot> {
-    good(Snapshot::succeed(previous, &world.files()), world)
+/// The successor of the snapshot of a world. Where only overlays changed, or only bundles, it is made in the way for that;
+/// else as a feed does that compiles beside what is in force.
+fn succeed(previous: &Snapshot, before: &World, world: &World) -> Arc<Snapshot> {
+    let (files, overlays) = (world.files(), world.overlays());
+    if before.files() == files {
+        return Arc::new(previous.overlaid(&overlays, None));
+    }
+    if before.overlays == world.overlays {
+        return good(Snapshot::succeed(previous, &files), world);
+    }
+    let compiled = Snapshot::assemble(None, &files, &[], None);
+    good(compiled.map(|compiled| compiled.succeeding(Some(previous), &overlays)), world)
 }
 
 fn good(compiled: Result<Snapshot, Vec<stockade::problem::Problem>>, world: &World) -> Arc<Snapshot> {
@@ -140,5 +150,6 @@ fn agree(decision: &Decision, expected: &Expected, world: &World, about: impl Fn
         _ => return,
     };
     let (found, expected) = (Answer::from(decision), &expected.answer);
-    panic!("{}: {wrong}\n {found:?}, {:?}\n {expected:?}\n{:#?}", about(), decision.cache, world.files());
+    let (files, overlays) = (world.files(), &world.overlays);
+    panic!("{}: {wrong}\n {found:?}, {:?}\n {expected:?}\n{files:#?}\n{overlays:#?}", about(), decision.cache);
 }

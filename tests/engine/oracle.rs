@@ -96,6 +96,10 @@ impl Oracle {
                 add(&mut oracle.fleeting, &rule.bare());
             }
         }
+        for (id, overlay) in &world.overlays {
+            let id = PolicyId::new(format!("overlay/{id}"));
+            oracle.enforced.add(Policy::parse(Some(id), overlay.text()).unwrap()).unwrap();
+        }
         for (at, template) in &world.templates {
             let id = PolicyId::new(format!("b/t{at}"));
             let add = |set: &mut PolicySet, text: &str| {

@@ -29,7 +29,7 @@ impl Chain {
                 0 => world = dice.pick(&own.worlds).clone(),
                 _ => (0..1 + dice.roll(3)).for_each(|_| _ = world.change(&mut dice)),
             }
-            own.snapshots.push(succeed(own.snapshots.last().unwrap(), &world));
+            own.snapshots.push(succeed(own.snapshots.last().unwrap(), own.worlds.last().unwrap(), &world));
             own.oracles.push(Oracle::new(&world));
             own.worlds.push(world.clone());
         }

@@ -58,6 +58,7 @@ impl Run {
 
     /// Some changes, published at once; or one before them, published again.
     fn change(&mut self) {
+        let before = self.world.clone();
         let touches = match self.dice.roll(10) {
             0 if !self.earlier.is_empty() => {
                 self.world = self.dice.pick(&self.earlier).clone();
@@ -76,7 +77,7 @@ impl Run {
             Touches::Anything => Vec::new(),
             _ => (0..4).filter_map(|_| self.remembered(touches)).collect(),
         };
-        let next = succeed(&self.engine.current(), &self.world);
+        let next = succeed(&self.engine.current(), &before, &self.world);
         self.engine.push(next);
         self.oracle = Oracle::new(&self.world);
         self.tally.pushes += 1;
@@ -96,6 +97,7 @@ impl Run {
             Touches::Nothing => true,
             Touches::Path(path) => path != ask.path,
             Touches::Denials => decision.effect == stockade::model::Effect::Allow,
+            Touches::User(user) => ask.user != Some(user),
             Touches::Anything => false,
         };
         (is_hit(&decision) && spared).then_some(ask)
@@ -172,10 +174,13 @@ fn more_pushes_than_are_kept() {
         let mut run = Run::new(3000 + seed);
         let asks = run.asks.clone();
         asks.iter().for_each(|ask| drop(run.ask(ask)));
+        let before = run.world.clone();
         run.world.reverse();
+        run.engine.push(succeed(&run.engine.current(), &before, &run.world));
         for _ in 0..66 {
+            let before = run.world.clone();
             run.world.restyle(&mut run.dice);
-            run.engine.push(succeed(&run.engine.current(), &run.world));
+            run.engine.push(succeed(&run.engine.current(), &before, &run.world));
         }
         run.oracle = Oracle::new(&run.world);
         asks.iter().for_each(|ask| drop(run.ask(ask)));

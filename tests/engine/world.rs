@@ -1,10 +1,12 @@
 //! Bundles and requests as the dice make them, and what may become of a bundle from one push to the next.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde_json::{Value as Json, json};
 use stockade::ext_authz::wire;
+use stockade::model::{Effect, EntityUid, Overlay};
 use stockade::policy::Files;
 
 use super::Dice;
@@ -133,6 +135,50 @@ const SLOTS: [(&str, &str); 6] = [
     ("principal in ?principal", "resource in ?resource"),
 ];
 
+/// People choose these.
+const OVERLAYS: [&str; 3] = ["2026-11-22", "mallory's \"laptop\" \\", "Größe-\u{1f512}\n"];
+/// What overlays are about. Some of it no bundle knows.
+const SUBJECTS: [Option<&str>; 8] = [
+    None,
+    Some("User::\"u0\""),
+    Some("User::\"u1\""),
+    Some("User::\"u2\""),
+    Some("Group::\"g1\""),
+    Some("Group::\"g0\""),
+    Some("Anonymous::\"anonymous\""),
+    Some("Robot::\"u0\""),
+];
+const DOINGS: [Option<&str>; 7] = [
+    None,
+    None,
+    Some("Action::\"ga\""),
+    Some("Action::\"a0\""),
+    Some("Action::\"read\""),
+    Some("Action::\"GET\""),
+    Some("Robots::Action::\"a0\""),
+];
+const OBJECTS: [Option<&str>; 8] = [
+    None,
+    None,
+    Some("Doc::\"d0\""),
+    Some("Doc::\"d1\""),
+    Some("Folder::\"f0\""),
+    Some("Folder::\"f1\""),
+    Some("Service::\"default\""),
+    Some("Vault::\"d0\""),
+];
+
+/// An overlay: principal, action and resource as Cedar writes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exception {
+    grant: bool,
+    principal: Option<&'static str>,
+    action: Option<&'static str>,
+    resource: Option<&'static str>,
+    /// Means nothing: the reason that was given for it.
+    remark: usize,
+}
+
 /// A policy or a template.
 #[derive(Debug, Clone)]
 pub struct Rule {
@@ -201,6 +247,8 @@ pub struct World {
     users: BTreeMap<usize, (Option<&'static str>, Vec<usize>)>,
     pub shape: Shape,
     pub routes: [Route; 2],
+    /// By id, without the `overlay/`.
+    pub overlays: BTreeMap<&'static str, Exception>,
     /// `denial` of bundle.yaml.
     pub denial: Option<usize>,
     theme: Theme,
@@ -215,8 +263,9 @@ struct Theme {
     changes: Vec<usize>,
 }
 
-/// Changes that are best seen among themselves: of policies, of templates and links, of entities; and of everything.
-const FAMILIES: [(usize, usize); 5] = [(0, 10), (11, 16), (17, 25), (17, 25), (0, CHANGES - 1)];
+/// Changes that are best seen among themselves: of policies, of templates and links, of entities, of overlays; and of
+/// everything.
+const FAMILIES: [(usize, usize); 6] = [(0, 10), (11, 16), (17, 25), (17, 25), (BUNDLE, CHANGES - 1), (0, CHANGES - 1)];
 
 impl Theme {
     fn new(dice: &mut Dice, deep: bool) -> Self {
@@ -240,6 +289,8 @@ pub enum Touches {
     Path(usize),
     /// How denials look.
     Denials,
+    /// An overlay that is about this user.
+    User(usize),
     /// Anything.
     Anything,
 }
@@ -338,6 +389,47 @@ impl Rule {
     }
 }
 
+impl Exception {
+    fn new(dice: &mut Dice) -> Self {
+        Self {
+            grant: dice.roll(2) == 0,
+            principal: *dice.pick(&SUBJECTS),
+            action: *dice.pick(&DOINGS),
+            resource: *dice.pick(&OBJECTS),
+            remark: 0,
+        }
+    }
+
+    /// The same, but for one thing.
+    fn alter(&mut self, dice: &mut Dice) {
+        let other = Self::new(dice);
+        match dice.roll(5) {
+            0 => self.grant = !self.grant,
+            1 => self.principal = other.principal,
+            2 => self.action = other.action,
+            3 => self.resource = other.resource,
+            _ => self.remark += 1,
+        }
+    }
+
+    /// The number of the user that it is about, if it is about one.
+    fn user(&self) -> Option<usize> {
+        self.principal?.strip_prefix("User::\"u")?.strip_suffix('"')?.parse().ok()
+    }
+
+    /// In Cedar's syntax.
+    pub fn text(&self) -> String {
+        let side = |name: &str, own: Option<&str>| own.map_or(name.to_owned(), |own| format!("{name} in {own}"));
+        format!(
+            "{} ({}, {}, {});",
+            if self.grant { "permit" } else { "forbid" },
+            side("principal", self.principal),
+            side("action", self.action),
+            side("resource", self.resource),
+        )
+    }
+}
+
 impl Link {
     /// What the slots of its template stand for.
     pub fn values(&self, template: &Rule) -> Vec<(&'static str, String)> {
@@ -375,8 +467,9 @@ impl Shape {
     }
 }
 
-/// How many kinds of changes there are, the likelier ones counted several times.
-const CHANGES: usize = 29;
+/// How many kinds of changes of bundles there are, the likelier ones counted several times; and of overlays as well.
+const BUNDLE: usize = 29;
+const CHANGES: usize = 33;
 
 impl World {
     pub fn new(dice: &mut Dice, deep: bool) -> Self {
@@ -390,11 +483,14 @@ impl World {
             users: BTreeMap::new(),
             shape: Shape { grouped: true, anonymous: true, v: "Long", remark: 0 },
             routes: [Route::To(0), Route::To(1)],
+            overlays: BTreeMap::new(),
             denial: None,
             theme: Theme::new(dice, deep),
         };
+        // Overlays are the exception. Where there are some, they hide what else goes on.
+        let kinds = if dice.roll(3) == 0 { CHANGES } else { BUNDLE };
         for _ in 0..48 {
-            let kind = dice.roll(CHANGES);
+            let kind = dice.roll(kinds);
             world.change_of(kind, dice);
         }
         world.routes = [Route::To(0), Route::To(1)];
@@ -493,12 +589,35 @@ impl World {
                 };
                 return Touches::Path(path);
             }
-            _ => {
+            28 => {
                 self.denial = dice.maybe(3, |dice| dice.roll(3));
                 return Touches::Denials;
             }
+            _ => return self.except(dice),
         }
         Touches::Anything
+    }
+
+    /// An overlay comes, goes or alters.
+    fn except(&mut self, dice: &mut Dice) -> Touches {
+        let id = *dice.pick(&OVERLAYS);
+        let before = self.overlays.get(id).copied();
+        match (self.overlays.get_mut(id), dice.roll(3)) {
+            (Some(_), 0) => drop(self.overlays.remove(id)),
+            (Some(known), 1) => known.alter(dice),
+            _ => drop(self.overlays.insert(id, Exception::new(dice))),
+        }
+        let after = self.overlays.get(id).copied();
+        let scope = |exception: Exception| Exception { remark: 0, ..exception };
+        if before.map(scope) == after.map(scope) {
+            return Touches::Nothing;
+        }
+        let mut users = before.iter().chain(&after).map(Exception::user);
+        match (users.next().flatten(), users.next()) {
+            (Some(user), None) => Touches::User(user),
+            (Some(user), Some(other)) if other == Some(user) => Touches::User(user),
+            _ => Touches::Anything,
+        }
     }
 
     /// An annotation that means something, and nothing else.
@@ -586,6 +705,22 @@ impl World {
             all.push(json!({"uid": uid("User", format!("u{user}")), "attrs": attrs, "parents": parents}));
         }
         Json::Array(all)
+    }
+
+    /// As the feed would have them.
+    pub fn overlays(&self) -> Vec<Overlay> {
+        let uid = |text: Option<&str>| -> Option<EntityUid> { text.map(|text| text.parse().unwrap()) };
+        let overlay = |(id, own): (&&str, &Exception)| Overlay {
+            id: (*id).to_owned(),
+            effect: if own.grant { Effect::Allow } else { Effect::Deny },
+            principal: uid(own.principal),
+            action: uid(own.action),
+            resource: uid(own.resource),
+            from: SystemTime::UNIX_EPOCH,
+            until: SystemTime::now() + Duration::from_secs(3600),
+            reason: format!("because {}", own.remark),
+        };
+        self.overlays.iter().map(overlay).collect()
     }
 
     /// As they stand in two directories.
