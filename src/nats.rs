@@ -15,7 +15,7 @@ use nkeys::KeyPair;
 use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
-pub use api::{Error, Stored};
+pub use api::{Error, Stored, code};
 pub use config::{Config, InboxPrefix, Server, Tls};
 
 /// How often the server is pinged. The third that it owes an answer ends the connection: a server that is stopped but
