@@ -4,7 +4,11 @@
 //! sidecar. Each change is a compare-and-set on the last message of its subject, so that of two who publish at once one wins
 //! and the other is told.
 
+pub mod history;
+pub mod leads;
+pub mod overlays;
 pub mod streams;
+pub mod table;
 
 use std::time::Duration;
 
@@ -15,8 +19,9 @@ use tokio::time::sleep;
 use crate::feed::jetstream::blob_of;
 use crate::nats::{self, Connection, Patience, Stored, code};
 use crate::store::layout::{Layout, PIECE};
+use crate::store::ledger::Believed;
 use crate::store::statement::{Blob, Kind, Manifest, Overlays, Status, StoreName};
-use crate::store::{Digest, Keyring, Ledger, ledger::Believed};
+use crate::store::{Digest, Keyring, Ledger, Refusal};
 use streams::{Desired, Settings};
 
 /// A store on NATS, from the side of those who write it.
@@ -283,7 +288,7 @@ pub fn read_overlays(store: &StoreName, keyring: &Keyring, bytes: &[u8]) -> Resu
     ledger.overlays.ok_or_else(|| "no overlays".to_owned())
 }
 
-fn unbelieved(what: &str, refusal: &crate::store::Refusal) -> String {
+fn unbelieved(what: &str, refusal: &Refusal) -> String {
     use crate::store::Refusal::{Role, UnknownKey};
     match refusal {
         UnknownKey(id) => format!(
