@@ -2,13 +2,14 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
 use super::read_manifest;
 use crate::nats::Stored;
+use crate::store::Keyring;
 use crate::store::statement::{Head, Manifest, StoreName, Version};
-use crate::store::{Digest, Keyring};
 
 /// A manifest of the history.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,12 +32,22 @@ pub fn read(stored: &[Stored], store: &StoreName, keyring: &Keyring) -> Vec<Entr
             Ok(own) => Some(Entry { sequence, manifest: own.says, head: own.head, doubt: None }),
             Err(doubt) => {
                 let (manifest, payload): (Manifest, _) = unverified(&stored.payload)?;
-                let head = Head { version: manifest.version, digest: Digest::of(&payload) };
+                let head = Head::of(manifest.version, &payload);
                 Some(Entry { sequence, manifest, head, doubt: Some(doubt) })
             }
         }
     };
     stored.iter().filter_map(entry).collect()
+}
+
+/// Which manifest or statement of overlays it is, whoever signed it.
+pub fn head(envelope: &[u8]) -> Option<Head> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: Version,
+    }
+    let (says, payload): (Versioned, _) = unverified(envelope)?;
+    Some(Head::of(says.version, &payload))
 }
 
 /// What a statement says, whoever signed it: to be shown, never to be acted upon.
@@ -95,7 +106,7 @@ mod tests {
     use super::*;
     use crate::store::keys::Trusted;
     use crate::store::statement::{Blob, Kind, Timestamp};
-    use crate::store::{Role, SecretKey, envelope};
+    use crate::store::{Digest, Role, SecretKey, envelope};
 
     fn store() -> StoreName {
         StoreName::try_from_text("prod".to_owned()).expect("a name")
