@@ -1,11 +1,38 @@
 //! The command line: one file per subcommand.
 
+#[cfg(feature = "nats")]
+mod beacon;
 mod check_config;
 mod completions;
 mod decide;
+#[cfg(feature = "nats")]
+mod deny;
 mod footprint;
+#[cfg(feature = "nats")]
+mod grant;
+#[cfg(feature = "nats")]
+mod history;
+#[cfg(feature = "nats")]
+mod issue;
+mod keygen;
+#[cfg(feature = "nats")]
+mod overlays;
+#[cfg(feature = "nats")]
+mod publish;
+#[cfg(feature = "nats")]
+mod pull;
+#[cfg(feature = "nats")]
+mod rollback;
 mod serve;
+#[cfg(feature = "nats")]
+mod show;
+#[cfg(feature = "nats")]
+mod status;
+#[cfg(feature = "nats")]
+mod store;
 mod validate;
+#[cfg(feature = "nats")]
+mod wait;
 
 use std::process::ExitCode;
 
@@ -35,6 +62,27 @@ enum Command {
     Validate(validate::Args),
     Decide(decide::Args),
     Footprint(footprint::Args),
+    Keygen(keygen::Args),
+    #[cfg(feature = "nats")]
+    Publish(publish::Args),
+    #[cfg(feature = "nats")]
+    Rollback(rollback::Args),
+    #[cfg(feature = "nats")]
+    History(history::Args),
+    #[cfg(feature = "nats")]
+    Show(show::Args),
+    #[cfg(feature = "nats")]
+    Pull(pull::Args),
+    #[cfg(feature = "nats")]
+    Status(status::Args),
+    #[cfg(feature = "nats")]
+    Deny(deny::Args),
+    #[cfg(feature = "nats")]
+    Grant(grant::Args),
+    #[cfg(feature = "nats")]
+    Overlays(overlays::Args),
+    #[cfg(feature = "nats")]
+    Beacon(beacon::Args),
     Completions(completions::Args),
 }
 
@@ -57,6 +105,27 @@ pub fn run() -> ExitCode {
         Command::Validate(args) => validate::run(&args),
         Command::Decide(args) => decide::run(&args),
         Command::Footprint(args) => footprint::run(&args),
+        Command::Keygen(args) => keygen::run(&args),
+        #[cfg(feature = "nats")]
+        Command::Publish(args) => publish::run(&args),
+        #[cfg(feature = "nats")]
+        Command::Rollback(args) => rollback::run(&args),
+        #[cfg(feature = "nats")]
+        Command::History(args) => history::run(&args),
+        #[cfg(feature = "nats")]
+        Command::Show(args) => show::run(&args),
+        #[cfg(feature = "nats")]
+        Command::Pull(args) => pull::run(&args),
+        #[cfg(feature = "nats")]
+        Command::Status(args) => status::run(&args),
+        #[cfg(feature = "nats")]
+        Command::Deny(args) => deny::run(&args),
+        #[cfg(feature = "nats")]
+        Command::Grant(args) => grant::run(&args),
+        #[cfg(feature = "nats")]
+        Command::Overlays(args) => overlays::run(&args),
+        #[cfg(feature = "nats")]
+        Command::Beacon(args) => beacon::run(&args),
         Command::Completions(args) => completions::run(&args),
     }
 }

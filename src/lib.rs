@@ -19,6 +19,8 @@ pub mod store;
 
 #[cfg(feature = "nats")]
 pub mod nats;
+#[cfg(feature = "nats")]
+pub mod publish;
 
 pub mod feed;
 

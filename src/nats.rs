@@ -15,8 +15,8 @@ use nkeys::KeyPair;
 use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
-pub use api::{Error, Stored};
-pub use config::{Config, InboxPrefix, Server, Tls};
+pub use api::{Error, Stored, code};
+pub use config::{Config, Domain, InboxPrefix, Server, Tls};
 
 /// How often the server is pinged. The third that it owes an answer ends the connection: a server that is stopped but
 /// connected is noticed after some five seconds, by this. The beacon notices sooner.

@@ -5,6 +5,7 @@ mod annotations;
 mod bundle;
 mod change;
 mod compile;
+mod difference;
 mod entities;
 mod files;
 mod footprint;
@@ -18,6 +19,7 @@ mod summary;
 mod value;
 
 pub use bundle::Ttl;
+pub use difference::Difference;
 pub use files::Files;
 pub use footprint::{Footprint, Reads};
 pub use report::{ALWAYS as ALWAYS_IN_KEY, FootprintSummary, Hits, PlaceSummary, Read, Reader};

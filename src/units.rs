@@ -59,7 +59,8 @@ impl Bytes {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// Reads the written form; `None` if it is not a number of bytes.
+    pub fn try_from_text(text: &str) -> Option<Self> {
         let (number, unit) = UNITS
             .iter()
             .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|number| (number, *unit)))
@@ -78,7 +79,7 @@ impl Deserr<Faults> for Bytes {
             deserr::Value::String(text) => text,
             other => format!("{}", other.kind()),
         };
-        Self::parse(&text).ok_or_else(|| {
+        Self::try_from_text(&text).ok_or_else(|| {
             Faults::new(
                 format!("`{text}` is not a number of bytes"),
                 Some("like `64KiB` or `1MiB`".to_owned()),
@@ -110,12 +111,12 @@ mod tests {
     #[test]
     fn bytes_read_what_they_write() {
         for (text, bytes) in [("512", 512), ("1KiB", 1024), ("64 MiB", 64 << 20), ("2GiB", 2 << 30)] {
-            let parsed = Bytes::parse(text).expect(text);
+            let parsed = Bytes::try_from_text(text).expect(text);
             assert_eq!(parsed.0, bytes);
-            assert_eq!(Bytes::parse(&parsed.to_string()), Some(parsed));
+            assert_eq!(Bytes::try_from_text(&parsed.to_string()), Some(parsed));
         }
         for text in ["", "MiB", "1MB", "-1", "99999999999GiB"] {
-            assert_eq!(Bytes::parse(text), None, "{text}");
+            assert_eq!(Bytes::try_from_text(text), None, "{text}");
         }
     }
 }

@@ -16,4 +16,6 @@ mod recordings;
 mod reference;
 mod serve;
 mod smoke;
+#[cfg(feature = "nats")]
+mod store;
 mod wire;

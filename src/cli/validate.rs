@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::feed::{self, Limits};
-use crate::policy::Snapshot;
+use crate::policy::{Files, Snapshot};
 use crate::problem;
 
 /// Check a bundle, as a sidecar would before it puts it in force.
@@ -48,6 +48,11 @@ pub(super) fn run(args: &Args) -> ExitCode {
 
 /// Reads and compiles bundles, once.
 pub(super) fn load(directories: &[PathBuf]) -> Result<Snapshot, Vec<problem::Problem>> {
+    read(directories).map(|(_, snapshot)| snapshot)
+}
+
+/// Reads and compiles bundles, and keeps what was read.
+pub(super) fn read(directories: &[PathBuf]) -> Result<(Vec<Files>, Snapshot), Vec<problem::Problem>> {
     let mut files = Vec::new();
     let mut problems = Vec::new();
     for directory in directories {
@@ -56,5 +61,9 @@ pub(super) fn load(directories: &[PathBuf]) -> Result<Snapshot, Vec<problem::Pro
             Err(found) => problems.extend(found),
         }
     }
-    if problems.is_empty() { Snapshot::compile(&files, 1) } else { Err(problems) }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let snapshot = Snapshot::compile(&files, 1)?;
+    Ok((files, snapshot))
 }

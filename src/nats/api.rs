@@ -7,10 +7,15 @@ use async_nats::{HeaderMap, Message, Request, RequestErrorKind, StatusCode};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
+use tokio::sync::watch;
 
 use super::Connection;
+
+/// How many messages are asked for at a time. Beyond 1024 the server would not go.
+const BATCH: u32 = 256;
 
 /// Why a request came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,13 +146,60 @@ impl Connection {
         self.direct(&format!("{}.DIRECT.GET.{stream}.{subject}", self.api), Bytes::new()).await
     }
 
-    /// The first message that is on a subject (which may hold wildcards) and not before `sequence`, from any replica.
+    /// All messages on a subject, which may hold wildcards, from `sequence` on, in their order, from any replica.
     ///
     /// # Errors
-    /// If the server gives no answer, or not this one.
-    pub async fn next(&self, stream: &str, subject: &str, sequence: u64) -> Result<Option<Stored>, Error> {
-        let body = json!({"seq": sequence, "next_by_subj": subject}).to_string();
-        self.direct(&format!("{}.DIRECT.GET.{stream}", self.api), body.into()).await
+    /// If the server gives no answer, or not all of it.
+    pub async fn walk(&self, stream: &str, subject: &str, sequence: u64) -> Result<Vec<Stored>, Error> {
+        let (mut found, mut from) = (Vec::new(), sequence);
+        while let Some(next) = self.batch(stream, subject, from, &mut found).await? {
+            from = next;
+        }
+        Ok(found)
+    }
+
+    /// One batch of a walk; where the next one begins, if there is more. (nats-server 2.11, ADR-31)
+    async fn batch(
+        &self,
+        stream: &str,
+        subject: &str,
+        from: u64,
+        found: &mut Vec<Stored>,
+    ) -> Result<Option<u64>, Error> {
+        if !self.is_up() {
+            return Err(Error::Down);
+        }
+        let inbox = self.client.new_inbox();
+        let mut answers = self.subscribe(inbox.clone()).await.map_err(Error::Other)?;
+        let request = format!("{}.DIRECT.GET.{stream}", self.api);
+        let body = json!({"seq": from, "batch": BATCH, "next_by_subj": subject}).to_string();
+        let mut refused = self.refused.clone();
+        refused.mark_unchanged();
+        let sent = self.client.publish_with_reply(request.clone(), inbox, body.into()).await;
+        sent.map_err(|error| Error::Other(error.to_string()))?;
+        loop {
+            let answer = tokio::select! {
+                answer = tokio::time::timeout(self.timeout, answers.next()) => answer,
+                text = forbidden(&mut refused, &request) => return Err(Error::Forbidden(text)),
+            };
+            let answer = answer.map_err(|_| Error::TimedOut(self.timeout))?;
+            let answer = answer.ok_or_else(|| Error::Other("the connection was closed".to_owned()))?;
+            let Some(status) = answer.status else {
+                found.push(stored(answer)?);
+                continue;
+            };
+            let header = |name: &str| answer.headers.as_ref()?.get(name)?.as_str().parse::<u64>().ok();
+            return match status.as_u16() {
+                // The end of the batch, which says how much is left and where this one stopped.
+                204 if header("Nats-Num-Pending").unwrap_or(0) > 0 => {
+                    let last = found.last().map_or(0, |stored| stored.sequence);
+                    Ok(last.checked_add(1).filter(|next| *next > from))
+                }
+                204 | 404 => Ok(None),
+                503 => Err(Error::Nobody(request)),
+                _ => Err(Error::Refused { code: 0, text: answer.description.unwrap_or_else(|| status.to_string()) }),
+            };
+        }
     }
 
     async fn direct(&self, request: &str, body: Bytes) -> Result<Option<Stored>, Error> {
@@ -223,21 +275,8 @@ impl Connection {
         if let Some(headers) = headers {
             request = request.headers(headers);
         }
-        let quoted = format!("\"{subject}\"");
         let mut refused = self.refused.clone();
         refused.mark_unchanged();
-        let forbidden = async {
-            loop {
-                // The connection is gone, and with it whoever could refuse: the answer will say so.
-                if refused.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-                let text = refused.borrow_and_update().clone();
-                if text.contains(&quoted) {
-                    return text;
-                }
-            }
-        };
         // The library's own timeout covers the answer, but not the way into its queue.
         let answer = tokio::time::timeout(self.timeout, self.client.send_request(subject.to_owned(), request));
         tokio::select! {
@@ -246,7 +285,7 @@ impl Connection {
                 Ok(Err(error)) => Err(self.failed(subject, &error)),
                 Err(_) => Err(Error::TimedOut(self.timeout)),
             },
-            text = forbidden => Err(Error::Forbidden(text)),
+            text = forbidden(&mut refused, subject) => Err(Error::Forbidden(text)),
         }
     }
 
@@ -255,6 +294,21 @@ impl Connection {
             RequestErrorKind::TimedOut => Error::TimedOut(self.timeout),
             RequestErrorKind::NoResponders => Error::Nobody(subject.to_owned()),
             _ => Error::Other(error.to_string()),
+        }
+    }
+}
+
+/// Waits until the server says that this subject is forbidden to us.
+async fn forbidden(refused: &mut watch::Receiver<String>, subject: &str) -> String {
+    let quoted = format!("\"{subject}\"");
+    loop {
+        // The connection is gone, and with it whoever could refuse: the answer will say so.
+        if refused.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        let text = refused.borrow_and_update().clone();
+        if text.contains(&quoted) {
+            return text;
         }
     }
 }

@@ -3,6 +3,7 @@
 pub mod certificates;
 pub mod envoy;
 pub mod http;
+pub mod nats;
 pub mod token;
 pub mod upstream;
 

@@ -1,0 +1,78 @@
+use std::process::ExitCode;
+
+use serde_json::{Value as Json, json};
+
+use super::store::{StoreArgs, TrustArgs, run as run_command};
+use crate::publish::history::Entry;
+use crate::publish::table::{clean, columns};
+
+/// Show what was published: who, when, why, and from which commit.
+///
+/// The newest first. With `--trust`, says of each whether a trusted key has signed it; without, takes it as it is.
+///
+/// Exit status: 0, or 1 if the store cannot be read.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    run_command(async {
+        let session = args.store.connect(args.trust.keyring(None)).await?;
+        let mut entries = session.entries().await?;
+        entries.reverse();
+        let checked = !args.trust.is_empty();
+        match args.json {
+            true => {
+                println!("{:#}", Json::from(entries.iter().map(|entry| self::json(entry, checked)).collect::<Vec<_>>()))
+            }
+            false => print!("{}", text(&entries, checked)),
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// One entry: its manifest, and whether it is believed; `null` if nobody has looked.
+pub(super) fn json(entry: &Entry, checked: bool) -> Json {
+    let believed = checked.then_some(entry.doubt.is_none());
+    let doubt = entry.doubt.as_ref().filter(|_| checked);
+    json!({"version": entry.head.version.to_string(), "manifest": entry.manifest, "believed": believed, "doubt": doubt})
+}
+
+/// Whether a manifest is believed, in a word.
+pub(super) fn signature(entry: &Entry, checked: bool) -> &'static str {
+    match (checked, &entry.doubt) {
+        (false, _) => "not checked",
+        (true, None) => "good",
+        (true, Some(_)) => "NOT BELIEVED",
+    }
+}
+
+fn text(entries: &[Entry], checked: bool) -> String {
+    if entries.is_empty() {
+        return "nothing was ever published\n".to_owned();
+    }
+    let header = ["VERSION", "PUBLISHED AT", "BY", "COMMIT", "DIGEST", "SIGNATURE", "MESSAGE"];
+    let mut rows = vec![header.map(ToOwned::to_owned).to_vec()];
+    rows.extend(entries.iter().map(|entry| {
+        let own = &entry.manifest;
+        let short = |text: &str| text.chars().take(12).collect::<String>();
+        let back = own.rolls_back_to.map(|version| format!("(back to {version}) ")).unwrap_or_default();
+        vec![
+            own.version.to_string(),
+            own.published_at.to_string(),
+            clean(&own.publisher),
+            own.commit.as_deref().map_or_else(|| "-".to_owned(), |commit| clean(&short(commit))),
+            short(&own.bundle.digest.hex()),
+            signature(entry, checked).to_owned(),
+            format!("{back}{}", own.message.as_deref().map(clean).unwrap_or_default()),
+        ]
+    }));
+    columns(&rows)
+}

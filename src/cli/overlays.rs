@@ -1,0 +1,64 @@
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use serde_json::json;
+
+use super::issue::{IssueArgs, end, newest};
+use super::store::{StoreArgs, TrustArgs, run as run_command};
+use crate::publish::overlays::describe;
+use crate::publish::table::clean;
+
+/// List the emergency denials and exceptions in force, or end one.
+///
+/// Only what a trusted key has signed is listed.
+///
+/// Exit status: 0; 1 if the store cannot be read or nothing was changed; 2 if one was ended, but `--wait` was not
+/// fulfilled or a sidecar refuses it.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// End one before its time.
+    End {
+        /// Its id.
+        #[arg(value_name = "ID")]
+        id: String,
+        #[command(flatten)]
+        issue: Box<IssueArgs>,
+    },
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    match &args.command {
+        Some(Command::End { id, issue }) => run_command(end(id, issue)),
+        None => run_command(list(args)),
+    }
+}
+
+async fn list(args: &Args) -> Result<ExitCode, String> {
+    let session = args.store.connect(args.trust.keyring(None)).await?;
+    let now = SystemTime::now();
+    let mut entries = newest(&session).await?.map(|(_, overlays)| overlays.overlays).unwrap_or_default();
+    entries.retain(|entry| entry.until.0 > now);
+    if args.json {
+        println!("{:#}", json!(entries));
+    } else if entries.is_empty() {
+        println!("no overlays are in force");
+    }
+    for entry in entries.iter().filter(|_| !args.json) {
+        println!("{}", clean(&describe(entry, now)));
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,73 @@
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::history;
+use super::store::{StoreArgs, TrustArgs, compile, run as run_command};
+use crate::publish::history::{Entry, find};
+use crate::publish::table::clean;
+
+/// Show one version: its manifest, and the policies of its bundle.
+///
+/// Exit status: 0, or 1 if there is no such version or it cannot be read.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The version, as `stockade history` shows it; its last number or `newest` will do.
+    #[arg(value_name = "REV")]
+    revision: String,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+pub(super) fn run(args: &Args) -> ExitCode {
+    run_command(show(args))
+}
+
+async fn show(args: &Args) -> Result<ExitCode, String> {
+    let session = args.store.connect(args.trust.keyring(None)).await?;
+    let entries = session.entries().await?;
+    let entry = find(&entries, &args.revision)?;
+    let checked = !args.trust.is_empty();
+    let files = session.files(&entry.manifest).await?;
+    let snapshot = compile(&files).map_err(|error| format!("the bundle is not good: {error}"))?;
+    let summary = snapshot.summary();
+    let paths: Vec<String> = files.iter().flat_map(|own| own.files.keys().cloned()).collect();
+    if args.json {
+        let mut shown = history::json(entry, checked);
+        shown["revision"] = json!(summary.revision.id);
+        shown["policies"] = json!(summary.policies);
+        shown["files"] = json!(paths);
+        println!("{shown:#}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    print!("{}", head(entry, checked));
+    println!("{:<14}{}", "revision", summary.revision.id);
+    println!("{:<14}{}", "files", paths.join(", "));
+    for policy in &summary.policies {
+        println!("{:<14}{} ({}, {}) in {}", "policy", policy.id, policy.effect, policy.mode, policy.file);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn head(entry: &Entry, checked: bool) -> String {
+    let own = &entry.manifest;
+    let mut lines = vec![
+        ("version", own.version.to_string()),
+        ("signature", history::signature(entry, checked).to_owned()),
+        ("published at", own.published_at.to_string()),
+        ("by", clean(&own.publisher)),
+        ("bundle", format!("{}, {} bytes", own.bundle.digest, own.bundle.size)),
+    ];
+    lines.extend(entry.doubt.as_ref().filter(|_| checked).map(|doubt| ("doubt", doubt.clone())));
+    lines.extend(own.message.as_ref().map(|text| ("message", clean(text))));
+    lines.extend(own.commit.as_ref().map(|text| ("commit", clean(text))));
+    lines.extend(own.rolls_back_to.map(|version| ("goes back to", version.to_string())));
+    lines.extend(own.not_before.map(|at| ("not before", at.to_string())));
+    lines.extend(own.min_sidecar.as_ref().map(|text| ("min sidecar", clean(text))));
+    lines.iter().map(|(key, value)| format!("{key:<14}{value}\n")).collect()
+}

@@ -1,0 +1,209 @@
+//! What carries statements and bundles to a sidecar, when the server misbehaves.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use stockade::feed::jetstream::Jetstream;
+use stockade::feed::source::{Event, Source};
+use stockade::nats;
+use stockade::publish::streams::Settings;
+use stockade::store::layout::PIECE;
+use stockade::store::statement::{Blob, Kind, Status, Timestamp};
+
+use super::{NOTICED, blob, config, follow, prod, store, until, write};
+use crate::support::nats::NatsServer;
+
+fn statement(kind: Kind, text: &str) -> Event {
+    Event::Statement(kind, Bytes::copy_from_slice(text.as_bytes()))
+}
+
+#[tokio::test]
+async fn statements_are_heard_as_they_are_written_and_the_newest_can_be_asked_for() {
+    let server = NatsServer::start().await;
+    let store = store(&server).await;
+    let (source, mut events) = follow(&server).await;
+    assert_eq!(source.newest(Kind::Manifest).await, Ok(None));
+    write(&store, Kind::Manifest, "one").await;
+    write(&store, Kind::Beacon, "ping").await;
+    write(&store, Kind::Manifest, "two").await;
+    write(&store, Kind::Overlays, "deny").await;
+    for (kind, text) in
+        [(Kind::Manifest, "one"), (Kind::Beacon, "ping"), (Kind::Manifest, "two"), (Kind::Overlays, "deny")]
+    {
+        assert_eq!(events.recv().await, Some(statement(kind, text)), "without a gap");
+    }
+    assert_eq!(source.newest(Kind::Manifest).await, Ok(Some(Bytes::from_static(b"two"))));
+    assert_eq!(source.newest(Kind::Overlays).await, Ok(Some(Bytes::from_static(b"deny"))));
+}
+
+#[tokio::test]
+async fn a_crash_shows_and_nothing_is_lost_after_it() {
+    let mut server = NatsServer::start().await;
+    let store = store(&server).await;
+    let (source, mut events) = follow(&server).await;
+    write(&store, Kind::Manifest, "one").await;
+    until(&mut events, |event| *event == statement(Kind::Manifest, "one")).await;
+    server.kill().await;
+    until(&mut events, |event| matches!(event, Event::Down(_))).await;
+    let error = source.newest(Kind::Manifest).await.expect_err("nobody is there");
+    assert!(error.0.contains("no connection"), "{error}");
+    server.start_again().await;
+    until(&mut events, |event| *event == Event::Up).await;
+    assert_eq!(source.newest(Kind::Manifest).await, Ok(Some(Bytes::from_static(b"one"))));
+    let (store, _) =
+        stockade::publish::Store::connect(&config(&server), prod(), "cli", nats::Patience::Once).await.unwrap();
+    write(&store, Kind::Manifest, "two").await;
+    until(&mut events, |event| *event == statement(Kind::Manifest, "two")).await;
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_noticed() {
+    let server = NatsServer::start().await;
+    let store = store(&server).await;
+    let (_source, mut events) = follow(&server).await;
+    write(&store, Kind::Manifest, "one").await;
+    until(&mut events, |event| *event == statement(Kind::Manifest, "one")).await;
+    server.freeze();
+    let frozen = Instant::now();
+    until(&mut events, |event| matches!(event, Event::Down(_))).await;
+    assert!(frozen.elapsed() < NOTICED, "{:?}", frozen.elapsed());
+    server.thaw();
+    until(&mut events, |event| *event == Event::Up).await;
+}
+
+#[tokio::test]
+async fn a_store_that_begins_anew_shows_as_a_gap() {
+    let mut server = NatsServer::start().await;
+    let first = store(&server).await;
+    let (source, mut events) = follow(&server).await;
+    for n in 0..3 {
+        write(&first, Kind::Beacon, &n.to_string()).await;
+    }
+    until(&mut events, |event| *event == statement(Kind::Beacon, "2")).await;
+    server.kill().await;
+    server.wipe();
+    server.start_again().await;
+    until(&mut events, |event| *event == Event::Up).await;
+    let error = source.newest(Kind::Beacon).await.expect_err("there is no stream");
+    assert!(error.0.contains("the store is not there"), "{error}");
+    let again = store(&server).await;
+    write(&again, Kind::Beacon, "new").await;
+    let gap = until(&mut events, |event| matches!(event, Event::Gap(_))).await;
+    let Event::Gap(why) = gap else { unreachable!() };
+    assert!(why.contains("3 -> 1"), "{why}");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_deleted_and_made_again_while_connected_shows_as_a_gap() {
+    let server = NatsServer::start().await;
+    let store = store(&server).await;
+    let (_source, mut events) = follow(&server).await;
+    write(&store, Kind::Beacon, "1").await;
+    write(&store, Kind::Beacon, "2").await;
+    let (connection, _) = nats::connect(&config(&server), "cli", nats::Patience::Once).await.unwrap();
+    connection.request("STREAM.DELETE.STOCKADE_prod", &serde_json::Value::Null).await.unwrap();
+    store.ensure(&Settings::default()).await.unwrap();
+    write(&store, Kind::Beacon, "new").await;
+    until(&mut events, |event| *event == statement(Kind::Beacon, "new")).await;
+    assert!(matches!(events.recv().await, Some(Event::Gap(_))));
+}
+
+/// On NATS, a subscription to a forbidden subject succeeds and stays silent.
+#[tokio::test]
+async fn a_refusal_shows() {
+    let server = NatsServer::with(
+        r#"authorization: { users: [{
+            user: deaf, password: x
+            permissions: { subscribe: ["_INBOX_stockade_sidecar.>"], publish: ["$JS.API.DIRECT.GET.>"] }
+        }] }"#,
+    )
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let password = dir.path().join("password").display().to_string();
+    std::fs::write(&password, "x\n").unwrap();
+    let config =
+        nats::Config { user: Some("deaf".to_owned()), password_file: Some(password.clone()), ..config(&server) };
+    let (source, mut events) = Jetstream::follow(&config, prod()).await.unwrap();
+    let refusal = until(&mut events, |event| matches!(event, Event::Refused(_))).await;
+    let Event::Refused(what) = refusal else { unreachable!() };
+    assert!(what.contains("stockade.prod.event.>"), "{what}");
+    let asked = Instant::now();
+    let error = source.tell(&status()).await.expect_err("it may not");
+    assert!(error.0.contains("does not allow") && asked.elapsed() < Duration::from_secs(9), "{error}");
+
+    std::fs::write(&password, "wrong").unwrap();
+    let (_source, mut events) = Jetstream::follow(&config, prod()).await.unwrap();
+    let refusal = until(&mut events, |event| matches!(event, Event::Refused(_))).await;
+    assert!(matches!(&refusal, Event::Refused(what) if what.contains("authorization violation")), "{refusal:?}");
+    // Files are read at each attempt.
+    std::fs::write(&password, "x").unwrap();
+    until(&mut events, |event| *event == Event::Up).await;
+}
+
+#[tokio::test]
+async fn a_bundle_of_several_pieces_comes_whole_or_not_at_all() {
+    let server = NatsServer::start().await;
+    let store = store(&server).await;
+    let bytes: Vec<u8> = (0..2 * PIECE + 5).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    let (own, (source, _events)) = (blob(&bytes), follow(&server).await);
+    assert_eq!(store.upload(&own, &bytes).await, Ok(3));
+    assert_eq!(store.upload(&own, &bytes).await, Ok(0), "what is there is not sent again");
+    assert_eq!(source.blob(&own).await.unwrap(), bytes);
+    assert_eq!(store.blobs().await.unwrap(), [own.digest.hex()]);
+
+    let longer = Blob { size: own.size + PIECE as u64, ..own };
+    let error = source.blob(&longer).await.expect_err("one more piece");
+    assert!(error.0.starts_with("piece 3 of blob sha256:") && error.0.ends_with(" is missing"), "{error}");
+    let shorter = Blob { size: own.size - 1, ..own };
+    let error = source.blob(&shorter).await.expect_err("one byte less");
+    assert!(error.0.contains("is larger than"), "{error}");
+    store.remove_blob(&own.digest.hex()).await.unwrap();
+    assert!(source.blob(&own).await.is_err());
+}
+
+#[tokio::test]
+async fn what_sidecars_tell_is_kept_once_for_each() {
+    let server = NatsServer::start().await;
+    let store = store(&server).await;
+    let (source, _events) = follow(&server).await;
+    for pod in ["a", "b.c", "a"] {
+        source.tell(&Status { pod: pod.to_owned(), ..status() }).await.unwrap();
+    }
+    let pods: Vec<String> = store.statuses().await.unwrap().into_iter().map(|status| status.pod).collect();
+    assert_eq!(pods, ["b.c", "a"]);
+}
+
+/// More than one batch of what the server gives at a time.
+#[tokio::test]
+async fn a_long_history_is_read_whole() {
+    let server = NatsServer::start().await;
+    let store = store(&server).await;
+    let mut after = 0;
+    for n in 0..600 {
+        match store.advance(Kind::Manifest, n.to_string().as_bytes(), after).await.unwrap() {
+            stockade::publish::Advance::Done(sequence) => after = sequence,
+            other => panic!("{other:?}"),
+        }
+    }
+    let history = store.history(Kind::Manifest, 1).await.unwrap();
+    let texts: Vec<String> = history.iter().map(|own| String::from_utf8(own.payload.to_vec()).unwrap()).collect();
+    assert_eq!(texts, (0..600).map(|n| n.to_string()).collect::<Vec<_>>());
+    assert_eq!(store.history(Kind::Manifest, 590).await.unwrap().len(), 11);
+}
+
+fn status() -> Status {
+    Status {
+        pod: "pod".to_owned(),
+        namespace: "shop".to_owned(),
+        sidecar: "0.1.0".to_owned(),
+        manifest: None,
+        overlays: None,
+        revision: None,
+        enforced_at: None,
+        lead_time_ms: None,
+        overlays_lead_time_ms: None,
+        freshness: "fresh".to_owned(),
+        rejection: None,
+        at: Timestamp::now(),
+    }
+}
