@@ -25,22 +25,23 @@ impl Difference {
     pub fn between(old: &Snapshot, new: &Snapshot) -> Self {
         let find = |snapshot: &'_ Snapshot, own: &Compiled| {
             snapshot
+                .base
                 .policies
                 .binary_search_by(|policy| policy.id.cmp(&own.id))
                 .ok()
-                .and_then(|at| snapshot.policies.get(at).map(|policy| policy.decides_like(own)))
+                .and_then(|at| snapshot.base.policies.get(at).map(|policy| policy.decides_like(own)))
         };
-        let mut difference = Self { schema: old.schema_digest != new.schema_digest, ..Self::default() };
-        for policy in &new.policies {
+        let mut difference = Self { schema: old.base.schema_digest != new.base.schema_digest, ..Self::default() };
+        for policy in &new.base.policies {
             match find(old, policy) {
                 None => difference.added.push(policy.id.to_string()),
                 Some(false) => difference.modified.push(policy.id.to_string()),
                 Some(true) => {}
             }
         }
-        let gone = old.policies.iter().filter(|policy| find(new, policy).is_none());
+        let gone = old.base.policies.iter().filter(|policy| find(new, policy).is_none());
         difference.removed = gone.map(|policy| policy.id.to_string()).collect();
-        let entities = old.entities.differences(&new.entities).into_iter().filter(|uid| !uid.is_action());
+        let entities = old.base.entities.differences(&new.base.entities).into_iter().filter(|uid| !uid.is_action());
         difference.entities = entities.map(|uid| uid.to_string()).collect();
         difference.entities.sort();
         difference
