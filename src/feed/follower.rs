@@ -106,6 +106,9 @@ const FETCH: Duration = Duration::from_secs(60);
 /// How often what is in force is told to the store, if nothing changes.
 const REPORT: Duration = Duration::from_secs(30);
 
+/// How long what is on its way is waited for when there is something newer.
+const OVERTAKEN: Duration = Duration::from_secs(5);
+
 /// The pauses between attempts to get a bundle grow up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -165,7 +168,7 @@ pub struct Follower<P, E: Engine> {
     look_again: bool,
     next_look: Instant,
     /// The manifest whose bundle is on its way, and when that may begin again after a failure.
-    making: Option<(Head, AbortHandle)>,
+    making: Option<Making>,
     failures: u32,
     retry_at: Option<Instant>,
     /// The manifest that was refused. It is not tried again: nothing about it will change.
@@ -183,6 +186,13 @@ pub struct Follower<P, E: Engine> {
     complained: BTreeMap<(Kind, &'static str), Instant>,
     last_freshness: Option<Freshness>,
     saved_beacon: Instant,
+}
+
+/// A bundle that is on its way.
+struct Making {
+    head: Head,
+    job: AbortHandle,
+    since: Instant,
 }
 
 /// A bundle that is ready to be in force.
@@ -211,6 +221,7 @@ enum Job<E: Engine> {
     Looked(Result<Vec<(Kind, Option<Bytes>)>, SourceError>),
     Made {
         head: Head,
+        says: Box<Manifest>,
         took: Duration,
         result: Result<(E::Base, Bytes), Failure>,
     },
@@ -354,8 +365,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
                 self.changed = Instant::now();
                 (self.failures, self.retry_at) = (0, None);
                 if kind == Kind::Manifest {
-                    // Whatever was to be in force next is out of date.
-                    self.ready = None;
+                    // What was to come into force later never will.
+                    self.ready.take_if(|ready| !is_due(&ready.says, SystemTime::now()));
                 }
                 self.store_heads();
             }
@@ -441,7 +452,9 @@ impl<P: Source, E: Engine> Follower<P, E> {
         let head = newest.head;
         let is_done = self.enforced.manifest.as_ref().is_some_and(|(own, _)| *own == head)
             || self.ready.as_ref().is_some_and(|ready| ready.head == head)
-            || self.making.as_ref().is_some_and(|(own, _)| *own == head)
+            // What is on its way is newer than what is in force, so it is worth waiting for: who publishes without a pause would otherwise
+            // keep it all from being in force.
+            || self.making.as_ref().is_some_and(|own| own.head == head || own.since.elapsed() < OVERTAKEN)
             || self.refused == Some(head);
         if is_done || self.succeeding || self.retry_at.is_some_and(|at| Instant::now() < at) {
             return;
@@ -459,7 +472,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
             self.ready = Some(Ready { head, says: newest.says.clone(), base: None, took: Duration::ZERO });
             return;
         }
-        let published = published(head, &newest.says);
+        let says = newest.says.clone();
+        let published = published(head, &says);
         let (source, engine, limits) = (Arc::clone(&self.source), Arc::clone(&self.engine), self.config.limits.clone());
         let job = self.jobs.spawn(async move {
             let begun = Instant::now();
@@ -467,11 +481,10 @@ impl<P: Source, E: Engine> Follower<P, E> {
                 Ok(bytes) => compile(engine, bytes, head, published, limits).await,
                 Err(failure) => Err(failure),
             };
-            Job::Made { head, took: begun.elapsed(), result }
+            Job::Made { head, says: Box::new(says), took: begun.elapsed(), result }
         });
-        if let Some((_, older)) = self.making.replace((head, job)) {
-            // Nobody waits for it any more.
-            older.abort();
+        if let Some(older) = self.making.replace(Making { head, job, since: Instant::now() }) {
+            older.job.abort();
         }
     }
 
@@ -484,6 +497,9 @@ impl<P: Source, E: Engine> Follower<P, E> {
         let previous = self.snapshots.borrow().clone();
         let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
         let active = self.active(now);
+        let enforced = self.enforced.manifest.as_ref().map(|(head, _)| head.version);
+        // What was overtaken on its way stays out.
+        self.ready.take_if(|ready| enforced.is_some_and(|enforced| ready.head.version <= enforced));
         let ready = self.ready.take_if(|ready| is_due(&ready.says, now));
         if previous.is_none() && ready.as_ref().is_none_or(|ready| ready.base.is_none()) {
             return;
@@ -578,7 +594,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
     fn done(&mut self, job: Job<E>) {
         match job {
             Job::Looked(result) => self.after_look(result),
-            Job::Made { head, took, result } => self.after_making(head, took, result),
+            Job::Made { head, says, took, result } => self.after_making(head, *says, took, result),
             Job::Succeeded { snapshot, manifest, blob, overlays, active, took } => {
                 self.succeeding = false;
                 retire(self.snapshots.send_replace(Some(Arc::new(snapshot))));
@@ -638,15 +654,19 @@ impl<P: Source, E: Engine> Follower<P, E> {
         }
     }
 
-    fn after_making(&mut self, head: Head, took: Duration, result: Result<(E::Base, Bytes), Failure>) {
-        self.making.take_if(|(own, _)| *own == head);
-        // Unless a newer one came in the meantime.
-        let Some(newest) = self.ledger.manifest.as_ref().filter(|own| own.head == head) else { return };
+    fn after_making(&mut self, head: Head, says: Manifest, took: Duration, result: Result<(E::Base, Bytes), Failure>) {
+        self.making.take_if(|own| own.head == head);
+        let is_newest = self.ledger.manifest.as_ref().is_some_and(|own| own.head == head);
         match result {
             Ok(base) => {
                 (self.failures, self.retry_at) = (0, None);
-                self.ready = Some(Ready { head, says: newest.says.clone(), base: Some(base), took });
+                let is_news = self.enforced.manifest.as_ref().is_none_or(|(own, _)| own.version < head.version);
+                if is_news && (is_newest || is_due(&says, SystemTime::now())) {
+                    self.ready = Some(Ready { head, says, base: Some(base), took });
+                }
             }
+            // There is something newer to try.
+            Err(_) if !is_newest => {}
             Err(Failure::Problems(problems)) => {
                 self.refused = Some(head);
                 self.reject(problems);

@@ -1,6 +1,8 @@
 //! The central store, on a real NATS server.
 
 mod feed;
+mod lab;
+mod outages;
 
 use std::time::Duration;
 

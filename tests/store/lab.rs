@@ -1,0 +1,421 @@
+//! A store with whoever writes to it, sidecars that follow it, and traffic that holds every answer against what was published.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
+use stockade::nats::{self, Connection, Patience};
+use stockade::policy::Files;
+use stockade::publish::{Advance, Store, read_manifest, read_overlays};
+use stockade::store::keys::Trusted;
+use stockade::store::statement::{Beacon, Manifest, OverlayEntry, Overlays, Timestamp, Version};
+use stockade::store::{Keyring, Kind, Role, SecretKey, envelope, pack};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::{blob, config, prod, store};
+use crate::support::nats::NatsServer;
+use crate::support::{self, PATIENCE, Stockade};
+
+/// How often a beacon is sent.
+pub const BEAT: Duration = Duration::from_millis(500);
+
+/// `stale_after`, as it is by default.
+pub const STALE_AFTER: Duration = Duration::from_secs(3);
+
+/// A store in use.
+pub struct Lab {
+    pub server: NatsServer,
+    pub store: Store,
+    pub key: Arc<SecretKey>,
+    /// What was published, each once the store had it: the number in the name of its one policy.
+    published: Arc<Mutex<Vec<(Instant, u64)>>>,
+    beacons: JoinHandle<()>,
+}
+
+/// One answer of a sidecar.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    sent: Instant,
+    /// The number of the policy that allowed it.
+    pub version: Option<u64>,
+    pub freshness: String,
+    code: i32,
+}
+
+/// A sidecar that is asked all the time.
+pub struct Pod {
+    pub sidecar: Stockade,
+    answers: Arc<Mutex<Vec<Answer>>>,
+    traffic: JoinHandle<()>,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.beacons.abort();
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.traffic.abort();
+    }
+}
+
+impl Lab {
+    /// With a first bundle.
+    pub async fn start() -> Self {
+        let server = NatsServer::start().await;
+        let store = store(&server).await;
+        let key = Arc::new(SecretKey::parse(&SecretKey::generate().unwrap()).unwrap());
+        let (sender, _) = Store::connect(&config(&server), prod(), "beacon", Patience::Endless).await.unwrap();
+        let beacons = tokio::spawn(beat(sender, Arc::clone(&key)));
+        let mut lab = Self { server, store, key, published: Arc::default(), beacons };
+        lab.publish().await;
+        lab
+    }
+
+    /// Starts the server again, and waits until the publisher has found it.
+    pub async fn start_server_again(&mut self) {
+        self.server.start_again().await;
+        self.server_is_back().await;
+    }
+
+    /// Waits until the publisher has found the server again.
+    pub async fn server_is_back(&self) {
+        let found = async {
+            while self.store.newest(Kind::Manifest).await.is_err() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, found).await.expect("the server is back");
+    }
+
+    /// All that a key of this lab may say.
+    pub fn keyring(&self) -> Keyring {
+        keyring(&self.key)
+    }
+
+    /// The number of the newest bundle.
+    pub fn newest(&self) -> u64 {
+        self.published.lock().unwrap().last().map_or(0, |(_, number)| *number)
+    }
+
+    /// Publishes the next bundle, which tells its number in each answer.
+    pub async fn publish(&mut self) -> u64 {
+        let newest = self.store.newest(Kind::Manifest).await.unwrap();
+        let after = newest.as_ref().map_or(0, |stored| stored.sequence);
+        // What cannot be read was put there by a test, and counts for nothing but its place.
+        let last = newest.and_then(|stored| read_manifest(&prod(), &self.keyring(), &stored.payload).ok());
+        let version = last.map_or_else(|| Version::first(SystemTime::now()), |last| last.head.version.next());
+        self.publish_as(version, after).await
+    }
+
+    /// The same, as this version.
+    pub async fn publish_as(&mut self, version: Version, after: u64) -> u64 {
+        let number = self.newest() + 1;
+        let (manifest, bytes) = self.manifest(version, number);
+        self.store.upload(&manifest.bundle, &bytes).await.unwrap();
+        let envelope = self.seal(Kind::Manifest, &manifest);
+        assert!(matches!(self.store.advance(Kind::Manifest, &envelope, after).await, Ok(Advance::Done(_))));
+        self.published.lock().unwrap().push((Instant::now(), number));
+        number
+    }
+
+    /// A manifest of a bundle with this number, and the bundle.
+    pub fn manifest(&self, version: Version, number: u64) -> (Manifest, Vec<u8>) {
+        let policy = format!("@id(\"v{number}\") permit(principal, action == Action::\"GET\", resource);");
+        let texts = [("bundle.yaml", "name: shop".to_owned()), ("a.cedar", policy)];
+        let files = texts.map(|(path, text)| (path.to_owned(), text)).into();
+        let bytes = pack::pack(&[Files { root: String::new(), files, changed: None }]).unwrap();
+        let manifest = Manifest {
+            store: prod(),
+            version,
+            bundle: blob(&bytes),
+            min_sidecar: None,
+            not_before: None,
+            published_at: Timestamp::now(),
+            publisher: "test".to_owned(),
+            message: None,
+            commit: None,
+            rolls_back_to: None,
+        };
+        (manifest, bytes)
+    }
+
+    pub fn seal(&self, kind: Kind, says: &impl serde::Serialize) -> Vec<u8> {
+        envelope::seal(kind, &serde_json::to_vec(says).unwrap(), &self.key).unwrap()
+    }
+
+    /// Issues these overlays and no others.
+    pub async fn issue(&self, overlays: Vec<OverlayEntry>) {
+        let newest = self.store.newest(Kind::Overlays).await.unwrap();
+        let after = newest.as_ref().map_or(0, |stored| stored.sequence);
+        let last = newest.map(|stored| read_overlays(&prod(), &self.keyring(), &stored.payload).unwrap());
+        let says = Overlays {
+            store: prod(),
+            version: last.map_or_else(|| Version::first(SystemTime::now()), |last| last.head.version.next()),
+            published_at: Timestamp::now(),
+            publisher: "test".to_owned(),
+            overlays,
+        };
+        let envelope = self.seal(Kind::Overlays, &says);
+        assert!(matches!(self.store.advance(Kind::Overlays, &envelope, after).await, Ok(Advance::Done(_))));
+    }
+
+    /// A connection that may do anything to the server.
+    pub async fn operator(&self) -> Connection {
+        nats::connect(&config(&self.server), "operator", Patience::Once).await.unwrap().0
+    }
+
+    /// A sidecar that follows the store, at this address of the server, and is asked all the time once it is ready.
+    pub async fn pod(&self, url: &str, dir: TempDir, more: &str) -> Pod {
+        let text = self.sidecar_config(url, more);
+        let mut sidecar = Stockade::start(&text, dir).await;
+        sidecar.log_line(|line| line["message"] == "ready").await;
+        let answers = Arc::<Mutex<Vec<Answer>>>::default();
+        let traffic = tokio::spawn(ask(sidecar.tcp().to_owned(), Arc::clone(&answers)));
+        Pod { sidecar, answers, traffic }
+    }
+
+    /// What a sidecar is told; `more` stands under `store`.
+    pub fn sidecar_config(&self, url: &str, more: &str) -> String {
+        format!(
+            "listen: [\"tcp://127.0.0.1:0\"]\nadmin: {{listen: \"tcp://127.0.0.1:0\"}}\ndecision_log: {{output: none}}\n\
+             shutdown: {{grace: 0s, drain: 5s}}\nlog: {{format: json}}\nworkers: 1\n\
+             store:\n  name: prod\n  pod: pod\n  keys: [{{key: \"{}\", roles: [publish, overlay, beacon]}}]\n{more}\
+             nats: {{servers: [\"{url}\"], timeout: 2s}}\n",
+            self.key.public()
+        )
+    }
+
+    /// What was in force at an instant.
+    fn in_force(&self, at: Instant) -> u64 {
+        let published = self.published.lock().unwrap();
+        published.iter().rev().find(|(since, _)| *since <= at).map_or(0, |(_, number)| *number)
+    }
+
+    /// Holds all answers of a pod against what was published: each was allowed, by a policy that was published, and who says that it
+    /// is fresh enforced what was in force no longer ago than `stale_after`.
+    pub fn check(&self, pod: &Pod) -> Vec<Answer> {
+        let answers = pod.answers.lock().unwrap().clone();
+        assert!(!answers.is_empty(), "there was traffic");
+        for answer in &answers {
+            assert_eq!(answer.code, 0, "{answer:?}");
+            let version = answer.version.unwrap();
+            assert!(version <= self.newest(), "{answer:?}");
+            let bound = answer.sent.checked_sub(STALE_AFTER).unwrap();
+            assert!(
+                answer.freshness != "fresh" || version >= self.in_force(bound),
+                "it says that it is fresh, and is not: {answer:?}; {} was in force three seconds before",
+                self.in_force(bound)
+            );
+        }
+        let order = answers.windows(2).find(|pair| pair[0].version > pair[1].version);
+        assert!(order.is_none(), "it went back: {order:?}");
+        for line in &pod.sidecar.seen {
+            let text = line.to_string();
+            assert!(!text.contains("panicked") && !text.contains("bug in stockade"), "{text}");
+        }
+        answers
+    }
+}
+
+impl Pod {
+    /// Waits until it enforces what is newest, and knows it.
+    pub async fn catches_up(&self, lab: &Lab) {
+        let newest = lab.newest();
+        self.answers_with(&format!("{newest}, fresh"), |answer| {
+            answer.version == Some(newest) && answer.freshness == "fresh"
+        })
+        .await;
+    }
+
+    /// Waits for an answer to a check that is sent from now on.
+    pub async fn answers_with(&self, what: &str, wanted: impl Fn(&Answer) -> bool) -> Answer {
+        let begun = Instant::now();
+        let find = async {
+            loop {
+                let found =
+                    self.answers.lock().unwrap().iter().rev().find(|own| own.sent >= begun && wanted(own)).cloned();
+                if let Some(found) = found {
+                    return found;
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        match timeout(PATIENCE, find).await {
+            Ok(found) => found,
+            Err(_) => panic!("never answered {what}; last: {:?}", self.answers.lock().unwrap().last()),
+        }
+    }
+
+    /// Forgets what was answered so far.
+    pub fn forget(&self) {
+        self.answers.lock().unwrap().clear();
+    }
+
+    /// The value of a series.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let (_, text) = self.sidecar.admin("/metrics").await;
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {series}")).parse().unwrap()
+    }
+
+    /// Waits until a statement was refused for this reason.
+    pub async fn refuses(&self, kind: Kind, reason: &str) {
+        let series = format!("stockade_store_refusals_total{{statement=\"{}\",reason=\"{reason}\"}}", kind.as_str());
+        let refused = async {
+            while self.metric(&series).await == 0.0 {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, refused).await.unwrap_or_else(|_| panic!("never refused for {reason}"));
+    }
+}
+
+pub fn keyring(key: &SecretKey) -> Keyring {
+    let roles = vec![Role::Publish, Role::Overlay, Role::Beacon];
+    Keyring::new([Trusted { key: key.public(), roles }])
+}
+
+/// Sends beacons, as long as there is a server.
+async fn beat(store: Store, key: Arc<SecretKey>) {
+    let keyring = keyring(&key);
+    loop {
+        // Before it looks: what it then finds was the newest at that time or later.
+        let sent_at = Timestamp::now();
+        if let (Ok(manifest), Ok(overlays)) = (store.newest(Kind::Manifest).await, store.newest(Kind::Overlays).await) {
+            let manifest = manifest.and_then(|own| read_manifest(&prod(), &keyring, &own.payload).ok());
+            let overlays = overlays.and_then(|own| read_overlays(&prod(), &keyring, &own.payload).ok());
+            let (manifest, overlays) = (manifest.map(|own| own.head), overlays.map(|own| own.head));
+            let says = serde_json::to_vec(&Beacon { store: prod(), manifest, overlays, sent_at }).unwrap();
+            let _ = store.beacon(envelope::seal(Kind::Beacon, &says, &key).unwrap()).await;
+        }
+        sleep(BEAT).await;
+    }
+}
+
+/// Asks a sidecar one check after the other.
+async fn ask(address: String, answers: Arc<Mutex<Vec<Answer>>>) {
+    use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
+    let address: SocketAddr = address.parse().unwrap();
+    let mut client = AuthorizationClient::connect(format!("http://{address}")).await.unwrap();
+    loop {
+        let sent = Instant::now();
+        let answer = match client.check(support::get("/books")).await {
+            Ok(answer) => answer.into_inner(),
+            Err(error) => {
+                println!("a check failed: {error}");
+                return;
+            }
+        };
+        let text = |name: &str| metadata(&answer, name).and_then(|value| value.as_str().map(str::to_owned));
+        let policy = metadata(&answer, "determining_policies").and_then(|list| list[0].as_str().map(str::to_owned));
+        let version = policy.and_then(|id| id.strip_prefix("shop/v").and_then(|number| number.parse().ok()));
+        answers.lock().unwrap().push(Answer {
+            sent,
+            version,
+            freshness: text("freshness").unwrap_or_default(),
+            code: answer.status.as_ref().map_or(-1, |status| status.code),
+        });
+        sleep(Duration::from_millis(4)).await;
+    }
+}
+
+/// A field of the dynamic metadata.
+pub fn metadata(answer: &envoy_types::pb::envoy::service::auth::v3::CheckResponse, name: &str) -> Option<Value> {
+    use envoy_types::pb::google::protobuf::value::Kind;
+    let value = answer.dynamic_metadata.as_ref()?.fields.get(name)?;
+    Some(match value.kind.as_ref()? {
+        Kind::StringValue(text) => Value::String(text.clone()),
+        Kind::ListValue(list) => Value::Array(
+            list.values
+                .iter()
+                .filter_map(|value| match value.kind.as_ref()? {
+                    Kind::StringValue(text) => Some(Value::String(text.clone())),
+                    _ => None,
+                })
+                .collect(),
+        ),
+        _ => return None,
+    })
+}
+
+/// Stands between a sidecar and the server, and does to what passes whatever a network does.
+pub struct Proxy {
+    pub url: String,
+    state: tokio::sync::watch::Sender<Weather>,
+    task: JoinHandle<()>,
+}
+
+/// What a proxy does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weather {
+    /// It passes everything on.
+    Fine,
+    /// It takes everything, and passes nothing on. Connections stay open.
+    Stalled,
+    /// It passes everything on, so much later.
+    Slow(Duration),
+    /// It closes every connection.
+    Cut,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Proxy {
+    pub async fn start(port: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("nats://{}", listener.local_addr().unwrap());
+        let state = tokio::sync::watch::Sender::new(Weather::Fine);
+        let weather = state.subscribe();
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                if *weather.borrow() == Weather::Cut {
+                    continue;
+                }
+                let Ok(server) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { continue };
+                let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+                tokio::spawn(pass(from_client, to_server, weather.clone()));
+                tokio::spawn(pass(from_server, to_client, weather.clone()));
+            }
+        });
+        Self { url, state, task }
+    }
+
+    pub fn set(&self, weather: Weather) {
+        self.state.send_replace(weather);
+    }
+}
+
+async fn pass(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut weather: tokio::sync::watch::Receiver<Weather>,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let now = *weather.borrow_and_update();
+        tokio::select! {
+            changed = weather.changed() => if changed.is_err() { return },
+            read = from.read(&mut buffer), if !matches!(now, Weather::Stalled | Weather::Cut) => {
+                let Ok(count @ 1..) = read else { return };
+                if let Weather::Slow(delay) = now {
+                    sleep(delay).await;
+                }
+                if to.write_all(&buffer[..count]).await.is_err() {
+                    return;
+                }
+            }
+            () = std::future::ready(()), if now == Weather::Cut => return,
+        }
+    }
+}
