@@ -246,13 +246,18 @@ async fn what_expired_does_as_the_operator_chose() {
 #[tokio::test]
 async fn a_hundred_publishes_under_load() {
     let (mut lab, pod) = lab().await;
-    for _ in 0..100 {
-        lab.publish().await;
+    for _ in 0..10 {
+        // In bursts, faster than they can be compiled; what is in force must keep up all the same.
+        for _ in 0..10 {
+            lab.publish().await;
+        }
+        let newest = lab.newest();
+        pod.answers_with("one of the burst", |answer| answer.version > Some(newest - 10)).await;
     }
     pod.catches_up(&lab).await;
     let answers = lab.check(&pod);
     let versions = answers.iter().filter_map(|answer| answer.version).collect::<std::collections::BTreeSet<_>>();
-    assert!(versions.len() > 10, "only {} versions were seen", versions.len());
+    assert!(versions.len() >= 10, "only {} versions were seen", versions.len());
 }
 
 #[tokio::test]
