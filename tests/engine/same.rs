@@ -214,6 +214,28 @@ fn another_denial_of_the_bundle_holds_for_what_is_remembered() {
     }
 }
 
+/// Whom an action is for is the schema's to say, also where the answer is remembered.
+#[test]
+fn another_schema_holds_for_what_is_remembered() {
+    let mut dice = Dice::new(13);
+    let mut world = World::new(&mut dice, false);
+    let ask = Ask { user: None, path: 1, ..Ask::new(&mut dice) };
+    world.rules.clear();
+    world.templates.clear();
+    world.links.clear();
+    world.overlays.clear();
+    world.shape.anonymous = true;
+    let engine = Engine::new(compile(&world));
+    for anonymous in [false, true] {
+        engine.decide(&ask);
+        assert!(is_hit(&engine.decide(&ask)));
+        let before = world.clone();
+        world.shape.anonymous = anonymous;
+        engine.push(succeed(&engine.current(), &before, &world));
+        agree(&engine.decide(&ask), &Oracle::new(&world).expects(&ask), &world, || format!("{anonymous}"));
+    }
+}
+
 /// A bundle that lowers its own TTL means what is remembered already as well.
 #[test]
 fn a_lower_ttl_of_the_bundle_holds_for_what_is_remembered() {
