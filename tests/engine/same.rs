@@ -187,6 +187,55 @@ fn more_pushes_than_are_kept() {
     }
 }
 
+/// A denial that no policy shapes looks as the bundle in force says, also where it is remembered, and whether the bundle's
+/// silence or an overlay made it.
+#[test]
+fn another_denial_of_the_bundle_holds_for_what_is_remembered() {
+    let mut dice = Dice::new(12);
+    let (mut world, ask) = (World::new(&mut dice, false), Ask::new(&mut dice));
+    world.rules.clear();
+    world.templates.clear();
+    world.links.clear();
+    world.denial = None;
+    for overlaid in [false, true] {
+        world.overlays.clear();
+        if overlaid {
+            world.except_everybody();
+        }
+        let engine = Engine::new(compile(&world));
+        for denial in [Some(1), Some(2), None] {
+            engine.decide(&ask);
+            assert!(is_hit(&engine.decide(&ask)));
+            let before = world.clone();
+            world.denial = denial;
+            engine.push(succeed(&engine.current(), &before, &world));
+            agree(&engine.decide(&ask), &Oracle::new(&world).expects(&ask), &world, || format!("{denial:?}"));
+        }
+    }
+}
+
+/// Whom an action is for is the schema's to say, also where the answer is remembered.
+#[test]
+fn another_schema_holds_for_what_is_remembered() {
+    let mut dice = Dice::new(13);
+    let mut world = World::new(&mut dice, false);
+    let ask = Ask { user: None, path: 1, ..Ask::new(&mut dice) };
+    world.rules.clear();
+    world.templates.clear();
+    world.links.clear();
+    world.overlays.clear();
+    world.shape.anonymous = true;
+    let engine = Engine::new(compile(&world));
+    for anonymous in [false, true] {
+        engine.decide(&ask);
+        assert!(is_hit(&engine.decide(&ask)));
+        let before = world.clone();
+        world.shape.anonymous = anonymous;
+        engine.push(succeed(&engine.current(), &before, &world));
+        agree(&engine.decide(&ask), &Oracle::new(&world).expects(&ask), &world, || format!("{anonymous}"));
+    }
+}
+
 /// A bundle that lowers its own TTL means what is remembered already as well.
 #[test]
 fn a_lower_ttl_of_the_bundle_holds_for_what_is_remembered() {

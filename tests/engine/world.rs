@@ -598,6 +598,12 @@ impl World {
         Touches::Anything
     }
 
+    /// An overlay that denies everything to everybody.
+    pub fn except_everybody(&mut self) {
+        let everything = Exception { grant: false, principal: None, action: None, resource: None, remark: 0 };
+        self.overlays.insert(OVERLAYS[0], everything);
+    }
+
     /// An overlay comes, goes or alters.
     fn except(&mut self, dice: &mut Dice) -> Touches {
         let id = *dice.pick(&OVERLAYS);
