@@ -1,6 +1,8 @@
 //! The central store, on a real NATS server.
 
+mod commands;
 mod feed;
+mod permissions;
 
 use std::time::Duration;
 
