@@ -31,7 +31,7 @@ pub(super) struct Args {
     #[arg(long, short, value_name = "TEXT")]
     message: Option<String>,
     /// When it comes into force, if not at once: RFC 3339, such as `2030-01-31T12:00:00Z`.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339)]
+    #[arg(long, conflicts_with = "percent", value_name = "TIME", value_parser = humantime::parse_rfc3339)]
     not_before: Option<SystemTime>,
     /// Say what would change, and change nothing.
     #[arg(long)]
@@ -242,6 +242,8 @@ fn commit(directory: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
 
     fn files(entries: &[(&str, &str)]) -> Files {
@@ -253,9 +255,9 @@ mod tests {
     fn files_that_are_no_policies_are_named() {
         let old = files(&[("a.cedar", "1"), ("routes.yaml", "1"), ("same.json", "1"), ("gone.json", "1")]);
         let new = files(&[("a.cedar", "2"), ("routes.yaml", "2"), ("same.json", "1"), ("new.json", "1")]);
-        assert_eq!(other_files(&[old.clone()], &[new.clone()]), ["gone.json", "new.json", "routes.yaml"]);
-        assert_eq!(other_files(&[old.clone()], &[old.clone(), new])[0], "1/new.json");
-        assert!(other_files(&[old.clone()], &[old]).is_empty());
+        assert_eq!(other_files(from_ref(&old), from_ref(&new)), ["gone.json", "new.json", "routes.yaml"]);
+        assert_eq!(other_files(from_ref(&old), &[old.clone(), new])[0], "1/new.json");
+        assert!(other_files(from_ref(&old), from_ref(&old)).is_empty());
     }
 
     #[test]

@@ -116,6 +116,48 @@ async fn a_sidecar_reads_hears_and_says_what_it_enforces_and_nothing_else() {
     cannot_break_anything(&connection).await;
 }
 
+/// The whole way, by the commands, with the least that each of them needs.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_user_can_do_its_work() {
+    let server = NatsServer::shipped().await;
+    let dir = server.dir.path().to_owned();
+    let url = format!("tls://localhost:{}", server.port);
+    let as_user = |user: &'static str, args: &'static str| {
+        let (dir, url) = (dir.clone(), url.clone());
+        let ran = tokio::task::spawn_blocking(move || {
+            let login = ["--store", &url, "--tls-ca", "ca.pem", "--user", user, "--password-file", user];
+            let args: Vec<&str> = args.split(' ').chain(login).collect();
+            crate::cli::run(&dir, &args, "")
+        });
+        async move {
+            let ran = ran.await.unwrap();
+            assert_eq!(ran.code, 0, "{user}: {args}: {ran:?}");
+            ran.stdout
+        }
+    };
+    let keygen = crate::cli::run(&dir, &["keygen", "key"], "");
+    let public = keygen.stdout.split_whitespace().nth(2).unwrap().to_owned();
+    std::fs::create_dir(dir.join("bundle")).unwrap();
+    std::fs::write(dir.join("bundle/bundle.yaml"), "name: shop").unwrap();
+    std::fs::write(dir.join("bundle/a.cedar"), "permit (principal, action, resource);").unwrap();
+    let (source, _events) = Jetstream::follow(&of(&server, "sidecar-shop"), name()).await.unwrap();
+    as_user("publisher", "publish bundle --key key --wait 99%").await;
+    assert!(source.newest(Kind::Manifest).await.unwrap().is_some());
+    as_user("overlays", "deny --everyone --for 1h --reason x --key key --wait 99%").await;
+    assert!(source.newest(Kind::Overlays).await.unwrap().is_some());
+    for args in ["history", "show 1", "status", "status --json"] {
+        as_user("viewer", args).await;
+        as_user("publisher", args).await;
+    }
+    for user in ["viewer", "overlays"] {
+        let (dir, url, public) = (dir.clone(), url.clone(), public.clone());
+        let args = ["overlays", "--trust", &public, "--store", &url, "--tls-ca", "ca.pem", "--user", user];
+        let listed = crate::cli::run(&dir, &[&args[..], &["--password-file", user]].concat(), "");
+        assert!(listed.stdout.starts_with("deny-"), "{listed:?}");
+    }
+    assert_eq!(as_user("admin", "prune").await, "0 of 1 bundles\n");
+}
+
 #[tokio::test]
 async fn nobody_hears_what_is_not_for_them() {
     let server = furnished().await;
@@ -139,8 +181,8 @@ async fn nobody_hears_what_is_not_for_them() {
     // The inbox of another kind of client is as deaf.
     let prefix = Some(InboxPrefix::try_from_text("_INBOX_other".to_owned()).unwrap());
     let config = nats::Config { inbox_prefix: prefix, ..of(&server, "viewer") };
-    let (_connection, mut events) = nats::connect(&config, "cli", Patience::Once).await.unwrap();
-    let asked = _connection.leaders_last("STOCKADE_default", "stockade.default.head.manifest");
+    let (connection, mut events) = nats::connect(&config, "cli", Patience::Once).await.unwrap();
+    let asked = connection.leaders_last("STOCKADE_default", "stockade.default.head.manifest");
     let refused = async {
         loop {
             if let Some(nats::Event::Refused(what)) = events.recv().await {
