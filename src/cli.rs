@@ -18,6 +18,8 @@ mod keygen;
 #[cfg(feature = "nats")]
 mod overlays;
 #[cfg(feature = "nats")]
+mod prune;
+#[cfg(feature = "nats")]
 mod publish;
 #[cfg(feature = "nats")]
 mod pull;
@@ -83,6 +85,8 @@ enum Command {
     Overlays(overlays::Args),
     #[cfg(feature = "nats")]
     Beacon(beacon::Args),
+    #[cfg(feature = "nats")]
+    Prune(prune::Args),
     Completions(completions::Args),
 }
 
@@ -126,6 +130,8 @@ pub fn run() -> ExitCode {
         Command::Overlays(args) => overlays::run(&args),
         #[cfg(feature = "nats")]
         Command::Beacon(args) => beacon::run(&args),
+        #[cfg(feature = "nats")]
+        Command::Prune(args) => prune::run(&args),
         Command::Completions(args) => completions::run(&args),
     }
 }

@@ -196,7 +196,7 @@ fn unreachable(config: &Config, error: &async_nats::ConnectError) -> String {
 }
 
 impl Connection {
-    /// Whether it is there, as far as can be told: a server that hangs is noticed by [`PING`].
+    /// Whether it is there, as far as can be told: a server that hangs shows after some five seconds.
     pub fn is_up(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
@@ -225,7 +225,7 @@ impl Connection {
 enum Credentials {
     None,
     Password { user: String, password: String },
-    Key { pair: KeyPair, jwt: Option<String> },
+    Key { pair: Box<KeyPair>, jwt: Option<String> },
 }
 
 impl Credentials {
@@ -280,8 +280,10 @@ fn secret(path: &str) -> Result<String, String> {
     std::fs::read_to_string(Path::new(path)).map_err(|error| format!("`{path}` cannot be read: {error}"))
 }
 
-fn key(path: &str, seed: &str) -> Result<KeyPair, String> {
-    KeyPair::from_seed(seed).map_err(|_| format!("`{path}` holds no seed of an nkey, which begins with `SU`"))
+fn key(path: &str, seed: &str) -> Result<Box<KeyPair>, String> {
+    KeyPair::from_seed(seed)
+        .map(Box::new)
+        .map_err(|_| format!("`{path}` holds no seed of an nkey, which begins with `SU`"))
 }
 
 /// The line between `-----BEGIN name-----` and `------END name------`.

@@ -250,6 +250,17 @@ impl Store {
         Ok(blobs)
     }
 
+    /// How long ago a blob was uploaded, by the server's clock and ours; nothing if that cannot be told.
+    ///
+    /// # Errors
+    /// If the server gives no answer.
+    pub async fn blob_age(&self, digits: &str) -> Result<Duration, nats::Error> {
+        let first = format!("{}{digits}.0", self.layout.blobs().trim_end_matches('>'));
+        let stored = self.connection.last(&self.layout.stream(), &first).await?;
+        let at = stored.and_then(|stored| stored.at);
+        Ok(at.and_then(|at| at.elapsed().ok()).unwrap_or_default())
+    }
+
     /// Removes a blob.
     ///
     /// # Errors

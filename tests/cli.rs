@@ -52,7 +52,26 @@ pub fn dir(files: &[(&str, &str)]) -> TempDir {
     dir
 }
 
-const SUBCOMMANDS: [&str; 6] = ["serve", "check-config", "validate", "decide", "footprint", "completions"];
+const SUBCOMMANDS: [&str; 18] = [
+    "serve",
+    "check-config",
+    "validate",
+    "decide",
+    "footprint",
+    "keygen",
+    "publish",
+    "rollback",
+    "history",
+    "show",
+    "pull",
+    "status",
+    "deny",
+    "grant",
+    "overlays",
+    "beacon",
+    "prune",
+    "completions",
+];
 
 #[test]
 fn help_says_what_each_command_does_and_exits_with() {

@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use super::store::{StoreArgs, TrustArgs, run as run_command};
 use crate::publish::history::Entry;
@@ -30,7 +30,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
         let checked = !args.trust.is_empty();
         match args.json {
             true => {
-                println!("{:#}", Json::from(entries.iter().map(|entry| self::json(entry, checked)).collect::<Vec<_>>()))
+                println!("{:#}", json!(entries.iter().map(|entry| self::json(entry, checked)).collect::<Vec<_>>()))
             }
             false => print!("{}", text(&entries, checked)),
         }
@@ -39,10 +39,18 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 /// One entry: its manifest, and whether it is believed; `null` if nobody has looked.
-pub(super) fn json(entry: &Entry, checked: bool) -> Json {
+pub(super) fn json(entry: &Entry, checked: bool) -> Map<String, Json> {
     let believed = checked.then_some(entry.doubt.is_none());
     let doubt = entry.doubt.as_ref().filter(|_| checked);
-    json!({"version": entry.head.version.to_string(), "manifest": entry.manifest, "believed": believed, "doubt": doubt})
+    [
+        ("version", json!(entry.head.version.to_string())),
+        ("manifest", json!(entry.manifest)),
+        ("believed", json!(believed)),
+        ("doubt", json!(doubt)),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into_iter()
+    .collect()
 }
 
 /// Whether a manifest is believed, in a word.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use super::store::{Session, SignArgs, StoreArgs, TrustArgs};
-use super::wait::WaitArgs;
+use super::wait::{Ear, WaitArgs};
 use crate::model::EntityUid;
 use crate::publish::overlays::{Edit, describe, edited, new_id};
 use crate::publish::{Advance, read_overlays};
@@ -129,10 +129,7 @@ async fn edit(
         let sealed =
             envelope::seal(Kind::Overlays, &payload, key).map_err(|refusal| format!("the overlays: {refusal}"))?;
         if session.store.advance(Kind::Overlays, &sealed, after).await? != Advance::Overtaken {
-            return Ok(match ear {
-                Some(ear) => ear.wait(Kind::Overlays, next.version, next.published_at).await,
-                None => ExitCode::SUCCESS,
-            });
+            return Ok(Ear::wait_for(ear, Kind::Overlays, next.version, next.published_at).await);
         }
     }
     Err(format!("others have changed the overlays {ATTEMPTS} times in between; nothing was changed (try again)"))

@@ -31,7 +31,7 @@ pub(super) struct Args {
     #[arg(long, short, value_name = "TEXT")]
     message: Option<String>,
     /// When it comes into force, if not at once: RFC 3339, such as `2030-01-31T12:00:00Z`.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339)]
+    #[arg(long, conflicts_with = "percent", value_name = "TIME", value_parser = humantime::parse_rfc3339)]
     not_before: Option<SystemTime>,
     /// Say what would change, and change nothing.
     #[arg(long)]
@@ -93,19 +93,25 @@ async fn publish(args: &Args, files: &[Files], snapshot: &crate::policy::Snapsho
     if pieces == 0 {
         println!("the bundle was uploaded before");
     }
+    let commit = args.directories.first().and_then(|dir| commit(dir));
+    // Lead times count from here.
+    let published_at = Timestamp::now();
     let manifest = Manifest {
         store: args.store.name().clone(),
         version: place.next,
         bundle: blob,
         min_sidecar: None,
         not_before: args.not_before.map(Timestamp),
-        published_at: Timestamp::now(),
+        published_at,
         publisher: args.sign.publisher(),
         message: args.message.clone(),
-        commit: args.directories.first().and_then(|dir| commit(dir)),
+        commit,
         rolls_back_to: None,
     };
-    put(&session, &key, manifest, place.after, ear).await
+    put(&session, &key, &manifest, place.after).await?;
+    // Where it was uploaded before, someone may have removed it in between, as one that nobody names.
+    session.store.upload(&manifest.bundle, &packed).await?;
+    Ok(Ear::wait_for(ear, Kind::Manifest, manifest.version, manifest.published_at).await)
 }
 
 /// Where in the history a new manifest belongs.
@@ -136,16 +142,9 @@ impl Place {
     }
 }
 
-/// Signs a manifest, makes it the newest, and waits, if asked to. Its time is that of the signature: lead times count from it.
-pub(super) async fn put(
-    session: &Session,
-    key: &SecretKey,
-    manifest: Manifest,
-    after: u64,
-    ear: Option<Ear>,
-) -> Result<ExitCode, String> {
-    let manifest = Manifest { published_at: Timestamp::now(), ..manifest };
-    let payload = serde_json::to_vec(&manifest).map_err(|error| error.to_string())?;
+/// Signs a manifest and makes it the newest.
+pub(super) async fn put(session: &Session, key: &SecretKey, manifest: &Manifest, after: u64) -> Result<(), String> {
+    let payload = serde_json::to_vec(manifest).map_err(|error| error.to_string())?;
     let sealed = envelope::seal(Kind::Manifest, &payload, key).map_err(|refusal| format!("the manifest: {refusal}"))?;
     if session.store.advance(Kind::Manifest, &sealed, after).await? == Advance::Overtaken {
         let since = session.entries_from(after.saturating_add(1)).await.unwrap_or_default();
@@ -155,10 +154,7 @@ pub(super) async fn put(
         ));
     }
     println!("published {} with {}", manifest.version, manifest.bundle.digest);
-    match ear {
-        Some(ear) => Ok(ear.wait(Kind::Manifest, manifest.version, manifest.published_at).await),
-        None => Ok(ExitCode::SUCCESS),
-    }
+    Ok(())
 }
 
 /// What differs from the bundle in force, for people.
@@ -246,6 +242,8 @@ fn commit(directory: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
 
     fn files(entries: &[(&str, &str)]) -> Files {
@@ -257,9 +255,9 @@ mod tests {
     fn files_that_are_no_policies_are_named() {
         let old = files(&[("a.cedar", "1"), ("routes.yaml", "1"), ("same.json", "1"), ("gone.json", "1")]);
         let new = files(&[("a.cedar", "2"), ("routes.yaml", "2"), ("same.json", "1"), ("new.json", "1")]);
-        assert_eq!(other_files(&[old.clone()], &[new.clone()]), ["gone.json", "new.json", "routes.yaml"]);
-        assert_eq!(other_files(&[old.clone()], &[old.clone(), new])[0], "1/new.json");
-        assert!(other_files(&[old.clone()], &[old]).is_empty());
+        assert_eq!(other_files(from_ref(&old), from_ref(&new)), ["gone.json", "new.json", "routes.yaml"]);
+        assert_eq!(other_files(from_ref(&old), &[old.clone(), new])[0], "1/new.json");
+        assert!(other_files(from_ref(&old), from_ref(&old)).is_empty());
     }
 
     #[test]

@@ -2,9 +2,9 @@ use std::process::ExitCode;
 
 use super::publish::{Place, put};
 use super::store::{SignArgs, StoreArgs, TrustArgs, believed, compile, run as run_command};
-use super::wait::WaitArgs;
+use super::wait::{Ear, WaitArgs};
 use crate::publish::history;
-use crate::store::statement::{Manifest, Timestamp};
+use crate::store::statement::{Kind, Manifest, Timestamp};
 
 /// Go back to a bundle that was in force before.
 ///
@@ -62,5 +62,6 @@ async fn rollback(args: &Args) -> Result<ExitCode, String> {
         rolls_back_to: Some(target.version),
         ..target.clone()
     };
-    put(&session, &key, manifest, place.after, ear).await
+    put(&session, &key, &manifest, place.after).await?;
+    Ok(Ear::wait_for(ear, Kind::Manifest, manifest.version, manifest.published_at).await)
 }

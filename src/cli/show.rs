@@ -39,10 +39,10 @@ async fn show(args: &Args) -> Result<ExitCode, String> {
     let paths: Vec<String> = files.iter().flat_map(|own| own.files.keys().cloned()).collect();
     if args.json {
         let mut shown = history::json(entry, checked);
-        shown["revision"] = json!(summary.revision.id);
-        shown["policies"] = json!(summary.policies);
-        shown["files"] = json!(paths);
-        println!("{shown:#}");
+        shown.insert("revision".to_owned(), json!(summary.revision.id));
+        shown.insert("policies".to_owned(), json!(summary.policies));
+        shown.insert("files".to_owned(), json!(paths));
+        println!("{:#}", json!(shown));
         return Ok(ExitCode::SUCCESS);
     }
     print!("{}", head(entry, checked));

@@ -53,8 +53,15 @@ impl WaitArgs {
 }
 
 impl Ear {
-    /// Waits until enough sidecars enforce a statement, shows who does, and says how soon.
-    pub(super) async fn wait(mut self, kind: Kind, version: Version, published_at: Timestamp) -> ExitCode {
+    /// Waits until enough sidecars enforce a statement, shows who does, and says how soon; if asked to.
+    pub(super) async fn wait_for(ear: Option<Self>, kind: Kind, version: Version, published_at: Timestamp) -> ExitCode {
+        match ear {
+            Some(ear) => ear.wait(kind, version, published_at).await,
+            None => ExitCode::SUCCESS,
+        }
+    }
+
+    async fn wait(mut self, kind: Kind, version: Version, published_at: Timestamp) -> ExitCode {
         let mut waiting = Waiting::new(kind, version, published_at, &self.present);
         if waiting.expected() == 0 {
             eprintln!("no sidecar has said what it enforces: there is nobody to wait for");

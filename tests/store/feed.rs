@@ -161,6 +161,28 @@ async fn a_bundle_of_several_pieces_comes_whole_or_not_at_all() {
     assert!(source.blob(&own).await.is_err());
 }
 
+/// A full stream refuses everything, so bundles leave room for denials and beacons.
+#[tokio::test]
+async fn a_store_that_is_full_of_bundles_still_takes_statements() {
+    let server = NatsServer::start().await;
+    let (store, _events) =
+        stockade::publish::Store::connect(&config(&server), prod(), "cli", nats::Patience::Once).await.unwrap();
+    let settings = Settings { max_bytes: stockade::units::Bytes(2 << 20), ..Settings::default() };
+    store.ensure(&settings).await.unwrap();
+    store.ensure(&settings).await.expect("there already, as it should be");
+    let mut uploaded = 0;
+    let refused = loop {
+        let bytes = vec![uploaded; PIECE];
+        match store.upload(&blob(&bytes), &bytes).await {
+            Ok(_) => uploaded += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(uploaded == 7 && refused.starts_with("the store is full"), "{uploaded} {refused}");
+    write(&store, Kind::Overlays, "deny").await;
+    write(&store, Kind::Beacon, "ping").await;
+}
+
 #[tokio::test]
 async fn what_sidecars_tell_is_kept_once_for_each() {
     let server = NatsServer::start().await;

@@ -1,8 +1,10 @@
 //! The central store, on a real NATS server.
 
+mod commands;
 mod feed;
 mod lab;
 mod outages;
+mod permissions;
 
 use std::time::Duration;
 

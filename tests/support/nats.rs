@@ -8,6 +8,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use super::certificates::Authority;
 use super::{PATIENCE, repository};
 
 /// The server that `make nats` installs, or the one that `STOCKADE_NATS_SERVER` names.
@@ -27,11 +28,21 @@ pub struct NatsServer {
     /// Its port on 127.0.0.1.
     pub port: u16,
     /// What it keeps, and its configuration.
-    dir: TempDir,
-    /// Appended to its configuration.
-    more: String,
+    pub dir: TempDir,
+    /// Its configuration, with `@PORT@` and `@DIR@` in the place of those two.
+    config: String,
     child: Child,
 }
+
+/// The users of the shipped configuration, and where it takes their passwords from.
+pub const USERS: [(&str, &str); 6] = [
+    ("publisher", "PUBLISHER_PASSWORD"),
+    ("overlays", "OVERLAYS_PASSWORD"),
+    ("beacon", "BEACON_PASSWORD"),
+    ("sidecar-shop", "SIDECAR_SHOP_PASSWORD"),
+    ("admin", "ADMIN_PASSWORD"),
+    ("viewer", "VIEWER_PASSWORD"),
+];
 
 impl NatsServer {
     /// Without any permissions: everyone may do everything.
@@ -39,11 +50,38 @@ impl NatsServer {
         Self::with("").await
     }
 
-    /// With more configuration, such as users. Its own `port`, `host` and `jetstream` are taken care of.
+    /// With more configuration, such as users.
     pub async fn with(more: &str) -> Self {
+        let config = format!("listen: \"127.0.0.1:@PORT@\"\njetstream {{ store_dir: \"@DIR@/data\" }}\n{more}\n");
+        Self::launch(TempDir::new().unwrap(), config).await
+    }
+
+    /// As `k8s/nats/nats.conf` has it: TLS for `localhost`, by `ca.pem` in its directory, and the [`USERS`], each with a
+    /// password that is its name and `-secret`, in a file of its name. Nothing is left out but the port of its statistics.
+    pub async fn shipped() -> Self {
         let dir = TempDir::new().unwrap();
-        let (child, port) = launch(&dir, None, more).await;
-        Self { port, dir, more: more.to_owned(), child }
+        Authority::new().write_server(dir.path());
+        for (user, _) in USERS {
+            std::fs::write(dir.path().join(user), format!("{user}-secret\n")).unwrap();
+        }
+        let mut config = std::fs::read_to_string(repository("k8s/nats/nats.conf")).unwrap();
+        for (from, to) in [
+            ("0.0.0.0:4222", "\"127.0.0.1:@PORT@\""),
+            ("http: 127.0.0.1:8222", ""),
+            ("/etc/nats/tls/tls.crt", "@DIR@/server.pem"),
+            ("/etc/nats/tls/tls.key", "@DIR@/server.key"),
+            ("/etc/nats/tls/ca.crt", "@DIR@/ca.pem"),
+            ("/data/jetstream", "@DIR@/data"),
+        ] {
+            assert!(config.contains(from), "k8s/nats/nats.conf has no `{from}` any more");
+            config = config.replace(from, to);
+        }
+        Self::launch(dir, config).await
+    }
+
+    async fn launch(dir: TempDir, config: String) -> Self {
+        let (child, port) = launch(&dir, None, &config).await;
+        Self { port, dir, config, child }
     }
 
     /// `nats://127.0.0.1:PORT`
@@ -59,7 +97,7 @@ impl NatsServer {
 
     /// Starts it again, on the same port with what it kept, once it was killed.
     pub async fn start_again(&mut self) {
-        (self.child, _) = launch(&self.dir, Some(self.port), &self.more).await;
+        (self.child, _) = launch(&self.dir, Some(self.port), &self.config).await;
     }
 
     /// Loses everything that it kept, while it is not running.
@@ -85,16 +123,16 @@ impl NatsServer {
 }
 
 /// Starts it and waits until it is ready: the process and its port.
-async fn launch(dir: &TempDir, port: Option<u16>, more: &str) -> (Child, u16) {
+async fn launch(dir: &TempDir, port: Option<u16>, config: &str) -> (Child, u16) {
     let port = port.map_or_else(|| "-1".to_owned(), |port| port.to_string());
-    let data = dir.path().join("data");
-    let config =
-        format!("host: 127.0.0.1\nport: {port}\njetstream {{ store_dir: {:?} }}\n{more}\n", data.display().to_string());
     let file = dir.path().join("nats.conf");
+    let config = config.replace("@PORT@", &port).replace("@DIR@", &dir.path().display().to_string());
     std::fs::write(&file, config).unwrap();
     let mut child = Command::new(binary())
         .arg("--config")
         .arg(&file)
+        .env("NATS_SERVER_NAME", "test")
+        .envs(USERS.map(|(user, variable)| (variable, format!("{user}-secret"))))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
