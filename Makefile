@@ -56,6 +56,11 @@ demo: $(ENVOY_FOR_TESTS) ## a tour with the real Envoy, to watch and then to pla
 	@$(CARGO) build --locked --bin stockade --example demo
 	@$(CARGO) run --quiet --locked --example demo
 
+.PHONY: demo-store
+demo-store: $(ENVOY_FOR_TESTS) $(NATS_FOR_TESTS) ## a tour of the central store: three sidecars, a publish, a denial, an outage
+	@$(CARGO) build --locked --bin stockade --example demo-store
+	@$(CARGO) run --quiet --locked --example demo-store
+
 .PHONY: envoy
 envoy: $(ENVOY) ## the Envoy that everything is tested with, into .tools/envoy/
 	@$(ENVOY) --version

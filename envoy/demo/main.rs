@@ -5,6 +5,7 @@
 //! stays up afterwards, to play with. Without one it ends, and fails if anything did not answer as the tour says.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+mod style;
 #[path = "../../tests/support/mod.rs"]
 #[allow(dead_code, reason = "the tests' harness, of which a tour needs a part")]
 mod support;
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use style::Style;
 use support::Stockade;
 use support::envoy::{Envoy, Places, shipped};
 use support::http::{Answer, Request};
@@ -40,32 +42,6 @@ async fn main() -> ExitCode {
         tour.stay().await;
     }
     if surprises == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// Whether to use colours.
-#[derive(Clone, Copy)]
-struct Style(bool);
-
-impl Style {
-    fn paint(self, code: &str, text: &str) -> String {
-        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-
-    fn bold(self, text: &str) -> String {
-        self.paint("1", text)
-    }
-
-    fn dim(self, text: &str) -> String {
-        self.paint("2", text)
-    }
-
-    fn green(self, text: &str) -> String {
-        self.paint("32", text)
-    }
-
-    fn red(self, text: &str) -> String {
-        self.paint("31", text)
-    }
 }
 
 /// Who sends a request.

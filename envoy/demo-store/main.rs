@@ -1,0 +1,310 @@
+//! A tour of the central store: `make demo-store`.
+//!
+//! Starts a real nats-server, a beacon, and three sidecars, each with an Envoy before it; publishes, rolls back, denies somebody
+//! everywhere, kills the store and brings it back. Every step is a command that is shown, and what it did is measured and asked of all
+//! three Envoys. Fails if anything did not come out as the tour says.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+#[path = "../demo/style.rs"]
+mod style;
+#[path = "../../tests/support/mod.rs"]
+#[allow(dead_code, reason = "the tests' harness, of which a tour needs a part")]
+mod support;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use style::Style;
+use support::Stockade;
+use support::envoy::{Envoy, Places, shipped};
+use support::http::Request;
+use support::nats::NatsServer;
+use support::token::Issuer;
+use support::upstream::Upstream;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+const SIDECARS: usize = 3;
+
+/// The roles of keys, each with a key of its own.
+const ROLES: [&str; 3] = ["publish", "overlay", "beacon"];
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let mut tour = Tour::start(Style(std::io::IsTerminal::is_terminal(&std::io::stdout()))).await;
+    tour.publishes().await;
+    tour.denies().await;
+    tour.survives().await;
+    match tour.surprises {
+        0 => {
+            println!("\nEverything came out as the tour says.");
+            ExitCode::SUCCESS
+        }
+        surprises => {
+            println!("\n{}", tour.style.red(&format!("{surprises} things did not come out as the tour says.")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Tour {
+    style: Style,
+    step: u32,
+    surprises: u32,
+    issuer: Issuer,
+    home: TempDir,
+    nats: NatsServer,
+    pods: Vec<Pod>,
+    /// It ends with the tour.
+    _beacon: Child,
+}
+
+/// A sidecar with its Envoy.
+struct Pod {
+    name: String,
+    stockade: Stockade,
+    envoy: Envoy,
+}
+
+impl Tour {
+    async fn start(style: Style) -> Self {
+        let (home, issuer, app) = (TempDir::new().unwrap(), Issuer::new(), Upstream::start().await.address);
+        let nats = NatsServer::start().await;
+        println!(
+            "{}\n",
+            style.bold("Stockade: a tour of the central store, with the real nats-server and the real Envoy")
+        );
+        println!("  nats-server  {}", nats.url());
+        let mut keys = Vec::new();
+        for role in ROLES {
+            let file = home.path().join(format!("{role}.key"));
+            let made = run(&["keygen", "--role", role, &file.display().to_string()]).await;
+            let key = made.split_whitespace().find(|word| word.starts_with("ed25519:")).unwrap().to_owned();
+            println!("  key          {key}, which may sign as `{role}`");
+            keys.push(format!("{{key: \"{key}\", roles: [{role}]}}"));
+        }
+        let beacon = command(&["beacon", "--key", &home.path().join("beacon.key").display().to_string()], &nats.url())
+            .spawn()
+            .unwrap();
+        copy(&support::repository("policies/bookstore"), &home.path().join("bookstore"));
+        std::fs::write(home.path().join("jwks.json"), issuer.jwks()).unwrap();
+        let mut tour = Self { style, step: 0, surprises: 0, issuer, home, nats, pods: Vec::new(), _beacon: beacon };
+        tour.title("The first bundle, before there is anyone to enforce it");
+        tour.store(&["publish", &tour.bundle(), "--message", "the bookstore opens"], "publish").await;
+        tour.title("Three pods: each a sidecar that follows the store, and an Envoy that asks it");
+        for number in 1..=SIDECARS {
+            let name = format!("bookstore-{number}");
+            let pod = tour.pod(&name, &keys.join(", "), app).await;
+            println!("   {name}: envoy at http://{}", pod.envoy.listener("ingress"));
+            tour.pods.push(pod);
+        }
+        tour.store(&["status"], "").await;
+        tour
+    }
+
+    async fn pod(&self, name: &str, keys: &str, app: std::net::SocketAddr) -> Pod {
+        let dir = TempDir::new().unwrap();
+        let config = format!(
+            "service: bookstore
+listen: [\"unix://{home}/authz.sock\"]
+admin: {{listen: 'tcp://127.0.0.1:0'}}
+decision_log: {{output: 'file://{home}/decisions.jsonl'}}
+log: {{format: json}}
+shutdown: {{grace: 0s, drain: 1s}}
+store:
+  name: default
+  pod: {name}
+  namespace: shop
+  keys: [{keys}]
+  last_good: {{directory: {home}/last-good}}
+nats: {{servers: [\"{url}\"]}}
+",
+            home = dir.path().display(),
+            url = self.nats.url(),
+        );
+        let mut stockade = Stockade::start(&config, dir).await;
+        stockade.log_line(|line| line["message"] == "ready").await;
+        let places = Places { app, etc: self.home.path(), stockade: &stockade.addresses[0] };
+        let envoy = Envoy::start(&shipped("jwt.yaml", &places)).await;
+        Pod { name: name.to_owned(), stockade, envoy }
+    }
+
+    fn bundle(&self) -> String {
+        self.home.path().join("bookstore").display().to_string()
+    }
+
+    // === the steps ===
+
+    async fn publishes(&mut self) {
+        self.ask("alice", "GET /books", 200).await;
+        self.title("Stocktaking: one more policy, published; the command returns when every sidecar enforces it");
+        let closed = "@id(\"stocktaking\")\n@status(\"503\")\n@message(\"closed for stocktaking\")\nforbid (\n    principal,\n    \
+                      action in [Action::\"listBooks\", Action::\"viewBook\"],\n    resource\n);\n";
+        self.quote(closed);
+        std::fs::write(self.home.path().join("bookstore/policies/stocktaking.cedar"), closed).unwrap();
+        let bundle = self.bundle();
+        self.store(&["publish", &bundle, "--message", "stocktaking", "--wait", "100%"], "publish").await;
+        self.ask("alice", "GET /books", 503).await;
+
+        self.title("Back to the bundle before: a new version that names the old bundle");
+        self.store(&["rollback", "--message", "we are done counting", "--wait", "100%"], "publish").await;
+        self.ask("alice", "GET /books", 200).await;
+        self.store(&["history"], "").await;
+    }
+
+    async fn denies(&mut self) {
+        self.title("Mallory's laptop was stolen: an emergency denial, which overtakes everything and ends by itself");
+        self.ask("mallory", "GET /books", 200).await;
+        let deny = ["deny", "User::\"mallory\"", "--for", "2h", "--reason", "stolen laptop", "--wait", "100%"];
+        self.store(&deny, "overlay").await;
+        self.ask("mallory", "GET /books", 403).await;
+        self.ask("alice", "GET /books", 200).await;
+        self.store(&["overlays"], "").await;
+    }
+
+    async fn survives(&mut self) {
+        self.title("The store is killed (SIGKILL): the sidecars decide as before, and know that they are stale");
+        self.nats.kill().await;
+        let begun = Instant::now();
+        self.all_are("stale").await;
+        println!("   all three say that they are stale {:.1?} after the kill", begun.elapsed());
+        self.ask("alice", "GET /books", 200).await;
+        self.ask("mallory", "GET /books", 403).await;
+        self.title("A sidecar restarts meanwhile, with its copy on disk");
+        let pid = self.pods[0].stockade.pid();
+        println!("   {} (pid {pid}) has kept {:?}", self.pods[0].name, self.kept());
+
+        self.title("The store is started again");
+        self.nats.start_again().await;
+        let begun = Instant::now();
+        self.all_are("fresh").await;
+        println!("   all three are fresh again {:.1?} after it is ready", begun.elapsed());
+        self.store(&["status"], "").await;
+    }
+
+    fn kept(&self) -> Vec<String> {
+        let dir = self.pods[0].stockade.dir.path().join("last-good");
+        let mut names: Vec<String> = std::fs::read_dir(dir)
+            .map(|entries| entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+            .unwrap_or_default();
+        names.retain(|name| !name.starts_with('.'));
+        names.sort();
+        names
+    }
+
+    /// Waits until each sidecar says that it is in this state.
+    async fn all_are(&mut self, freshness: &str) {
+        let all = async {
+            for pod in &self.pods {
+                loop {
+                    let (_, text) = pod.stockade.admin("/snapshot").await;
+                    let snapshot: Value = serde_json::from_str(&text).unwrap();
+                    if snapshot["store"]["freshness"] == freshness {
+                        break;
+                    }
+                    sleep(Duration::from_millis(20)).await;
+                }
+            }
+        };
+        if timeout(support::PATIENCE, all).await.is_err() {
+            self.surprise(&format!("all sidecars {freshness}"));
+        }
+    }
+
+    // === telling ===
+
+    fn title(&mut self, text: &str) {
+        self.step += 1;
+        println!("\n{}", self.style.bold(&format!("{}. {text}", self.step)));
+    }
+
+    fn quote(&self, policy: &str) {
+        for line in policy.lines() {
+            println!("   {}", self.style.dim(line));
+        }
+    }
+
+    fn surprise(&mut self, expected: &str) {
+        self.surprises += 1;
+        println!("   {}", self.style.red(&format!("a surprise: expected {expected}")));
+    }
+
+    /// Runs a command against the store, with the key of a role if it signs, and shows it with what it said.
+    async fn store(&mut self, arguments: &[&str], role: &str) {
+        let key = self.home.path().join(format!("{role}.key")).display().to_string();
+        let trust: Vec<String> = Vec::new();
+        let mut all: Vec<&str> = arguments.to_vec();
+        if !role.is_empty() {
+            all.extend(["--key", &key, "--as", "tour"]);
+        }
+        all.extend(trust.iter().map(String::as_str));
+        let home = self.home.path().display().to_string();
+        let shown: Vec<String> = all.iter().map(|word| quoted(&word.replace(&format!("{home}/"), ""))).collect();
+        println!("   {}", self.style.bold(&format!("$ stockade {}", shown.join(" "))));
+        let begun = Instant::now();
+        let output = command(&all, &self.nats.url()).output().await.unwrap();
+        for bytes in [&output.stdout, &output.stderr] {
+            String::from_utf8_lossy(bytes).lines().for_each(|line| println!("   {line}"));
+        }
+        println!("   {}", self.style.dim(&format!("in {:.0?}", begun.elapsed())));
+        if !output.status.success() {
+            self.surprise("the command to succeed");
+        }
+    }
+
+    /// Sends a request through every Envoy.
+    async fn ask(&mut self, who: &str, line: &str, expected: u16) {
+        let (method, path) = line.split_once(' ').unwrap();
+        let token = self.issuer.token(who, &["readers"], json!({}));
+        let mut statuses = Vec::new();
+        for pod in &self.pods {
+            let request = Request::new(method, path).bearer(&token);
+            statuses.push(request.send(pod.envoy.listener("ingress")).await.status);
+        }
+        let shown = statuses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let good = statuses.iter().all(|status| *status == expected);
+        let shown = if good && expected == 200 { self.style.green(&shown) } else { self.style.red(&shown) };
+        println!("   {who}: {line}  ->  {shown}");
+        if !good {
+            self.surprise(&format!("{expected} from each"));
+        }
+    }
+}
+
+/// `stockade` with these arguments, for the store at this address.
+fn command(arguments: &[&str], store: &str) -> Command {
+    let mut command = Command::new(support::binary());
+    command.args(arguments).env("STOCKADE_STORE", store).kill_on_drop(true);
+    command.stdin(std::process::Stdio::null());
+    if arguments.first() == Some(&"beacon") {
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    }
+    command
+}
+
+async fn run(arguments: &[&str]) -> String {
+    let output = command(arguments, "nats://127.0.0.1:1").output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// As a shell would need it.
+fn quoted(word: &str) -> String {
+    let plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./%:".contains(c));
+    if plain { word.to_owned() } else { format!("'{word}'") }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
