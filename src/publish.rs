@@ -204,12 +204,26 @@ impl Store {
         Err(format!("{failed}; whether anything was changed is not known: see `stockade history`"))
     }
 
-    /// Says a beacon. Two beacons may say theirs at once: no order is kept between them.
+    /// The sequence of the newest statement of any kind; 0 if there is none.
+    ///
+    /// # Errors
+    /// If the server gives no answer.
+    pub async fn newest_sequence(&self) -> Result<u64, nats::Error> {
+        let newest = self.connection.leaders_last(&self.layout.stream(), &self.layout.heads()).await?;
+        Ok(newest.map_or(0, |stored| stored.sequence))
+    }
+
+    /// Says a beacon, if no statement was made since the sequence `after`. So what it names is the newest wherever it stands
+    /// in the stream, and no sidecar hears a statement and then a beacon that does not know of it.
     ///
     /// # Errors
     /// If it was not stored.
-    pub async fn beacon(&self, envelope: Vec<u8>) -> Result<(), nats::Error> {
-        self.connection.store(&self.layout.head(Kind::Beacon), envelope.into(), None).await.map(|_| ())
+    pub async fn beacon(&self, envelope: Vec<u8>, after: u64) -> Result<Advance, nats::Error> {
+        let (subject, all) = (self.layout.head(Kind::Beacon), self.layout.heads());
+        match self.connection.store_after(&subject, envelope.into(), after, &all).await {
+            Err(error) if error.is(code::WRONG_LAST_SEQUENCE) => Ok(Advance::Overtaken),
+            stored => stored.map(Advance::Done),
+        }
     }
 
     /// What all sidecars said last, those whose statements have not expired.
