@@ -81,17 +81,32 @@ impl Store {
                 Err(error) if error.is(code::NO_STREAM) => {
                     let made = self.connection.request(&format!("STREAM.CREATE.{name}"), desired.config()).await;
                     match made {
-                        // Someone else has made it in between: look whether it is the same.
-                        Err(error) if error.is(code::STREAM_EXISTS) => self.info(name).await,
+                        // Someone else may be making it at the same time. If it is there after all, what counts is whether it
+                        // is as it should be.
+                        Err(error @ nats::Error::Refused { .. }) => self.settled(name).await.ok_or(error),
                         made => made,
                     }
                 }
                 info => info,
             };
-            let info = info.map_err(|error| format!("stream `{name}`: {error}"))?;
+            let info = info.map_err(|error| {
+                let hint = " (the server or its account gives less than the stream asks for: see --max-bytes)";
+                format!("stream `{name}`: {error}{}", if error.is(code::NO_ROOM) { hint } else { "" })
+            })?;
             desired.check(info.get("config").unwrap_or(&serde_json::Value::Null))?;
         }
         Ok(())
+    }
+
+    /// A stream that someone else is making; `None` if it does not come to be.
+    async fn settled(&self, stream: &str) -> Option<serde_json::Value> {
+        for _ in 0..LOOKS {
+            if let Ok(info) = self.info(stream).await {
+                return Some(info);
+            }
+            sleep(PAUSE).await;
+        }
+        None
     }
 
     async fn info(&self, stream: &str) -> Result<serde_json::Value, nats::Error> {

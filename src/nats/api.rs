@@ -49,8 +49,8 @@ pub mod code {
     pub const NO_STREAM: u64 = 10059;
     /// The last message on the subject is not the expected one.
     pub const WRONG_LAST_SEQUENCE: u64 = 10071;
-    /// There is a stream of that name, with another configuration.
-    pub const STREAM_EXISTS: u64 = 10058;
+    /// A stream asks for more room than there is.
+    pub const NO_ROOM: u64 = 10047;
     /// The stream is full.
     pub const FULL: u64 = 10077;
 }

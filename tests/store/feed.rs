@@ -142,6 +142,21 @@ async fn a_refusal_shows() {
 }
 
 #[tokio::test]
+async fn an_nkey_lets_us_in() {
+    let pair = nkeys::KeyPair::new_user();
+    let users = format!("authorization: {{ users: [{{ nkey: {} }}] }}", pair.public_key());
+    let server = NatsServer::with(&users).await;
+    let dir = tempfile::tempdir().unwrap();
+    let seed = dir.path().join("seed").display().to_string();
+    std::fs::write(&seed, format!("{}\n", pair.seed().unwrap())).unwrap();
+    let with = |nkey| nats::Config { nkey, ..config(&server) };
+    let (connection, _events) = nats::connect(&with(Some(seed)), "cli", nats::Patience::Once).await.unwrap();
+    connection.flush().await.unwrap();
+    let error = nats::connect(&with(None), "cli", nats::Patience::Once).await.expect_err("nobody");
+    assert!(error.contains("authorization violation"), "{error}");
+}
+
+#[tokio::test]
 async fn a_bundle_of_several_pieces_comes_whole_or_not_at_all() {
     let server = NatsServer::start().await;
     let store = store(&server).await;
