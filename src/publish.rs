@@ -81,17 +81,32 @@ impl Store {
                 Err(error) if error.is(code::NO_STREAM) => {
                     let made = self.connection.request(&format!("STREAM.CREATE.{name}"), desired.config()).await;
                     match made {
-                        // Someone else has made it in between: look whether it is the same.
-                        Err(error) if error.is(code::STREAM_EXISTS) => self.info(name).await,
+                        // Someone else may be making it at the same time. If it is there after all, what counts is whether it
+                        // is as it should be.
+                        Err(error @ nats::Error::Refused { .. }) => self.settled(name).await.ok_or(error),
                         made => made,
                     }
                 }
                 info => info,
             };
-            let info = info.map_err(|error| format!("stream `{name}`: {error}"))?;
+            let info = info.map_err(|error| {
+                let hint = " (the server or its account gives less than the stream asks for: see --max-bytes)";
+                format!("stream `{name}`: {error}{}", if error.is(code::NO_ROOM) { hint } else { "" })
+            })?;
             desired.check(info.get("config").unwrap_or(&serde_json::Value::Null))?;
         }
         Ok(())
+    }
+
+    /// A stream that someone else is making; `None` if it does not come to be.
+    async fn settled(&self, stream: &str) -> Option<serde_json::Value> {
+        for _ in 0..LOOKS {
+            if let Ok(info) = self.info(stream).await {
+                return Some(info);
+            }
+            sleep(PAUSE).await;
+        }
+        None
     }
 
     async fn info(&self, stream: &str) -> Result<serde_json::Value, nats::Error> {
@@ -204,12 +219,26 @@ impl Store {
         Err(format!("{failed}; whether anything was changed is not known: see `stockade history`"))
     }
 
-    /// Says a beacon. Two beacons may say theirs at once: no order is kept between them.
+    /// The sequence of the newest statement of any kind; 0 if there is none.
+    ///
+    /// # Errors
+    /// If the server gives no answer.
+    pub async fn newest_sequence(&self) -> Result<u64, nats::Error> {
+        let newest = self.connection.leaders_last(&self.layout.stream(), &self.layout.heads()).await?;
+        Ok(newest.map_or(0, |stored| stored.sequence))
+    }
+
+    /// Says a beacon, if no statement was made since the sequence `after`. So what it names is the newest wherever it stands
+    /// in the stream, and no sidecar hears a statement and then a beacon that does not know of it.
     ///
     /// # Errors
     /// If it was not stored.
-    pub async fn beacon(&self, envelope: Vec<u8>) -> Result<(), nats::Error> {
-        self.connection.store(&self.layout.head(Kind::Beacon), envelope.into(), None).await.map(|_| ())
+    pub async fn beacon(&self, envelope: Vec<u8>, after: u64) -> Result<Advance, nats::Error> {
+        let (subject, all) = (self.layout.head(Kind::Beacon), self.layout.heads());
+        match self.connection.store_after(&subject, envelope.into(), after, &all).await {
+            Err(error) if error.is(code::WRONG_LAST_SEQUENCE) => Ok(Advance::Overtaken),
+            stored => stored.map(Advance::Done),
+        }
     }
 
     /// What all sidecars said last, those whose statements have not expired.

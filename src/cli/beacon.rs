@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use super::store::{StoreArgs, TrustArgs, read_key, run as run_command};
 use crate::nats;
 use crate::observe;
-use crate::publish::{Store, history, read_manifest, read_overlays};
+use crate::publish::{Advance, Store, history, read_manifest, read_overlays};
 use crate::shutdown::Signals;
 use crate::store::statement::{Beacon, Kind, Timestamp};
 use crate::store::{Keyring, SecretKey, envelope};
@@ -57,6 +57,9 @@ async fn beacon(args: &Args) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// How often in a row it looks again, before it waits for the next turn.
+const LOOKS: u32 = 5;
+
 /// The one that says beacons.
 struct Lamp {
     store: Store,
@@ -94,14 +97,20 @@ impl Lamp {
         }
     }
 
-    /// One beacon: what is the newest, as of when it looked.
+    /// One beacon: what is the newest, as of when it looked. If something was said in between, it looks again.
     async fn say(&self) -> Result<(), String> {
-        let sent_at = Timestamp::now();
-        let (manifest, overlays) = tokio::try_join!(self.newest(Kind::Manifest), self.newest(Kind::Overlays))?;
-        let beacon = Beacon { store: self.store.name().clone(), manifest, overlays, sent_at };
-        let payload = serde_json::to_vec(&beacon).map_err(|error| error.to_string())?;
-        let sealed = envelope::seal(Kind::Beacon, &payload, &self.key).map_err(|refusal| refusal.to_string())?;
-        self.store.beacon(sealed).await.map_err(|error| error.to_string())
+        for _ in 0..LOOKS {
+            let after = self.store.newest_sequence().await.map_err(|error| error.to_string())?;
+            let sent_at = Timestamp::now();
+            let (manifest, overlays) = tokio::try_join!(self.newest(Kind::Manifest), self.newest(Kind::Overlays))?;
+            let beacon = Beacon { store: self.store.name().clone(), manifest, overlays, sent_at };
+            let payload = serde_json::to_vec(&beacon).map_err(|error| error.to_string())?;
+            let sealed = envelope::seal(Kind::Beacon, &payload, &self.key).map_err(|refusal| refusal.to_string())?;
+            if self.store.beacon(sealed, after).await.map_err(|error| error.to_string())? != Advance::Overtaken {
+                return Ok(());
+            }
+        }
+        Err(format!("something else was said {LOOKS} times in between"))
     }
 
     async fn newest(&self, kind: Kind) -> Result<Option<crate::store::Head>, String> {

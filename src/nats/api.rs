@@ -49,8 +49,8 @@ pub mod code {
     pub const NO_STREAM: u64 = 10059;
     /// The last message on the subject is not the expected one.
     pub const WRONG_LAST_SEQUENCE: u64 = 10071;
-    /// There is a stream of that name, with another configuration.
-    pub const STREAM_EXISTS: u64 = 10058;
+    /// A stream asks for more room than there is.
+    pub const NO_ROOM: u64 = 10047;
     /// The stream is full.
     pub const FULL: u64 = 10077;
 }
@@ -240,12 +240,20 @@ impl Connection {
     /// # Errors
     /// If it was not stored; after [`Error::TimedOut`] it may have been.
     pub async fn store(&self, subject: &str, payload: Bytes, after: Option<u64>) -> Result<u64, Error> {
-        let headers = after.map(|sequence| {
-            let mut headers = HeaderMap::new();
-            let value = sequence.to_string();
-            headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, value.as_str());
-            headers
-        });
+        let headers = after.map(|sequence| expecting(sequence, None));
+        self.acknowledged(subject, headers, payload).await
+    }
+
+    /// As [`Connection::store`], only if `after` is the last sequence of all that match `filter`, which may hold wildcards.
+    /// (nats-server, pull request 5281)
+    ///
+    /// # Errors
+    /// If it was not stored; after [`Error::TimedOut`] it may have been.
+    pub async fn store_after(&self, subject: &str, payload: Bytes, after: u64, filter: &str) -> Result<u64, Error> {
+        self.acknowledged(subject, Some(expecting(after, Some(filter))), payload).await
+    }
+
+    async fn acknowledged(&self, subject: &str, headers: Option<HeaderMap>, payload: Bytes) -> Result<u64, Error> {
         let answer = self.ask(subject, headers, payload).await?;
         let ack: Ack = serde_json::from_slice(&answer.payload).map_err(Error::malformed)?;
         ack.error.map_or(Ok(ack.seq), |error| Err(error.into()))
@@ -296,6 +304,16 @@ impl Connection {
             _ => Error::Other(error.to_string()),
         }
     }
+}
+
+/// Headers that say what the last sequence must be, on the message's own subject or on those that match a filter.
+fn expecting(sequence: u64, filter: Option<&str>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.to_string().as_str());
+    if let Some(filter) = filter {
+        headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", filter);
+    }
+    headers
 }
 
 /// Waits until the server says that this subject is forbidden to us.

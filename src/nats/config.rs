@@ -92,6 +92,9 @@ impl Config {
         if self.user.is_some() != self.password_file.is_some() {
             return Some(("`user` and `password_file` go together".to_owned(), "give both, or neither"));
         }
+        if self.timeout < Span::millis(100) {
+            return Some((format!("a `timeout` of {} is too short for an answer", self.timeout), "at least `100ms`"));
+        }
         let tls = self.tls.as_ref()?;
         if tls.certificate.is_some() != tls.private_key.is_some() {
             return Some(("`certificate` and `private_key` go together".to_owned(), "give both, or neither"));
@@ -213,10 +216,11 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for (text, expected) in [
-            ("servers: []", "is empty"),
+            ("servers: []", "there must be at least one"),
             ("servers: [\"http://a\"]", "`http://a` is not the address of a NATS server"),
             ("servers: [\"nats://u:hunter2@a\"]", "the address of `a` holds credentials"),
             ("servers: [\"nats://a\"]\nuser: x", "`user` and `password_file` go together"),
+            ("servers: [\"nats://a\"]\ntimeout: 1ms", "a `timeout` of 1ms is too short"),
             ("servers: [\"nats://a\"]\nnkey: /x\ncredentials: /y", "both `credentials` and `nkey` are given"),
             ("servers: [\"nats://a\"]\ntls: {certificate: /x}", "`certificate` and `private_key` go together"),
             ("servers: [\"nats://a\"]\ninbox_prefix: a.b", "`a.b` is not a prefix for inboxes"),

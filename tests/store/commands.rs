@@ -462,6 +462,16 @@ async fn a_stream_with_other_settings_is_refused() {
     }
 }
 
+/// The server promises each stream its room, or does not make it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_room_says_so() {
+    let desk = Desk::new().await;
+    desk.bundle("v1", ONE);
+    let ran = desk.run(&["publish", "v1", "--max-bytes", "1000GiB"]).await;
+    assert!(ran.code == 1 && ran.stderr.contains("see --max-bytes"), "{ran:?}");
+    desk.good(&["publish", "v1", "--max-bytes", "16MiB"]).await;
+}
+
 /// What is needed to begin with: versions only grow, also when the store has lost everything.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_lost_everything_begins_a_higher_epoch() {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use stockade::feed::jetstream::Jetstream;
 use stockade::feed::source::{Event, Source};
 use stockade::nats;
+use stockade::publish::Advance;
 use stockade::publish::streams::Settings;
 use stockade::store::layout::PIECE;
 use stockade::store::statement::{Blob, Kind, Status, Timestamp};
@@ -141,6 +142,21 @@ async fn a_refusal_shows() {
 }
 
 #[tokio::test]
+async fn an_nkey_lets_us_in() {
+    let pair = nkeys::KeyPair::new_user();
+    let users = format!("authorization: {{ users: [{{ nkey: {} }}] }}", pair.public_key());
+    let server = NatsServer::with(&users).await;
+    let dir = tempfile::tempdir().unwrap();
+    let seed = dir.path().join("seed").display().to_string();
+    std::fs::write(&seed, format!("{}\n", pair.seed().unwrap())).unwrap();
+    let with = |nkey| nats::Config { nkey, ..config(&server) };
+    let (connection, _events) = nats::connect(&with(Some(seed)), "cli", nats::Patience::Once).await.unwrap();
+    connection.flush().await.unwrap();
+    let error = nats::connect(&with(None), "cli", nats::Patience::Once).await.expect_err("nobody");
+    assert!(error.contains("authorization violation"), "{error}");
+}
+
+#[tokio::test]
 async fn a_bundle_of_several_pieces_comes_whole_or_not_at_all() {
     let server = NatsServer::start().await;
     let store = store(&server).await;
@@ -159,6 +175,22 @@ async fn a_bundle_of_several_pieces_comes_whole_or_not_at_all() {
     assert!(error.0.contains("is larger than"), "{error}");
     store.remove_blob(&own.digest.hex()).await.unwrap();
     assert!(source.blob(&own).await.is_err());
+}
+
+/// Wherever a beacon stands in the stream, what it names is the newest before it.
+#[tokio::test]
+async fn a_beacon_that_was_overtaken_is_not_said() {
+    let server = NatsServer::start().await;
+    let store = store(&server).await;
+    let beacon = |after| store.beacon(b"beacon".to_vec(), after);
+    assert!(matches!(beacon(store.newest_sequence().await.unwrap()).await, Ok(Advance::Done(_))));
+    let after = store.newest_sequence().await.unwrap();
+    store.upload(&blob(b"x"), b"x").await.unwrap();
+    assert!(matches!(beacon(after).await, Ok(Advance::Done(_))), "blobs change nothing");
+    let after = store.newest_sequence().await.unwrap();
+    write(&store, Kind::Overlays, "deny").await;
+    assert_eq!(beacon(after).await, Ok(Advance::Overtaken));
+    assert!(matches!(beacon(after + 1).await, Ok(Advance::Done(_))));
 }
 
 /// A full stream refuses everything, so bundles leave room for denials and beacons.
@@ -203,7 +235,7 @@ async fn a_long_history_is_read_whole() {
     let mut after = 0;
     for n in 0..600 {
         match store.advance(Kind::Manifest, n.to_string().as_bytes(), after).await.unwrap() {
-            stockade::publish::Advance::Done(sequence) => after = sequence,
+            Advance::Done(sequence) => after = sequence,
             other => panic!("{other:?}"),
         }
     }

@@ -52,7 +52,10 @@ impl NatsServer {
 
     /// With more configuration, such as users.
     pub async fn with(more: &str) -> Self {
-        let config = format!("listen: \"127.0.0.1:@PORT@\"\njetstream {{ store_dir: \"@DIR@/data\" }}\n{more}\n");
+        // By default the server takes no more than a part of the disk: what is left of it must not decide a test.
+        let limits = "max_file_store: 16GB, max_memory_store: 2GB";
+        let jetstream = format!("jetstream {{ store_dir: \"@DIR@/data\", {limits} }}");
+        let config = format!("listen: \"127.0.0.1:@PORT@\"\n{jetstream}\n{more}\n");
         Self::launch(TempDir::new().unwrap(), config).await
     }
 
