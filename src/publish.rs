@@ -75,27 +75,38 @@ impl Store {
     /// # Errors
     /// If a stream is there with other settings, in what matters, or cannot be made.
     pub async fn ensure(&self, settings: &Settings) -> Result<(), String> {
-        for desired in [Desired::of_statements(&self.layout, settings), Desired::of_statuses(&self.layout, settings)] {
-            let name = desired.name();
-            let info = match self.info(name).await {
-                Err(error) if error.is(code::NO_STREAM) => {
-                    let made = self.connection.request(&format!("STREAM.CREATE.{name}"), desired.config()).await;
-                    match made {
-                        // Someone else may be making it at the same time. If it is there after all, what counts is whether it
-                        // is as it should be.
-                        Err(error @ nats::Error::Refused { .. }) => self.settled(name).await.ok_or(error),
-                        made => made,
-                    }
+        self.ensure_stream(&Desired::of_statements(&self.layout, settings)).await?;
+        self.ensure_stream(&Desired::of_statuses(&self.layout, settings)).await
+    }
+
+    /// Makes the stream of what sidecars say, if it is not there. It is kept in memory, so a server that stands alone loses it with
+    /// its process.
+    ///
+    /// # Errors
+    /// As [`Self::ensure`].
+    pub async fn ensure_statuses(&self) -> Result<(), String> {
+        self.ensure_stream(&Desired::of_statuses(&self.layout, &Settings::default())).await
+    }
+
+    async fn ensure_stream(&self, desired: &Desired) -> Result<(), String> {
+        let name = desired.name();
+        let info = match self.info(name).await {
+            Err(error) if error.is(code::NO_STREAM) => {
+                let made = self.connection.request(&format!("STREAM.CREATE.{name}"), desired.config()).await;
+                match made {
+                    // Someone else may be making it at the same time. If it is there after all, what counts is whether it
+                    // is as it should be.
+                    Err(error @ nats::Error::Refused { .. }) => self.settled(name).await.ok_or(error),
+                    made => made,
                 }
-                info => info,
-            };
-            let info = info.map_err(|error| {
-                let hint = " (the server or its account gives less than the stream asks for: see --max-bytes)";
-                format!("stream `{name}`: {error}{}", if error.is(code::NO_ROOM) { hint } else { "" })
-            })?;
-            desired.check(info.get("config").unwrap_or(&serde_json::Value::Null))?;
-        }
-        Ok(())
+            }
+            info => info,
+        };
+        let info = info.map_err(|error| {
+            let hint = " (the server or its account gives less than the stream asks for: see --max-bytes)";
+            format!("stream `{name}`: {error}{}", if error.is(code::NO_ROOM) { hint } else { "" })
+        })?;
+        desired.check(info.get("config").unwrap_or(&serde_json::Value::Null))
     }
 
     /// A stream that someone else is making; `None` if it does not come to be.

@@ -57,6 +57,8 @@ struct Tour {
     issuer: Issuer,
     home: TempDir,
     nats: NatsServer,
+    /// The public keys, for the commands that read.
+    trust: String,
     pods: Vec<Pod>,
     /// It ends with the tour.
     _beacon: Child,
@@ -65,7 +67,9 @@ struct Tour {
 /// A sidecar with its Envoy.
 struct Pod {
     name: String,
-    stockade: Stockade,
+    config: String,
+    /// `None` while it is not running.
+    stockade: Option<Stockade>,
     envoy: Envoy,
 }
 
@@ -78,20 +82,23 @@ impl Tour {
             style.bold("Stockade: a tour of the central store, with the real nats-server and the real Envoy")
         );
         println!("  nats-server  {}", nats.url());
-        let mut keys = Vec::new();
+        let (mut keys, mut trust) = (Vec::new(), Vec::new());
         for role in ROLES {
             let file = home.path().join(format!("{role}.key"));
             let made = run(&["keygen", "--role", role, &file.display().to_string()]).await;
             let key = made.split_whitespace().find(|word| word.starts_with("ed25519:")).unwrap().to_owned();
             println!("  key          {key}, which may sign as `{role}`");
             keys.push(format!("{{key: \"{key}\", roles: [{role}]}}"));
+            trust.push(key);
         }
         let beacon = command(&["beacon", "--key", &home.path().join("beacon.key").display().to_string()], &nats.url())
             .spawn()
             .unwrap();
         copy(&support::repository("policies/bookstore"), &home.path().join("bookstore"));
         std::fs::write(home.path().join("jwks.json"), issuer.jwks()).unwrap();
-        let mut tour = Self { style, step: 0, surprises: 0, issuer, home, nats, pods: Vec::new(), _beacon: beacon };
+        let trust = trust.join(",");
+        let mut tour =
+            Self { style, step: 0, surprises: 0, issuer, home, nats, trust, pods: Vec::new(), _beacon: beacon };
         tour.title("The first bundle, before there is anyone to enforce it");
         tour.store(&["publish", &tour.bundle(), "--message", "the bookstore opens"], "publish").await;
         tour.title("Three pods: each a sidecar that follows the store, and an Envoy that asks it");
@@ -106,7 +113,8 @@ impl Tour {
     }
 
     async fn pod(&self, name: &str, keys: &str, app: std::net::SocketAddr) -> Pod {
-        let dir = TempDir::new().unwrap();
+        let own = self.home.path().join(name);
+        std::fs::create_dir(&own).unwrap();
         let config = format!(
             "service: bookstore
 listen: [\"unix://{home}/authz.sock\"]
@@ -122,14 +130,13 @@ store:
   last_good: {{directory: {home}/last-good}}
 nats: {{servers: [\"{url}\"]}}
 ",
-            home = dir.path().display(),
+            home = own.display(),
             url = self.nats.url(),
         );
-        let mut stockade = Stockade::start(&config, dir).await;
-        stockade.log_line(|line| line["message"] == "ready").await;
+        let stockade = sidecar(&config).await;
         let places = Places { app, etc: self.home.path(), stockade: &stockade.addresses[0] };
         let envoy = Envoy::start(&shipped("jwt.yaml", &places)).await;
-        Pod { name: name.to_owned(), stockade, envoy }
+        Pod { name: name.to_owned(), config, stockade: Some(stockade), envoy }
     }
 
     fn bundle(&self) -> String {
@@ -173,26 +180,49 @@ nats: {{servers: [\"{url}\"]}}
         println!("   all three say that they are stale {:.1?} after the kill", begun.elapsed());
         self.ask("alice", "GET /books", 200).await;
         self.ask("mallory", "GET /books", 403).await;
-        self.title("A sidecar restarts meanwhile, with its copy on disk");
-        let pid = self.pods[0].stockade.pid();
-        println!("   {} (pid {pid}) has kept {:?}", self.pods[0].name, self.kept());
+        self.title("A sidecar is killed and started meanwhile: it comes up from its copy on disk, and says so");
+        let pod = &mut self.pods[0];
+        drop(pod.stockade.take());
+        let begun = Instant::now();
+        let stockade = sidecar(&pod.config).await;
+        println!("   {} is ready {:.1?} after its start", pod.name, begun.elapsed());
+        let said =
+            stockade.seen.iter().find_map(|line| line["message"].as_str().filter(|text| text.contains("copy on disk")));
+        let said = said.map(str::to_owned);
+        pod.stockade = Some(stockade);
+        match said {
+            Some(said) => println!("   {}", self.style.dim(&said)),
+            None => self.surprise("it to say so"),
+        }
+        self.ask("alice", "GET /books", 200).await;
+        self.ask("mallory", "GET /books", 403).await;
 
         self.title("The store is started again");
         self.nats.start_again().await;
         let begun = Instant::now();
         self.all_are("fresh").await;
         println!("   all three are fresh again {:.1?} after it is ready", begun.elapsed());
+        self.reported().await;
         self.store(&["status"], "").await;
     }
 
-    fn kept(&self) -> Vec<String> {
-        let dir = self.pods[0].stockade.dir.path().join("last-good");
-        let mut names: Vec<String> = std::fs::read_dir(dir)
-            .map(|entries| entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
-            .unwrap_or_default();
-        names.retain(|name| !name.starts_with('.'));
-        names.sort();
-        names
+    /// Waits until the store knows again what each sidecar enforces, which it keeps in memory.
+    async fn reported(&mut self) {
+        let begun = Instant::now();
+        let known = async {
+            loop {
+                let output = command(&["status", "--json"], &self.nats.url()).output().await.unwrap();
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                if self.pods.iter().all(|pod| text.contains(&pod.name)) {
+                    return;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        match timeout(support::PATIENCE, known).await {
+            Ok(()) => println!("   the store knows again who enforces what, {:.1?} later", begun.elapsed()),
+            Err(_) => self.surprise("the sidecars to report"),
+        }
     }
 
     /// Waits until each sidecar says that it is in this state.
@@ -200,7 +230,7 @@ nats: {{servers: [\"{url}\"]}}
         let all = async {
             for pod in &self.pods {
                 loop {
-                    let (_, text) = pod.stockade.admin("/snapshot").await;
+                    let (_, text) = pod.stockade.as_ref().unwrap().admin("/snapshot").await;
                     let snapshot: Value = serde_json::from_str(&text).unwrap();
                     if snapshot["store"]["freshness"] == freshness {
                         break;
@@ -235,18 +265,16 @@ nats: {{servers: [\"{url}\"]}}
     /// Runs a command against the store, with the key of a role if it signs, and shows it with what it said.
     async fn store(&mut self, arguments: &[&str], role: &str) {
         let key = self.home.path().join(format!("{role}.key")).display().to_string();
-        let trust: Vec<String> = Vec::new();
         let mut all: Vec<&str> = arguments.to_vec();
         if !role.is_empty() {
             all.extend(["--key", &key, "--as", "tour"]);
         }
-        all.extend(trust.iter().map(String::as_str));
         let home = self.home.path().display().to_string();
         let shown: Vec<String> = all.iter().map(|word| quoted(&word.replace(&format!("{home}/"), ""))).collect();
         println!("   {}", self.style.bold(&format!("$ stockade {}", shown.join(" "))));
         let begun = Instant::now();
-        let output = command(&all, &self.nats.url()).output().await.unwrap();
-        for bytes in [&output.stdout, &output.stderr] {
+        let output = command(&all, &self.nats.url()).env("STOCKADE_TRUST", &self.trust).output().await.unwrap();
+        for bytes in [&output.stderr, &output.stdout] {
             String::from_utf8_lossy(bytes).lines().for_each(|line| println!("   {line}"));
         }
         println!("   {}", self.style.dim(&format!("in {:.0?}", begun.elapsed())));
@@ -272,6 +300,13 @@ nats: {{servers: [\"{url}\"]}}
             self.surprise(&format!("{expected} from each"));
         }
     }
+}
+
+/// A sidecar that is ready.
+async fn sidecar(config: &str) -> Stockade {
+    let mut stockade = Stockade::start(config, TempDir::new().unwrap()).await;
+    stockade.log_line(|line| line["message"] == "ready").await;
+    stockade
 }
 
 /// `stockade` with these arguments, for the store at this address.

@@ -16,7 +16,8 @@ use crate::store::{Keyring, SecretKey, envelope};
 /// Say again and again what is the newest in the store, so that sidecars know that they have it.
 ///
 /// A process that runs beside the NATS servers, with a key that may sign beacons only. Once an interval it asks the
-/// leader of the store's stream for the newest statements, and signs what they are at that instant. Two of them may run
+/// leader of the store's stream for the newest statements, and signs what they are at that instant. It also makes the
+/// stream in which sidecars say what they enforce, if that is gone, since a server keeps it in memory. Two of them may run
 /// side by side. With `--trust`, it names only statements that these keys have signed.
 ///
 /// Exit status: 0 after SIGTERM or SIGINT, 1 if it cannot start.
@@ -84,7 +85,12 @@ impl Lamp {
         loop {
             tokio::select! {
                 Some(event) = events.recv() => match event {
-                    nats::Event::Up => info!("the store can be reached"),
+                    nats::Event::Up => {
+                        info!("the store can be reached");
+                        if let Err(error) = self.store.ensure_statuses().await {
+                            warn!(error, "what sidecars say may be nowhere to be kept");
+                        }
+                    }
                     nats::Event::Down(why) => warn!(why, "the store cannot be reached"),
                     nats::Event::Refused(what) => warn!(what, "the store does not allow something"),
                     nats::Event::Dropped => {}

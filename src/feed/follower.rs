@@ -692,7 +692,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
         self.changed = Instant::now();
         if let Some((head, says)) = manifest {
             let counts_from = says.not_before.map_or(says.published_at, |at| at.max(says.published_at));
-            self.enforced.lead_time = Some(counts_from.age(now));
+            // What was there at the start was published long before, which says nothing of how fast changes arrive.
+            self.enforced.lead_time = self.enforced.manifest.is_some().then(|| counts_from.age(now));
             self.enforced.since = Some(now);
             info!(version = %head.version, publisher = says.publisher, lead_time = ?self.enforced.lead_time, "in force");
             self.enforced.manifest = Some((head, says));
