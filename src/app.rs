@@ -21,7 +21,7 @@ use crate::feed::directory::Directories;
 use crate::listener::{self, Listener};
 use crate::observe::decision_log::Writer;
 use crate::observe::{DecisionLog, Metrics};
-use crate::policy::Snapshot;
+use crate::policy::{Files, Snapshot};
 use crate::shutdown::{Drain, Lifecycle, Phase, Signals};
 
 /// How often what only time changes is brought up to date: the histograms' buffers, above all.
@@ -93,11 +93,11 @@ impl App {
             config.directories(),
             {
                 let snapshots = snapshots.clone();
-                move |files| {
+                move |files: &[Files]| {
                     let previous = snapshots.borrow().clone();
                     match previous {
-                        Some(previous) => Snapshot::succeed(&previous, &files),
-                        None => Snapshot::compile(&files, 1),
+                        Some(previous) => Snapshot::succeed(&previous, files),
+                        None => Snapshot::compile(files, 1),
                     }
                 }
             },

@@ -8,6 +8,7 @@ use std::any::Any;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,6 +17,9 @@ use deserr::{Deserr, ValuePointerRef};
 use notify::event::{AccessKind, AccessMode};
 use notify::{ErrorKind, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use serde::Serialize;
+use thread_priority::{
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
+};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task;
 use tokio::time::{sleep, timeout};
@@ -69,11 +73,15 @@ impl Config {
 /// A writer that never pauses is not waited for longer than this many times `debounce`.
 const LONGEST_BURST: u32 = 20;
 
+/// How long a compiler may step back before another one starts that does not. A server that is busy all the time has no
+/// time to spare, and nobody may keep a permission by keeping it busy.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// How long what is no longer in force is kept for the checks that are being decided under it.
 const RETIREMENT: Duration = Duration::from_secs(1);
 
 /// From the files of all bundles to a snapshot, or every reason why not.
-type Compile<S> = dyn Fn(Vec<Files>) -> Result<S, Vec<Problem>> + Send + Sync;
+type Compile<S> = dyn Fn(&[Files]) -> Result<S, Vec<Problem>> + Send + Sync;
 
 /// The task that follows the directories of one or several bundles and keeps a snapshot of them.
 pub struct Directories<S> {
@@ -104,7 +112,7 @@ impl<S: Send + Sync + 'static> Directories<S> {
     pub fn new(
         config: Config,
         directories: impl IntoIterator<Item = PathBuf>,
-        compile: impl Fn(Vec<Files>) -> Result<S, Vec<Problem>> + Send + Sync + 'static,
+        compile: impl Fn(&[Files]) -> Result<S, Vec<Problem>> + Send + Sync + 'static,
         snapshots: watch::Sender<Option<Arc<S>>>,
         status: watch::Sender<Status>,
     ) -> Self {
@@ -204,8 +212,12 @@ impl<S: Send + Sync + 'static> Directories<S> {
             });
             return;
         }
+        // There are no checks to step back for before the first snapshot; and where the compiler of an older version still
+        // waits for its turn, stepping back leads nowhere.
+        let at_once = self.enforced.is_none() || Arc::strong_count(&self.compile) > 1;
         let compile = Arc::clone(&self.compile);
-        let outcome = stepping_back(move || compile(bundles)).await.unwrap_or_else(|problem| Err(vec![problem]));
+        let compiled = compiled(move || compile(&bundles), at_once).await;
+        let outcome = compiled.unwrap_or_else(|problem| Err(vec![problem]));
         self.status.send_if_modified(|status| {
             status.last_read = Some(SystemTime::now());
             false
@@ -303,8 +315,8 @@ fn is_missing(error: &notify::Error) -> bool {
 fn retire<S: Send + Sync + 'static>(old: Option<Arc<S>>) {
     let Some(old) = old else { return };
     task::spawn(async move {
-        tokio::time::sleep(RETIREMENT).await;
-        task::spawn_blocking(move || drop(old));
+        sleep(RETIREMENT).await;
+        on_thread(Turn::Spare, move || drop(old)).await
     });
 }
 
@@ -326,16 +338,55 @@ fn digest(bundles: &[Files]) -> [u8; 32] {
     bundles.iter().fold(Sha256::new(), |hash, files| hash.chain_update(files.digest())).finalize().into()
 }
 
-/// Compiles on a thread that steps back for those that answer checks: a bundle of a thousand policies takes a core for a
-/// quarter of a second, and a sidecar may have no more than one. On Linux each thread has a nice value of its own
-/// (setpriority(2), notes).
-async fn stepping_back<T: Send + 'static>(compile: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+/// When a thread gets its turn.
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    /// As all others.
+    Fair,
+    /// When no other thread has anything to do.
+    Spare,
+}
+
+/// Compiles on a thread that steps back for those that answer checks, as long as that leads anywhere: a bundle of a
+/// thousand policies takes a core for a quarter of a second, and a sidecar may have no more than one.
+async fn compiled<T: Send + 'static>(
+    compile: impl Fn() -> T + Send + Sync + 'static,
+    at_once: bool,
+) -> Result<T, Problem> {
+    let compile = Arc::new(compile);
+    let run = |turn| {
+        let compile = Arc::clone(&compile);
+        on_thread(turn, move || compile())
+    };
+    if at_once {
+        return run(Turn::Fair).await;
+    }
+    let mut patient = pin!(run(Turn::Spare));
+    match timeout(PATIENCE, &mut patient).await {
+        Ok(outcome) => outcome,
+        Err(_) => tokio::select! {
+            outcome = patient => outcome,
+            outcome = run(Turn::Fair) => outcome,
+        },
+    }
+}
+
+/// Runs on a thread of its own. On Linux each thread has its own policy and nice value (sched(7)).
+///
+/// A low nice value is not enough to answer in time: a thread keeps the core for some milliseconds once it has it, and
+/// only one with `SCHED_IDLE` hands it over at once.
+async fn on_thread<T: Send + 'static>(turn: Turn, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    const IDLE: ThreadSchedulePolicy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
     let (done, outcome) = oneshot::channel();
     let run = move || {
         // Allowed or not, the work is to be done.
-        let _ = rustix::process::nice(19);
-        // If nobody waits any more, the process ends.
-        let _ = done.send(catch_unwind(AssertUnwindSafe(compile)));
+        if let Turn::Spare = turn
+            && set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, IDLE).is_err()
+        {
+            let _ = rustix::process::nice(19);
+        }
+        // If nobody waits any more, another was faster or the process ends.
+        let _ = done.send(catch_unwind(AssertUnwindSafe(work)));
     };
     thread::Builder::new().name("compiler".to_owned()).spawn(run).map_err(|error| fault("compiling", &error))?;
     match outcome.await {
@@ -395,7 +446,7 @@ mod tests {
             let (snapshots_rx, status_rx) = (snapshots.subscribe(), status.subscribe());
             let compiled = Arc::new(AtomicUsize::new(0));
             let count = Arc::clone(&compiled);
-            let compile = move |bundles: Vec<Files>| {
+            let compile = move |bundles: &[Files]| {
                 count.fetch_add(1, Ordering::SeqCst);
                 match bundles[0].files["a.cedar"].as_str() {
                     "bad" => Err(vec![Problem::error("does not compile"), Problem::error("at all")]),
@@ -579,6 +630,19 @@ mod tests {
         let later = follower.status("third read", |status| status.last_read > first.last_read).await;
         assert_eq!((later.rejections, follower.compiled.load(Ordering::SeqCst)), (1, 1));
         assert!(later.rejection.is_some());
+    }
+
+    /// The first compiler steps back for ever, as on a core that is busy all the time.
+    #[tokio::test(start_paused = true)]
+    async fn a_compiler_that_never_gets_its_turn_is_overtaken() {
+        let (calls, (release, blocked)) = (AtomicUsize::new(0), std::sync::mpsc::channel::<()>());
+        let blocked = std::sync::Mutex::new(blocked);
+        let compile = move || match calls.fetch_add(1, Ordering::SeqCst) {
+            0 => blocked.lock().expect("a lock").recv().map(|()| "first").unwrap_or("first"),
+            _ => "second",
+        };
+        assert_eq!(compiled(compile, false).await.expect("compiled"), "second");
+        drop(release);
     }
 
     #[test]
