@@ -27,5 +27,5 @@ pub use summary::{BundleSummary, PolicySummary, Summary};
 pub use value::check as check_extension;
 
 /// By keys that come from bundles. Requests look keys up and add none, so nobody can choose them to collide; and each
-/// request looks up several, which SipHash would make a fiftieth of a hit.
+/// request looks up several, which took a fiftieth of a hit with SipHash.
 type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::RandomState>;

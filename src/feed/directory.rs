@@ -17,9 +17,6 @@ use deserr::{Deserr, ValuePointerRef};
 use notify::event::{AccessKind, AccessMode};
 use notify::{ErrorKind, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use serde::Serialize;
-use thread_priority::{
-    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
-};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task;
 use tokio::time::{sleep, timeout};
@@ -343,12 +340,12 @@ fn digest(bundles: &[Files]) -> [u8; 32] {
 enum Turn {
     /// As all others.
     Fair,
-    /// When no other thread has anything to do.
+    /// Little more than what the others leave over.
     Spare,
 }
 
 /// Compiles on a thread that steps back for those that answer checks, as long as that leads anywhere: a bundle of a
-/// thousand policies takes a core for a quarter of a second, and a sidecar may have no more than one.
+/// thousand policies takes a core for more than a tenth of a second, and a sidecar may have no more than one.
 async fn compiled<T: Send + 'static>(
     compile: impl Fn() -> T + Send + Sync + 'static,
     at_once: bool,
@@ -371,18 +368,12 @@ async fn compiled<T: Send + 'static>(
     }
 }
 
-/// Runs on a thread of its own. On Linux each thread has its own policy and nice value (sched(7)).
-///
-/// A low nice value is not enough to answer in time: a thread keeps the core for some milliseconds once it has it, and
-/// only one with `SCHED_IDLE` hands it over at once.
+/// Runs on a thread of its own. On Linux each thread has its own nice value (setpriority(2), notes).
 async fn on_thread<T: Send + 'static>(turn: Turn, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-    const IDLE: ThreadSchedulePolicy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
     let (done, outcome) = oneshot::channel();
     let run = move || {
-        // Allowed or not, the work is to be done.
-        if let Turn::Spare = turn
-            && set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, IDLE).is_err()
-        {
+        if let Turn::Spare = turn {
+            // Allowed or not, the work is to be done. SCHED_IDLE is no better: docs/decisions/0005-hot-path.md.
             let _ = rustix::process::nice(19);
         }
         // If nobody waits any more, another was faster or the process ends.
