@@ -26,7 +26,7 @@ use crate::listener::{self, Listener};
 use crate::observe::decision_log::Writer;
 use crate::observe::store::StoreState;
 use crate::observe::{DecisionLog, Metrics};
-use crate::policy::Snapshot;
+use crate::policy::{Files, Snapshot};
 use crate::shutdown::{Drain, Lifecycle, Phase, Signals};
 
 /// How often what only time changes is brought up to date: the histograms' buffers, above all.
@@ -312,11 +312,11 @@ async fn feed(
     // Nothing has to be proved of directories.
     drop(proof);
     let current = snapshots.subscribe();
-    let compile = move |files: Vec<_>| {
+    let compile = move |files: &[Files]| {
         let previous = current.borrow().clone();
         match previous {
-            Some(previous) => Snapshot::succeed(&previous, &files),
-            None => Snapshot::compile(&files, 1),
+            Some(previous) => Snapshot::succeed(&previous, files),
+            None => Snapshot::compile(files, 1),
         }
     };
     let directories = Directories::new(config.feed.clone(), config.directories(), compile, snapshots, status);

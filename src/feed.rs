@@ -2,6 +2,7 @@
 //! `watch` channel that `app` made; it never sees a request.
 
 pub mod cedar;
+mod compiler;
 pub mod directory;
 mod files;
 pub mod follower;

@@ -12,7 +12,16 @@ pub struct Varint {
 
 impl Varint {
     /// Encodes a number.
+    #[inline]
     pub fn of(value: u64) -> Self {
+        // Nearly all are short.
+        if let Ok(byte @ ..0x80) = u8::try_from(value) {
+            return Self { bytes: [byte, 0, 0, 0, 0, 0, 0, 0, 0, 0], length: 1 };
+        }
+        Self::long(value)
+    }
+
+    fn long(value: u64) -> Self {
         let (mut bytes, mut length, mut rest) = ([0; 10], 0, value);
         for byte in &mut bytes {
             *byte = (rest & 0x7f) as u8 | if rest > 0x7f { 0x80 } else { 0 };
@@ -29,6 +38,7 @@ impl Varint {
 impl Deref for Varint {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or(&self.bytes)
     }

@@ -1,7 +1,7 @@
 //! Decides Queries under the snapshot in force, from memory where that is as good.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 use tokio::sync::watch;
@@ -66,11 +66,11 @@ impl Authorizer {
         }
     }
 
-    /// Decides a Query under a snapshot. `token` is what the principal's token has left, if it is one that expires.
+    /// Decides a Query under a snapshot. `token` is when the principal's token expires, if it is one that does.
     ///
     /// # Errors
     /// [`Undecided::Internal`] if the Query is not what mapping promises, which is a fault of ours and is logged.
-    pub fn decide(&self, snapshot: &Snapshot, query: &Query, token: Option<Duration>) -> Result<Decision, Undecided> {
+    pub fn decide(&self, snapshot: &Snapshot, query: &Query, token: Option<SystemTime>) -> Result<Decision, Undecided> {
         if !self.cache.is_enabled() {
             return self.evaluate(snapshot, query).map(|evaluation| evaluation.decision);
         }
@@ -84,6 +84,8 @@ impl Authorizer {
                 Err(reason) => {
                     let Evaluation { decision, ttl, .. } = self.evaluate(snapshot, query)?;
                     let (allow, deny) = snapshot.ttl();
+                    // Envoy has verified it: one that is over by now was good when the request came, and has nothing left.
+                    let token = token.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
                     let bounds = Bounds { allow, deny, policies: ttl, token };
                     // Under the generation that it was decided under, which was read before the evaluation: a push in
                     // between is held against it at the next hit.
@@ -106,7 +108,7 @@ impl Authorizer {
         }
         let age = self.cache.age(&entry, now);
         let decision = Decision { cache: CacheState::Hit(age), ..snapshot.stands(&entry.ruling) };
-        if self.cache.is_sampled() {
+        if self.cache.is_sampled(now) {
             self.check(snapshot, query, &decision)?;
         }
         self.metrics.cache_hit(age);
@@ -146,7 +148,9 @@ impl Authorizer {
 
     /// Decides a hit again. A difference is a bug of ours and a breach at worst: everything is forgotten.
     fn check(&self, snapshot: &Snapshot, query: &Query, remembered: &Ruling) -> Result<(), MissReason> {
+        let begun = Instant::now();
         let same = snapshot.decide(query).is_ok_and(|fresh| *fresh.ruling == *remembered);
+        self.cache.checked(begun, Instant::now());
         self.metrics.cache_checked(same);
         if same {
             return Ok(());

@@ -116,18 +116,25 @@ impl Checker {
 /// Ids that are unique without asking anyone: a random start for the process, and a count.
 #[derive(Debug)]
 struct DecisionIds {
-    process: u64,
+    process: String,
     count: AtomicU64,
 }
 
 impl DecisionIds {
     fn new() -> Self {
         // Seeded by the system's randomness; uniqueness is all that is asked of it.
-        Self { process: RandomState::new().build_hasher().finish(), count: AtomicU64::new(1) }
+        let process = RandomState::new().build_hasher().finish();
+        Self { process: format!("{process:016x}-"), count: AtomicU64::new(1) }
     }
 
+    /// The count is in hexadecimal digits, one by one: formatting would be a hundredth of a check.
     fn next(&self) -> String {
-        format!("{:016x}-{:x}", self.process, self.count.fetch_add(1, Ordering::Relaxed))
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let mut id = String::with_capacity(self.process.len() + 16);
+        id.push_str(&self.process);
+        let digits = (0..=count.checked_ilog2().unwrap_or(0) / 4).rev();
+        id.extend(digits.filter_map(|place| char::from_digit((count >> (4 * place) & 0xf) as u32, 16)));
+        id
     }
 }
 
@@ -183,5 +190,18 @@ impl Drop for Account<'_> {
     fn drop(&mut self) {
         // Only a panic leaves an account open; the caller gets Undecided from the layer that catches it.
         self.settle(Outcome::Undecided(Undecided::Internal), None, Record::new());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_count_in_hexadecimal() {
+        for count in [0, 1, 0xf, 0x10, 0xabc, 0xfff, 0x1000, u64::MAX] {
+            let ids = DecisionIds { process: "p-".to_owned(), count: AtomicU64::new(count) };
+            assert_eq!(ids.next(), format!("p-{count:x}"));
+        }
     }
 }

@@ -208,11 +208,16 @@ pub fn identify<'a>(
                     Some(fields) => claims(fields, payload, &renamed.0, snapshot.knows(&uid))?,
                     None => Record::new(),
                 };
-                let declared = snapshot.types().entity(&entity_type.0).into_iter().flatten();
-                let declared = declared.filter(|(name, _)| logged.contains(name));
-                let declared = declared.map(|(name, field)| (name.clone(), field.clone())).collect();
-                // What is only logged may be missing or misfit without anyone minding.
-                let logged = claims(&declared, payload, &renamed.0, true).unwrap_or_default();
+                let logged = match logged {
+                    [] => Record::new(),
+                    _ => {
+                        let declared = snapshot.types().entity(&entity_type.0).into_iter().flatten();
+                        let declared = declared.filter(|(name, _)| logged.contains(name));
+                        let declared = declared.map(|(name, field)| (name.clone(), field.clone())).collect();
+                        // What is only logged may be missing or misfit without anyone minding.
+                        claims(&declared, payload, &renamed.0, true).unwrap_or_default()
+                    }
+                };
                 let parents = groups(payload, groups_claim)?
                     .into_iter()
                     .map(|group| EntityUid::from_type_name_and_id(group_type.0.clone(), EntityId::new(group)));

@@ -67,8 +67,8 @@ pub struct Mapped<'a> {
     pub claims: Option<&'a Struct<'a>>,
     /// What may be logged, under `principal` and `context`.
     pub logged: Record,
-    /// How long the token that proved the principal is still good; `None` if it does not say, or there is none.
-    pub token: Option<Duration>,
+    /// Until when the token is good that proved the principal; `None` if it does not say, or there is none.
+    pub token: Option<SystemTime>,
 }
 
 impl Mapping {
@@ -112,7 +112,7 @@ impl Mapping {
             logged.insert("principal".into(), Value::Record(std::mem::take(&mut identity.logged)));
         }
         Ok(Mapped {
-            token: identity.claims.and_then(token_left),
+            token: identity.claims.and_then(token_end),
             logged,
             query: Query {
                 principal: identity.principal,
@@ -147,12 +147,10 @@ impl Mapping {
 /// The methods that HTTP itself defines (RFC 9110, 9.3; RFC 5789).
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
-/// What is left of a token's life, by its `exp` claim (RFC 7519, 4.1.4). Envoy has verified it: one that is over by now
-/// was good when the request came, and has nothing left.
-fn token_left(claims: &Struct<'_>) -> Option<Duration> {
+/// The end of a token's life, by its `exp` claim (RFC 7519, 4.1.4).
+fn token_end(claims: &Struct<'_>) -> Option<SystemTime> {
     let Some(Kind::Number(expires)) = claims.fields.get("exp")?.kind else { return None };
-    let expires = Duration::try_from_secs_f64(expires).ok()?;
-    Some(expires.saturating_sub(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()))
+    UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(expires).ok()?)
 }
 
 fn incomplete(detail: impl Into<String>) -> Unmapped {

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use deserr::Deserr;
+use http::HeaderMap;
 use http_body_util::Either;
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -19,9 +20,7 @@ use tokio::time::timeout_at;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tower::limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer};
-use tower::load_shed::LoadShed;
-use tower::{Layer, Service};
+use tower::Service;
 
 use super::checker::{Call, Checker};
 use super::grpc::{self, Reply};
@@ -63,39 +62,70 @@ type Response = http::Response<Either<Reply, Body>>;
 
 /// What is served: checks, and whatever else the routes have.
 #[derive(Debug, Clone)]
-pub struct Authorization {
+pub struct Authorization(Arc<Shared>);
+
+/// All listeners share it, and so does each call.
+#[derive(Debug)]
+struct Shared {
     checker: Arc<Checker>,
-    checks: LoadShed<ConcurrencyLimit<Checks>>,
+    config: Config,
+    /// A place for each check that may be in flight.
+    places: Semaphore,
     others: Routes,
 }
 
 impl Authorization {
-    /// Puts the limits around the checker. One semaphore serves all clones, so all listeners. `others` answers what is no
-    /// check.
+    /// Puts the limits around the checker. `others` answers what is no check.
     pub fn new(checker: Arc<Checker>, config: &Config, others: Routes) -> Self {
         // More than a semaphore holds is as good as no limit.
-        let in_flight = config.in_flight.get().min(Semaphore::MAX_PERMITS);
-        let checks = Checks { checker: Arc::clone(&checker), config: config.clone() };
-        let checks = LoadShed::new(GlobalConcurrencyLimitLayer::new(in_flight).layer(checks));
-        Self { checker, checks, others: others.prepare() }
+        let places = Semaphore::new(config.in_flight.get().min(Semaphore::MAX_PERMITS));
+        Self(Arc::new(Shared { checker, config: config.clone(), places, others: others.prepare() }))
     }
 
-    async fn answer<B>(mut self, request: http::Request<B>) -> Result<Response, Infallible>
+    async fn answer<B>(self, request: http::Request<B>) -> Result<Response, Infallible>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: fmt::Display + Into<tower::BoxError>,
     {
         if request.uri().path() != CHECK {
-            return Ok(self.others.call(request.map(Body::new)).await?.map(Either::Right));
+            let mut others = self.0.others.clone();
+            return Ok(others.call(request.map(Body::new)).await?.map(Either::Right));
         }
-        // It is always ready: where there is no room, the call says so.
-        let answering = match poll_fn(|cx| Service::<http::Request<B>>::poll_ready(&mut self.checks, cx)).await {
-            Ok(()) => self.checks.call(request).await,
-            Err(error) => Err(error),
+        Ok(respond(self.0.check(request).await))
+    }
+}
+
+impl Shared {
+    /// The method.
+    async fn check<B>(&self, request: http::Request<B>) -> Result<Answer, Status>
+    where
+        B: http_body::Body<Data = Bytes>,
+        B::Error: fmt::Display,
+    {
+        let Ok(_place) = self.places.try_acquire() else {
+            return self.checker.settle(Outcome::Undecided(Undecided::Overloaded), Call::now());
         };
-        // Nothing fails but the shedding.
-        let shed = |_| self.checker.settle(Outcome::Undecided(Undecided::Overloaded), Call::now());
-        Ok(respond(answering.unwrap_or_else(shed)))
+        let call = self.call(request.headers());
+        // A message may be long in coming; its place is for others then.
+        let message = grpc::message(request.into_body(), self.config.message);
+        match timeout_at(call.deadline.into(), message).await {
+            Ok(Ok(message)) => self.checker.check(message, call),
+            // Whoever sent a body that is no message, or too large, chose to; that must not choose the fail-open path.
+            Ok(Err(unmapped)) => self.checker.settle(Outcome::Unmapped(unmapped), call),
+            Err(_) => self.checker.settle(Outcome::Undecided(Undecided::Deadline), call),
+        }
+    }
+
+    /// What the headers of a call say that came just now.
+    fn call(&self, headers: &HeaderMap) -> Call {
+        let arrived = Instant::now();
+        let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let timeout = header("grpc-timeout").and_then(grpc::timeout).unwrap_or(self.config.deadline.0);
+        Call {
+            arrived,
+            deadline: arrived.checked_add(timeout).unwrap_or(arrived),
+            trace: header("traceparent").and_then(TraceParent::parse),
+        }
     }
 }
 
@@ -129,48 +159,5 @@ fn respond(answer: Result<Answer, Status>) -> Response {
     match answer {
         Ok(answer) => grpc::reply(answer.into_frame()).map(Either::Left),
         Err(status) => status.into_http::<Body>().map(Either::Right),
-    }
-}
-
-/// The method, without limits.
-#[derive(Debug, Clone)]
-struct Checks {
-    checker: Arc<Checker>,
-    config: Config,
-}
-
-impl<B> Service<http::Request<B>> for Checks
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: fmt::Display,
-{
-    type Response = Result<Answer, Status>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let arrived = Instant::now();
-        let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
-        let timeout = header("grpc-timeout").and_then(grpc::timeout).unwrap_or(self.config.deadline.0);
-        let call = Call {
-            arrived,
-            deadline: arrived.checked_add(timeout).unwrap_or(arrived),
-            trace: header("traceparent").and_then(TraceParent::parse),
-        };
-        let (checker, limit) = (Arc::clone(&self.checker), self.config.message);
-        Box::pin(async move {
-            // A message may be long in coming; its place is for others then.
-            let message = timeout_at(call.deadline.into(), grpc::message(request.into_body(), limit)).await;
-            Ok(match message {
-                Ok(Ok(message)) => checker.check(message, call),
-                // Whoever sent a body that is no message, or too large, chose to; that must not choose the fail-open path.
-                Ok(Err(unmapped)) => checker.settle(Outcome::Unmapped(unmapped), call),
-                Err(_) => checker.settle(Outcome::Undecided(Undecided::Deadline), call),
-            })
-        })
     }
 }

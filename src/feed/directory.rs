@@ -4,23 +4,20 @@
 //! lost (a full queue, NFS), and a watch dies with what it watches: on the file of a ConfigMap it sees one update and
 //! none after. So there is a poll as well, and what counts in the end is the digest of the content.
 
-use std::any::Any;
-use std::fmt::Display;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use deserr::{Deserr, ValuePointerRef};
 use notify::event::{AccessKind, AccessMode};
 use notify::{ErrorKind, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use serde::Serialize;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
+use super::compiler::{compiled, internal_fault, retire};
 use super::{Limits, Rejection, Status, read};
 use crate::policy::Files;
 use crate::problem::{Problem, one_line};
@@ -69,11 +66,8 @@ impl Config {
 /// A writer that never pauses is not waited for longer than this many times `debounce`.
 const LONGEST_BURST: u32 = 20;
 
-/// How long what is no longer in force is kept for the checks that are being decided under it.
-const RETIREMENT: Duration = Duration::from_secs(1);
-
 /// From the files of all bundles to a snapshot, or every reason why not.
-type Compile<S> = dyn Fn(Vec<Files>) -> Result<S, Vec<Problem>> + Send + Sync;
+type Compile<S> = dyn Fn(&[Files]) -> Result<S, Vec<Problem>> + Send + Sync;
 
 /// The task that follows the directories of one or several bundles and keeps a snapshot of them.
 pub struct Directories<S> {
@@ -104,7 +98,7 @@ impl<S: Send + Sync + 'static> Directories<S> {
     pub fn new(
         config: Config,
         directories: impl IntoIterator<Item = PathBuf>,
-        compile: impl Fn(Vec<Files>) -> Result<S, Vec<Problem>> + Send + Sync + 'static,
+        compile: impl Fn(&[Files]) -> Result<S, Vec<Problem>> + Send + Sync + 'static,
         snapshots: watch::Sender<Option<Arc<S>>>,
         status: watch::Sender<Status>,
     ) -> Self {
@@ -204,8 +198,12 @@ impl<S: Send + Sync + 'static> Directories<S> {
             });
             return;
         }
+        // There are no checks to step back for before the first snapshot; and where the compiler of an older version still
+        // waits for its turn, stepping back leads nowhere.
+        let at_once = self.enforced.is_none() || Arc::strong_count(&self.compile) > 1;
         let compile = Arc::clone(&self.compile);
-        let outcome = stepping_back(move || compile(bundles)).await.unwrap_or_else(|problem| Err(vec![problem]));
+        let compiled = compiled(move || compile(&bundles), at_once).await;
+        let outcome = compiled.unwrap_or_else(|problem| Err(vec![problem]));
         self.status.send_if_modified(|status| {
             status.last_read = Some(SystemTime::now());
             false
@@ -298,16 +296,6 @@ fn is_missing(error: &notify::Error) -> bool {
     }
 }
 
-/// Frees what is no longer in force. A check that still holds it would otherwise be the one to free a hundred thousand
-/// entities.
-pub(super) fn retire<S: Send + Sync + 'static>(old: Option<Arc<S>>) {
-    let Some(old) = old else { return };
-    task::spawn(async move {
-        tokio::time::sleep(RETIREMENT).await;
-        task::spawn_blocking(move || drop(old));
-    });
-}
-
 fn read_all(directories: &[PathBuf], limits: &Limits) -> Result<Vec<Files>, Vec<Problem>> {
     let mut bundles = Vec::new();
     let mut problems = Vec::new();
@@ -324,43 +312,6 @@ fn read_all(directories: &[PathBuf], limits: &Limits) -> Result<Vec<Files>, Vec<
 fn digest(bundles: &[Files]) -> [u8; 32] {
     use sha2::{Digest, Sha256};
     bundles.iter().fold(Sha256::new(), |hash, files| hash.chain_update(files.digest())).finalize().into()
-}
-
-/// Compiles on a thread that steps back for those that answer checks: a bundle of a thousand policies takes a core for a
-/// quarter of a second, and a sidecar may have no more than one. On Linux each thread has a nice value of its own
-/// (setpriority(2), notes).
-pub(super) async fn stepping_back<T: Send + 'static>(
-    compile: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Problem> {
-    let (done, outcome) = oneshot::channel();
-    let run = move || {
-        // Allowed or not, the work is to be done.
-        let _ = rustix::process::nice(19);
-        // If nobody waits any more, the process ends.
-        let _ = done.send(catch_unwind(AssertUnwindSafe(compile)));
-    };
-    thread::Builder::new().name("compiler".to_owned()).spawn(run).map_err(|error| fault("compiling", &error))?;
-    match outcome.await {
-        Ok(compiled) => compiled.map_err(|panic| fault("compiling", &panic_message(panic.as_ref()))),
-        Err(error) => Err(fault("compiling", &error)),
-    }
-}
-
-fn internal_fault(doing: &str, error: task::JoinError) -> Problem {
-    match error.try_into_panic() {
-        Ok(panic) => fault(doing, &panic_message(panic.as_ref())),
-        Err(error) => fault(doing, &error),
-    }
-}
-
-fn fault(doing: &str, cause: &dyn Display) -> Problem {
-    Problem::error(format!("internal fault while {doing} the bundles: {cause}"))
-        .hint("a bug in stockade: please report it, with the bundles if you can")
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned())
 }
 
 #[cfg(test)]
@@ -397,7 +348,7 @@ mod tests {
             let (snapshots_rx, status_rx) = (snapshots.subscribe(), status.subscribe());
             let compiled = Arc::new(AtomicUsize::new(0));
             let count = Arc::clone(&compiled);
-            let compile = move |bundles: Vec<Files>| {
+            let compile = move |bundles: &[Files]| {
                 count.fetch_add(1, Ordering::SeqCst);
                 match bundles[0].files["a.cedar"].as_str() {
                     "bad" => Err(vec![Problem::error("does not compile"), Problem::error("at all")]),
@@ -581,6 +532,19 @@ mod tests {
         let later = follower.status("third read", |status| status.last_read > first.last_read).await;
         assert_eq!((later.rejections, follower.compiled.load(Ordering::SeqCst)), (1, 1));
         assert!(later.rejection.is_some());
+    }
+
+    /// The first compiler steps back for ever, as on a core that is busy all the time.
+    #[tokio::test(start_paused = true)]
+    async fn a_compiler_that_never_gets_its_turn_is_overtaken() {
+        let (calls, (release, blocked)) = (AtomicUsize::new(0), std::sync::mpsc::channel::<()>());
+        let blocked = std::sync::Mutex::new(blocked);
+        let compile = move || match calls.fetch_add(1, Ordering::SeqCst) {
+            0 => blocked.lock().expect("a lock").recv().map(|()| "first").unwrap_or("first"),
+            _ => "second",
+        };
+        assert_eq!(compiled(compile, false).await.expect("compiled"), "second");
+        drop(release);
     }
 
     #[test]

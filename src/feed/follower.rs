@@ -6,6 +6,11 @@
 //! one of each: looking, making a bundle ready (fetch, verify, compile), and succession (the step from one snapshot to the next). Overlays need
 //! succession only, so an emergency denial never waits for a bundle.
 
+mod disk;
+mod making;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,7 +23,8 @@ use tokio::task::{self, AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{error, info, warn};
 
-use super::directory::{retire, stepping_back};
+use self::making::{compile, fetch, is_at_least, is_due, published};
+use super::compiler::retire;
 use super::last_good::{self, LastGood};
 use super::source::{Event, Events, Source, SourceError};
 use super::{Limits, Rejection, Status, StoreStatus};
@@ -27,8 +33,8 @@ use crate::model::{Freshness, Overlay, Published};
 use crate::policy::Files;
 use crate::problem::{Problem, one_line};
 use crate::store::keys::Trusted;
-use crate::store::statement::{Beacon, Blob, Head, Kind, Manifest, StoreName, Timestamp};
-use crate::store::{Keyring, Ledger, Refusal, Role, pack, statement};
+use crate::store::statement::{Beacon, Head, Kind, Manifest, StoreName, Timestamp};
+use crate::store::{Keyring, Ledger, Refusal, Role, statement};
 use crate::units::Span;
 use crate::yaml::Faults;
 
@@ -186,6 +192,8 @@ pub struct Follower<P, E: Engine> {
     complained: BTreeMap<(Kind, &'static str), Instant>,
     last_freshness: Option<Freshness>,
     saved_beacon: Instant,
+    /// `None` until it is known.
+    is_connected: Option<bool>,
 }
 
 /// A bundle that is on its way.
@@ -263,7 +271,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
         status.send_modify(|status| status.store = Some(StoreStatus::default()));
         Self {
             ledger: Ledger::new(config.name.clone(), keyring, config.max_clock_skew.0),
-            last_good: config.last_good.clone().map(LastGood::new),
+            last_good: config.last_good.clone().map(LastGood::start),
             config,
             source: Arc::new(source),
             events,
@@ -290,6 +298,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
             complained: BTreeMap::new(),
             last_freshness: None,
             saved_beacon: now,
+            is_connected: None,
         }
     }
 
@@ -339,12 +348,16 @@ impl<P: Source, E: Engine> Follower<P, E> {
                 self.look_again = true;
             }
             Event::Up => {
+                self.is_connected = Some(true);
                 info!("connected to the store");
                 self.store(|store| (store.connected, store.trouble) = (true, None));
                 self.look_again = true;
             }
             Event::Down(reason) => {
-                warn!(reason, "not connected to the store; what is in force stays");
+                // It comes at every attempt to connect.
+                if self.is_connected.replace(false) != Some(false) {
+                    warn!(reason, "not connected to the store; what is in force stays");
+                }
                 self.store(|store| (store.connected, store.trouble) = (false, Some(reason)));
             }
             Event::Refused(reason) => {
@@ -473,12 +486,12 @@ impl<P: Source, E: Engine> Follower<P, E> {
             return;
         }
         let says = newest.says.clone();
-        let published = published(head, &says);
+        let at_once = self.snapshots.borrow().is_none();
         let (source, engine, limits) = (Arc::clone(&self.source), Arc::clone(&self.engine), self.config.limits.clone());
         let job = self.jobs.spawn(async move {
             let begun = Instant::now();
             let result = match fetch(&*source, &blob, &limits).await {
-                Ok(bytes) => compile(engine, bytes, head, published, limits).await,
+                Ok(bytes) => compile(engine, bytes, (head, &says), limits, at_once).await,
                 Err(failure) => Err(failure),
             };
             Job::Made { head, says: Box::new(says), took: begun.elapsed(), result }
@@ -542,15 +555,11 @@ impl<P: Source, E: Engine> Follower<P, E> {
             && self.is_current(now)
         {
             self.proof.prove(Instant::now(), beacon.sent_at.age(now));
-            if self.saved_beacon.elapsed() > last_good::BEACON_INTERVAL
-                && let Some(disk) = &self.last_good
+            if let Some(disk) = &self.last_good
+                && self.saved_beacon.elapsed() > last_good::BEACON_INTERVAL
             {
                 self.saved_beacon = Instant::now();
-                let save = disk.save_statement(Kind::Beacon, bytes.clone());
-                self.jobs.spawn(async move {
-                    save.await;
-                    Job::Done
-                });
+                disk.save(vec![(Kind::Beacon.as_str(), bytes.clone())]);
             }
         }
         let freshness = self.proof.freshness(Instant::now());
@@ -683,7 +692,9 @@ impl<P: Source, E: Engine> Follower<P, E> {
         self.failures = self.failures.saturating_add(1);
         let pause = Duration::from_millis(100).saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
         self.retry_at = Some(Instant::now() + jittered(pause));
-        warn!(error = why, "the bundle in force at the store could not be fetched; trying again");
+        if self.failures == 1 {
+            warn!(error = why, "a published bundle could not be fetched; trying again");
+        }
         self.store(|store| store.trouble = Some(why.to_owned()));
     }
 
@@ -782,133 +793,9 @@ impl<P: Source, E: Engine> Follower<P, E> {
             store.from_disk = enforced.from_disk;
         });
     }
-
-    // === the copy on disk ===
-
-    /// Starts from the copy on disk, which is verified as if it came from the store.
-    async fn start_from_disk(&mut self) {
-        let Some(disk) = &self.last_good else { return };
-        let Some(copy) = disk.load().await else { return };
-        let accepted = (|| {
-            self.ledger.manifest(&copy.manifest)?;
-            if let Some(overlays) = &copy.overlays {
-                self.ledger.overlays(overlays)?;
-            }
-            // An old beacon is what the age counts from, so it may be as old as it is, but not from the future.
-            self.ledger.beacon(&copy.beacon, SystemTime::now())
-        })();
-        let beacon = match accepted {
-            Ok(beacon) if self.ledger.holds(&beacon) == Ok(true) => beacon,
-            Ok(_) => return warn!("the copy on disk is not used: its parts do not belong together"),
-            Err(refusal) => return warn!(%refusal, "the copy on disk is not used"),
-        };
-        let age = beacon.sent_at.age(SystemTime::now());
-        if age > disk.max_age() {
-            return warn!(?age, max_age = ?disk.max_age(), "the copy on disk is too old to be used");
-        }
-        let Some(own) = &self.ledger.manifest else { return };
-        let (head, says) = (own.head, own.says.clone());
-        let published = published(head, &says);
-        let made = match verify(&says.bundle, copy.blob) {
-            Ok(bytes) => compile(Arc::clone(&self.engine), bytes, head, published, self.config.limits.clone()).await,
-            Err(refusal) => return warn!(%refusal, "the copy on disk is not used"),
-        };
-        let Ok((base, _)) = made else { return warn!("the copy on disk is not used: it does not compile any more") };
-        let active = self.active(SystemTime::now());
-        self.snapshots.send_replace(Some(Arc::new(self.engine.first(base, &active))));
-        let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
-        self.in_force(Some((head, says)), overlays, active);
-        self.enforced.from_disk = true;
-        // It says nothing of how fast changes arrive.
-        (self.enforced.lead_time, self.enforced.overlays_lead_time) = (None, None);
-        self.beacon = Some((beacon, copy.beacon));
-        self.looked = true;
-        self.store_heads();
-        warn!(version = %head.version, ?age, "the store cannot be reached: the copy on disk is in force");
-    }
-
-    /// Keeps what is in force on disk, for the next start.
-    fn save(&mut self, blob: Option<Bytes>) {
-        let Some(disk) = &self.last_good else { return };
-        let manifest = self
-            .ledger
-            .manifest
-            .as_ref()
-            .filter(|own| self.enforced.manifest.as_ref().is_some_and(|(head, _)| *head == own.head));
-        let overlays = self.ledger.overlays.as_ref().map(|own| own.bytes.clone().into());
-        let Some(manifest) = manifest else { return };
-        let save = disk.save(manifest.says.bundle.digest, blob, manifest.bytes.clone().into(), overlays);
-        // A beacon that names what is on disk is to follow soon.
-        self.saved_beacon = Instant::now().checked_sub(last_good::BEACON_INTERVAL).unwrap_or_else(Instant::now);
-        self.jobs.spawn(async move {
-            save.await;
-            Job::Done
-        });
-    }
-}
-
-/// What a snapshot is told of the manifest that put it in force.
-fn published(head: Head, says: &Manifest) -> Published {
-    Published { number: head.version.to_string(), at: says.published_at.0 }
-}
-
-/// Whether a manifest is to be in force by now.
-fn is_due(says: &Manifest, now: SystemTime) -> bool {
-    says.not_before.is_none_or(|not_before| not_before.0 <= now)
-}
-
-/// Gets a blob, and makes sure that it is the one.
-async fn fetch(source: &impl Source, blob: &Blob, limits: &Limits) -> Result<Bytes, Failure> {
-    if blob.size > limits.max_total_size.0 {
-        let message =
-            format!("the bundle has {} bytes, more than `max_total_size` ({})", blob.size, limits.max_total_size);
-        return Err(Failure::Problems(vec![Problem::error(message)]));
-    }
-    let bytes = timeout(FETCH, source.blob(blob)).await;
-    let bytes = bytes.unwrap_or_else(|_| Err(SourceError("it did not arrive in time".to_owned())));
-    verify(blob, bytes.map_err(Failure::Source)?).map_err(Failure::Blob)
-}
-
-fn verify(blob: &Blob, bytes: Bytes) -> Result<Bytes, Refusal> {
-    if bytes.len() as u64 != blob.size {
-        return Err(Refusal::Blob(format!("it has {} bytes instead of {}", bytes.len(), blob.size)));
-    }
-    let digest = pack::Digest::of(&bytes);
-    if digest == blob.digest {
-        Ok(bytes)
-    } else {
-        Err(Refusal::Blob(format!("it is {digest} instead of {}", blob.digest)))
-    }
-}
-
-async fn compile<E: Engine>(
-    engine: Arc<E>,
-    bytes: Bytes,
-    head: Head,
-    published: Published,
-    limits: Limits,
-) -> Result<(E::Base, Bytes), Failure> {
-    let packed = bytes.clone();
-    let made = stepping_back(move || {
-        let files = pack::unpack(&packed, &format!("store@{}", head.version))
-            .map_err(|error| vec![Problem::error(format!("the bundle cannot be unpacked: {error}"))])?;
-        limits.check(&files)?;
-        engine.compile(&files, published)
-    });
-    made.await.unwrap_or_else(|problem| Err(vec![problem])).map(|base| (base, bytes)).map_err(Failure::Problems)
 }
 
 /// A duration, give or take a fifth: what many sidecars do shall not come at once.
 fn jittered(duration: Duration) -> Duration {
     duration.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
-
-/// Whether a version is this one or newer: three numbers. What cannot be read is not understood either.
-fn is_at_least(own: &str, needed: &str) -> bool {
-    let numbers =
-        |text: &str| -> Option<Vec<u64>> { text.split('-').next()?.split('.').map(|part| part.parse().ok()).collect() };
-    matches!((numbers(own), numbers(needed)), (Some(own), Some(needed)) if own >= needed)
-}
-
-#[cfg(test)]
-mod tests;

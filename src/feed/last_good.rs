@@ -9,10 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use deserr::Deserr;
 use serde::Serialize;
+use tokio::sync::mpsc;
 use tokio::task;
 use tracing::warn;
 
-use crate::store::Digest;
 use crate::store::statement::Kind;
 use crate::units::Span;
 use crate::yaml::Faults;
@@ -40,7 +40,15 @@ pub(super) const BEACON_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct LastGood {
     directory: PathBuf,
     max_age: Duration,
+    /// To the one task that writes, in the order in which it is told.
+    writes: mpsc::Sender<Files>,
 }
+
+/// Files by name, which are written in this order.
+type Files = Vec<(&'static str, Bytes)>;
+
+/// How many writes wait for a slow disk. What comes beyond is let go: the next one brings it again.
+const WRITES: usize = 8;
 
 /// What was found there. Nothing of it is verified.
 #[derive(Debug)]
@@ -51,11 +59,16 @@ pub(super) struct Copy {
     pub(super) blob: Bytes,
 }
 
-const BLOB: &str = "bundle.tar";
+/// The name of the packed bundle.
+pub(super) const BLOB: &str = "bundle.tar";
 
 impl LastGood {
-    pub(super) fn new(config: Config) -> Self {
-        Self { directory: config.directory.into(), max_age: config.max_age.0 }
+    /// Knows the copy, and starts what writes it.
+    pub(super) fn start(config: Config) -> Self {
+        let directory = PathBuf::from(config.directory);
+        let (writes, written) = mpsc::channel(WRITES);
+        task::spawn(write(directory.clone(), written));
+        Self { directory, max_age: config.max_age.0, writes }
     }
 
     pub(super) fn max_age(&self) -> Duration {
@@ -85,38 +98,23 @@ impl LastGood {
         }
     }
 
-    /// Writes what is in force; `blob` only if it is another one. A full disk costs the copy, and nothing else.
-    pub(super) fn save(
-        &self,
-        digest: Digest,
-        blob: Option<Bytes>,
-        manifest: Bytes,
-        overlays: Option<Bytes>,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        // Were it to end half way, the digests would not fit, and the copy would not be used.
-        let mut files = vec![(Kind::Manifest.as_str(), manifest)];
-        files.extend(blob.map(|blob| (BLOB, blob)));
-        files.extend(overlays.map(|overlays| (Kind::Overlays.as_str(), overlays)));
-        tracing::debug!(%digest, "keeping what is in force on disk");
-        self.write(files)
+    /// Has files written, each as a whole. A full disk costs the copy, and nothing else.
+    pub(super) fn save(&self, files: Files) {
+        if self.writes.try_send(files).is_err() {
+            warn!("the disk is slow: what is in force is not kept there this time");
+        }
     }
+}
 
-    /// Writes one statement.
-    pub(super) fn save_statement(&self, kind: Kind, bytes: Bytes) -> impl Future<Output = ()> + Send + use<> {
-        self.write(vec![(kind.as_str(), bytes)])
-    }
-
-    fn write(&self, files: Vec<(&'static str, Bytes)>) -> impl Future<Output = ()> + Send + use<> {
-        let directory = self.directory.clone();
-        async move {
-            let shown = directory.display().to_string();
-            let written = task::spawn_blocking(move || {
-                fs::create_dir_all(&directory)?;
-                files.iter().try_for_each(|(name, bytes)| replace(&directory, name, bytes))
-            });
-            if let Ok(Err(error)) = written.await {
-                warn!(%error, directory = shown, "what is in force could not be kept on disk");
-            }
+async fn write(directory: PathBuf, mut writes: mpsc::Receiver<Files>) {
+    while let Some(files) = writes.recv().await {
+        let target = directory.clone();
+        let written = task::spawn_blocking(move || {
+            fs::create_dir_all(&target)?;
+            files.iter().try_for_each(|(name, bytes)| replace(&target, name, bytes))
+        });
+        if let Ok(Err(error)) = written.await {
+            warn!(%error, directory = %directory.display(), "what is in force could not be kept on disk");
         }
     }
 }

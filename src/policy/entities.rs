@@ -16,7 +16,7 @@ use crate::model::{EntityUid, Principal};
 /// All entities of a snapshot, each with its ancestors in full.
 #[derive(Debug, Default)]
 pub struct EntityStore {
-    entities: HashMap<EntityUID, Arc<ast::Entity>>,
+    entities: super::HashMap<EntityUID, Arc<ast::Entity>>,
     reach: Reach,
 }
 

@@ -7,13 +7,13 @@
 //! looks into the buckets of its principal, its resource, their ancestors and types, and then holds each policy found
 //! against its whole scope.
 
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cedar_policy::{ActionConstraint, Effect, Policy, PrincipalConstraint, ResourceConstraint};
 use cedar_policy_core::ast::{self, EntityType, EntityUID};
 
+use super::HashMap;
 use super::annotations::Annotations;
 use super::footprint::Footprint;
 use super::overlay;

@@ -3,12 +3,12 @@
 //! `routes.yaml` of a bundle holds templates; `matchit` matches them. Actions are templates, not paths, so that their
 //! number stays low (design, decision 7).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use deserr::Deserr;
 use smol_str::SmolStr;
 
+use super::HashMap;
 use super::schema::Types;
 use crate::model::{EntityId, EntityTypeName, EntityUid, Root};
 use crate::problem::{Problem, SourceFile};

@@ -4,7 +4,7 @@
 //! and which attributes its context has. Cedar resolves common types and namespaces; this file reads the result and
 //! refuses what a request cannot provide, so that a typo in a schema is found when the bundle is loaded.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use cedar_policy::{Schema, SchemaFragment};
 use cedar_policy_core::ast;
@@ -13,6 +13,7 @@ use cedar_policy_core::validator::types::{self, EntityKind};
 use serde_json::{Map, Value as Json};
 use smol_str::SmolStr;
 
+use super::HashMap;
 use super::footprint::Footprint;
 use crate::model::{AttributeType, ContextType, EntityTypeName, EntityUid, Extension, RecordType, Root, Type};
 use crate::yaml::suggest;

@@ -1,6 +1,7 @@
 //! A store with whoever writes to it, sidecars that follow it, and traffic that holds every answer against what was published.
 
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,9 +10,10 @@ use stockade::nats::{self, Connection, Patience};
 use stockade::policy::Files;
 use stockade::publish::{Advance, Store, read_manifest, read_overlays};
 use stockade::store::keys::Trusted;
-use stockade::store::statement::{Beacon, Manifest, OverlayEntry, Overlays, Timestamp, Version};
+use stockade::store::statement::{Manifest, OverlayEntry, Overlays, Timestamp, Version};
 use stockade::store::{Keyring, Kind, Role, SecretKey, envelope, pack};
 use tempfile::TempDir;
+use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -19,7 +21,7 @@ use super::{blob, config, prod, store};
 use crate::support::nats::NatsServer;
 use crate::support::{self, PATIENCE, Stockade};
 
-/// How often a beacon is sent.
+/// How often a beacon is said.
 pub const BEAT: Duration = Duration::from_millis(500);
 
 /// `stale_after`, as it is by default.
@@ -32,7 +34,8 @@ pub struct Lab {
     pub key: Arc<SecretKey>,
     /// What was published, each once the store had it: the number in the name of its one policy.
     published: Arc<Mutex<Vec<(Instant, u64)>>>,
-    beacons: JoinHandle<()>,
+    /// The process that says beacons, and its key.
+    _beacon: (Child, TempDir),
 }
 
 /// One answer of a sidecar.
@@ -52,12 +55,6 @@ pub struct Pod {
     traffic: JoinHandle<()>,
 }
 
-impl Drop for Lab {
-    fn drop(&mut self) {
-        self.beacons.abort();
-    }
-}
-
 impl Drop for Pod {
     fn drop(&mut self) {
         self.traffic.abort();
@@ -69,10 +66,22 @@ impl Lab {
     pub async fn start() -> Self {
         let server = NatsServer::start().await;
         let store = store(&server).await;
-        let key = Arc::new(SecretKey::parse(&SecretKey::generate().unwrap()).unwrap());
-        let (sender, _) = Store::connect(&config(&server), prod(), "beacon", Patience::Endless).await.unwrap();
-        let beacons = tokio::spawn(beat(sender, Arc::clone(&key)));
-        let mut lab = Self { server, store, key, published: Arc::default(), beacons };
+        let text = SecretKey::generate().unwrap();
+        let key = Arc::new(SecretKey::parse(&text).unwrap());
+        let file = TempDir::new().unwrap();
+        let path = file.path().join("key");
+        std::fs::write(&path, &text).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let beacon = Command::new(support::binary())
+            .args(["beacon", "--interval", "500ms", "--name", "prod", "--key"])
+            .arg(&path)
+            .args(["--store", &server.url(), "--trust", &key.public().to_string()])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lab = Self { server, store, key, published: Arc::default(), _beacon: (beacon, file) };
         lab.publish().await;
         lab
     }
@@ -279,23 +288,6 @@ impl Pod {
 pub fn keyring(key: &SecretKey) -> Keyring {
     let roles = vec![Role::Publish, Role::Overlay, Role::Beacon];
     Keyring::new([Trusted { key: key.public(), roles }])
-}
-
-/// Sends beacons, as long as there is a server.
-async fn beat(store: Store, key: Arc<SecretKey>) {
-    let keyring = keyring(&key);
-    loop {
-        // Before it looks: what it then finds was the newest at that time or later.
-        let sent_at = Timestamp::now();
-        if let (Ok(manifest), Ok(overlays)) = (store.newest(Kind::Manifest).await, store.newest(Kind::Overlays).await) {
-            let manifest = manifest.and_then(|own| read_manifest(&prod(), &keyring, &own.payload).ok());
-            let overlays = overlays.and_then(|own| read_overlays(&prod(), &keyring, &own.payload).ok());
-            let (manifest, overlays) = (manifest.map(|own| own.head), overlays.map(|own| own.head));
-            let says = serde_json::to_vec(&Beacon { store: prod(), manifest, overlays, sent_at }).unwrap();
-            let _ = store.beacon(envelope::seal(Kind::Beacon, &says, &key).unwrap()).await;
-        }
-        sleep(BEAT).await;
-    }
 }
 
 /// Asks a sidecar one check after the other.

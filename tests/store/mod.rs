@@ -3,6 +3,7 @@
 mod commands;
 mod feed;
 mod lab;
+mod many;
 mod outages;
 mod permissions;
 

@@ -9,8 +9,8 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::decision::freshness::OnExpired;
-use crate::store::statement::{OverlayEffect, OverlayEntry, Overlays, Version};
-use crate::store::{SecretKey, envelope};
+use crate::store::statement::{Blob, OverlayEffect, OverlayEntry, Overlays, Version};
+use crate::store::{SecretKey, envelope, pack};
 
 /// Longer than anything takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -533,10 +533,20 @@ async fn a_restart_without_the_store_is_in_force_from_disk() {
     })
     .await
     .expect("all of it is on disk");
+    // What is newer than the last beacon that was kept was not out of date when that was said.
+    let overlays = std::fs::read(&files[1]).expect("overlays");
+    world.issue(&["deny-1", "deny-2"], PATIENCE).await;
+    timeout(PATIENCE, async {
+        while std::fs::read(&files[1]).expect("overlays") == overlays {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the new overlays are on disk");
 
     world.fake.down.store(true, Ordering::SeqCst);
     world.start();
-    world.in_force("both", |own| own.text == "one" && own.overlays == ["deny-1"]).await;
+    world.in_force("both", |own| own.text == "one" && own.overlays == ["deny-1", "deny-2"]).await;
     let status = world.status("from disk", |status| status.store.as_ref().is_some_and(|store| store.from_disk)).await;
     assert!(status.store.expect("a store").lead_time.is_none());
     // The store is back: what it has is newer, and corrects it.
