@@ -227,23 +227,32 @@ struct Enforced {
 /// What came of work beside the loop.
 enum Job<E: Engine> {
     Looked(Result<Vec<(Kind, Option<Bytes>)>, SourceError>),
-    Made {
-        head: Head,
-        says: Box<Manifest>,
-        took: Duration,
-        result: Result<(E::Base, Bytes), Failure>,
-    },
-    Succeeded {
-        snapshot: E::Snapshot,
-        manifest: Option<(Head, Manifest)>,
-        blob: Option<Bytes>,
-        overlays: Option<Head>,
-        active: Vec<Overlay>,
-        took: Option<Duration>,
-    },
+    Made(Box<Made<E::Base>>),
+    Succeeded(Box<Step<E::Snapshot>>),
     Told(Result<(), SourceError>),
     /// Nothing to do but to know that it is over.
     Done,
+}
+
+/// What came of making a bundle ready.
+struct Made<B> {
+    head: Head,
+    says: Manifest,
+    took: Duration,
+    result: Result<(B, Bytes), Failure>,
+}
+
+/// A step from one snapshot to the next, ready to be taken.
+struct Step<S> {
+    snapshot: Arc<S>,
+    /// The manifest that it puts in force, if it is another one.
+    manifest: Option<(Head, Manifest)>,
+    /// The bundle of that, if it is another one.
+    blob: Option<Bytes>,
+    overlays: Option<Head>,
+    active: Vec<Overlay>,
+    /// What making the bundle ready took.
+    took: Option<Duration>,
 }
 
 /// Why a bundle could not be made ready.
@@ -494,7 +503,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
                 Ok(bytes) => compile(engine, bytes, (head, &says), limits, at_once).await,
                 Err(failure) => Err(failure),
             };
-            Job::Made { head, says: Box::new(says), took: begun.elapsed(), result }
+            Job::Made(Box::new(Made { head, says, took: begun.elapsed(), result }))
         });
         if let Some(older) = self.making.replace(Making { head, job, since: Instant::now() }) {
             older.job.abort();
@@ -541,7 +550,10 @@ impl<P: Source, E: Engine> Follower<P, E> {
                 }
             };
             match task::spawn_blocking(step).await {
-                Ok(Some(snapshot)) => Job::Succeeded { snapshot, manifest, blob, overlays, active, took },
+                Ok(Some(snapshot)) => {
+                    let snapshot = Arc::new(snapshot);
+                    Job::Succeeded(Box::new(Step { snapshot, manifest, blob, overlays, active, took }))
+                }
                 _ => Job::Done,
             }
         });
@@ -603,10 +615,11 @@ impl<P: Source, E: Engine> Follower<P, E> {
     fn done(&mut self, job: Job<E>) {
         match job {
             Job::Looked(result) => self.after_look(result),
-            Job::Made { head, says, took, result } => self.after_making(head, *says, took, result),
-            Job::Succeeded { snapshot, manifest, blob, overlays, active, took } => {
+            Job::Made(made) => self.after_making(*made),
+            Job::Succeeded(step) => {
+                let Step { snapshot, manifest, blob, overlays, active, took } = *step;
                 self.succeeding = false;
-                retire(self.snapshots.send_replace(Some(Arc::new(snapshot))));
+                retire(self.snapshots.send_replace(Some(snapshot)));
                 self.in_force(manifest, overlays, active);
                 if let Some(took) = took {
                     self.status.send_modify(|status| {
@@ -663,7 +676,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
         }
     }
 
-    fn after_making(&mut self, head: Head, says: Manifest, took: Duration, result: Result<(E::Base, Bytes), Failure>) {
+    fn after_making(&mut self, made: Made<E::Base>) {
+        let Made { head, says, took, result } = made;
         self.making.take_if(|own| own.head == head);
         let is_newest = self.ledger.manifest.as_ref().is_some_and(|own| own.head == head);
         match result {
