@@ -48,3 +48,39 @@ fn the_readme_has_every_key_with_its_default() {
     // JSON is YAML, so what the code knows is read the same way.
     assert_eq!(named(block), named(&defaults.to_string()));
 }
+
+#[test]
+fn the_page_of_the_store_has_every_key_with_its_default() {
+    let page = std::fs::read_to_string(support::repository("docs/store.md")).unwrap();
+    let block = page.split("<!-- reference -->").nth(1).expect("the reference");
+    let block = block.split("```yaml").nth(1).unwrap().split("```").next().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("stockade.yaml");
+    let load = |text: &str| -> Value {
+        std::fs::write(&file, text).unwrap();
+        serde_json::to_value(Config::load(&file).unwrap_or_else(|problems| panic!("{problems:?}"))).unwrap()
+    };
+    let documented = load(block);
+    // What has no default, from the page; the rest as it is by default.
+    let (store, nats) = (&documented["store"], &documented["nats"]);
+    let required = serde_json::json!({
+        "store": {
+            "name": store["name"],
+            "keys": store["keys"],
+            "pod": store["pod"],
+            "namespace": store["namespace"],
+            "last_good": {"directory": store["last_good"]["directory"]},
+        },
+        "nats": {"servers": nats["servers"], "credentials": nats["credentials"]},
+    });
+    let defaults = load(&required.to_string());
+    assert_eq!(documented, defaults);
+
+    let named = |yaml: &Yaml<'_>| {
+        let mut found = BTreeSet::new();
+        keys(yaml, "", &mut found);
+        found
+    };
+    let text = serde_json::json!({"store": defaults["store"], "nats": defaults["nats"]}).to_string();
+    assert_eq!(named(&Yaml::load_from_str(block).unwrap()[0]), named(&Yaml::load_from_str(&text).unwrap()[0]));
+}
