@@ -32,6 +32,7 @@ mod show;
 mod status;
 #[cfg(feature = "nats")]
 mod store;
+mod test;
 mod validate;
 #[cfg(feature = "nats")]
 mod wait;
@@ -64,6 +65,7 @@ enum Command {
     Validate(validate::Args),
     Decide(decide::Args),
     Footprint(footprint::Args),
+    Test(test::Args),
     Keygen(keygen::Args),
     #[cfg(feature = "nats")]
     Publish(publish::Args),
@@ -109,6 +111,7 @@ pub fn run() -> ExitCode {
         Command::Validate(args) => validate::run(&args),
         Command::Decide(args) => decide::run(&args),
         Command::Footprint(args) => footprint::run(&args),
+        Command::Test(args) => test::run(&args),
         Command::Keygen(args) => keygen::run(&args),
         #[cfg(feature = "nats")]
         Command::Publish(args) => publish::run(&args),

@@ -52,12 +52,13 @@ pub fn dir(files: &[(&str, &str)]) -> TempDir {
     dir
 }
 
-const SUBCOMMANDS: [&str; 18] = [
+const SUBCOMMANDS: [&str; 19] = [
     "serve",
     "check-config",
     "validate",
     "decide",
     "footprint",
+    "test",
     "keygen",
     "publish",
     "rollback",
@@ -196,7 +197,7 @@ fn a_configuration_that_is_none_is_refused() {
     ]);
     for (file, words) in [
         ("missing.yaml", "missing.yaml cannot be read: No such file or directory"),
-        ("empty.yaml", "`bundles` is missing"),
+        ("empty.yaml", "neither `bundles` nor `store` is there"),
         ("broken.yaml", "not valid YAML"),
         ("list.yaml", "expected a mapping, found a list"),
         ("two.yaml", "a second document in the file"),
@@ -466,4 +467,40 @@ fn the_configuration_decides_as_it_would_in_a_sidecar() {
     // Nobody proved anything, and the list has no `anonymous`.
     let ran = run(config.path(), &args, &request("GET", "/books", json!({})));
     assert_eq!((ran.code, &ran.json()["reason"]), (2, &json!("identity")), "{ran:?}");
+}
+
+#[test]
+fn the_tests_of_a_bundle_pass_fail_and_are_missing() {
+    let ran = run(&repository("."), &["test", "policies/bookstore"], "");
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "2 tests passed\n"), "{ran:?}");
+
+    let request = std::fs::read_to_string(repository("policies/bookstore/tests/view-book.json")).unwrap();
+    let bundle = [
+        ("bundle.yaml", "name: shop"),
+        ("a.cedar", "permit(principal, action == Action::\"GET\", resource);"),
+        ("tests/get.json", request.as_str()),
+    ];
+    let with = |tests: &'static str| {
+        let dir = dir(&bundle);
+        std::fs::write(dir.path().join("tests/a.yaml"), tests).unwrap();
+        run(dir.path(), &["test", "."], "")
+    };
+    let good = "tests: [{name: one, request: get.json, expect: allow, determining: [shop/a]}]";
+    assert_eq!(with(good).code, 0);
+    for (tests, said) in [
+        ("tests: [{name: one, request: get.json, expect: deny}]", "expected deny, got allow (policy)"),
+        ("tests: [{name: one, request: get.json, expect: allow, determining: [b]}]", "by [\"b\"], got allow"),
+        (
+            "tests: [{name: one, request: get.json, expect: allow, reason: default_deny}]",
+            "expected allow (default_deny)",
+        ),
+        ("tests: [{name: one, request: gone.json, expect: allow}]", "there is no `tests/gone.json`"),
+        ("tests: [{name: one, expect: maybe}]", "`request`"),
+    ] {
+        let ran = with(tests);
+        assert!(ran.code == 1 && ran.stderr.contains(said), "{tests}: {ran:?}");
+    }
+    let none = dir(&bundle);
+    let ran = run(none.path(), &["test", "."], "");
+    assert!(ran.code == 1 && ran.stderr.contains("there are no tests"), "{ran:?}");
 }

@@ -11,9 +11,10 @@ use crate::config::Config;
 use crate::decision::cache::{self, Cache};
 use crate::decision::freshness::LastProof;
 use crate::ext_authz::json;
-use crate::ext_authz::judge::Verdict;
+use crate::ext_authz::judge::{Judge, Verdict};
 use crate::model::{Effect, Outcome, PolicyError};
 use crate::observe::{self, Metrics};
+use crate::policy::Snapshot;
 use crate::problem::{self, Problem, SourceFile};
 use crate::yaml;
 
@@ -73,11 +74,16 @@ fn verdict(args: &Args) -> Result<Verdict, Vec<Problem>> {
     let request = json::check_request(&input).map_err(|message| {
         vec![Problem::error(message).hint("a CheckRequest in protobuf JSON, as Envoy's access to it is documented")]
     })?;
-    let (_sender, snapshots) = watch::channel(Some(Arc::new(snapshot)));
+    Ok(judge(&config, Arc::new(snapshot))?.request(&request, "decide"))
+}
+
+/// What judges requests under a snapshot that stays, and remembers nothing.
+pub(super) fn judge(config: &Config, snapshot: Arc<Snapshot>) -> Result<Judge, Vec<Problem>> {
+    let (_sender, snapshots) = watch::channel(Some(snapshot));
     let cache = Arc::new(Cache::new(cache::Config { enabled: false, ..config.cache.clone() }));
-    let (metrics, _) =
-        Metrics::new(&config.metrics).map_err(|error| one(format!("metrics cannot be set up: {error}")))?;
-    Ok(config.judge(snapshots, Arc::new(LastProof::none()), cache, metrics).request(&request, "decide"))
+    let (metrics, _) = Metrics::new(&config.metrics)
+        .map_err(|error| vec![Problem::error(format!("metrics cannot be set up: {error}"))])?;
+    Ok(config.judge(snapshots, Arc::new(LastProof::none()), cache, metrics))
 }
 
 fn report(verdict: &Verdict) -> Value {

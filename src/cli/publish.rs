@@ -4,8 +4,8 @@ use std::process::{Command, ExitCode};
 use std::time::SystemTime;
 
 use super::store::{Session, SignArgs, StoreArgs, TrustArgs, compile, run as run_command};
-use super::validate;
 use super::wait::{Ear, WaitArgs};
+use super::{test, validate};
 use crate::policy::{Difference, Files};
 use crate::problem;
 use crate::publish::streams::Settings;
@@ -16,7 +16,7 @@ use crate::units::Bytes;
 
 /// Publish a bundle: put it in force on every sidecar that follows the store.
 ///
-/// Validates the bundle, packs it (the same content has the same digest), uploads it, and moves the store's signed
+/// Validates the bundle, runs its tests, packs it (the same content has the same digest), uploads it, and moves the store's signed
 /// manifest to it. If someone else has published in between, nothing is changed, and you are told what they did. The
 /// first publish makes the store's streams.
 ///
@@ -69,6 +69,15 @@ pub(super) fn run(args: &Args) -> ExitCode {
         }
     };
     eprint!("{}", problem::render(&snapshot.warnings));
+    match test::run_tests(&files) {
+        Ok(0) => {}
+        Ok(passed) => println!("{passed} tests of the bundle passed"),
+        Err(problems) => {
+            eprint!("{}", problem::render(&problems));
+            eprintln!("nothing was published: tests of the bundle fail");
+            return ExitCode::FAILURE;
+        }
+    }
     run_command(publish(args, &files, &snapshot))
 }
 
