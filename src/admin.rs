@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use crate::decision::cache::Cache;
 use crate::decision::freshness::OnExpired;
 use crate::feed::{Rejection, Status};
+use crate::model::Freshness;
 use crate::policy::Summary;
 use crate::shutdown::Phase;
 
@@ -71,6 +72,9 @@ pub struct Readiness {
     pub ready: bool,
     /// Why not: one line each.
     pub reasons: Vec<String>,
+    /// `fresh`, `stale` or `expired`: how current what is in force is known to be; not there if it comes from directories.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freshness: Option<&'static str>,
 }
 
 /// Whether a sidecar in this phase can decide. A rejection alone takes nobody out of service: what was in force before it
@@ -90,7 +94,8 @@ pub fn readiness(phase: Phase, has_snapshot: bool, status: &Status) -> Readiness
         (Phase::Starting, true) => vec!["starting".to_owned()],
         (Phase::Running, true) => Vec::new(),
     };
-    Readiness { ready: reasons.is_empty(), reasons }
+    let freshness = status.store.as_ref().and_then(|store| store.freshness).map(Freshness::as_str);
+    Readiness { ready: reasons.is_empty(), reasons, freshness }
 }
 
 /// The routes over what they show. All of them answer GET and HEAD; what changes something is a POST.

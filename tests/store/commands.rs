@@ -210,6 +210,11 @@ async fn what_a_sidecar_would_refuse_is_not_published() {
     desk.bundle("bad", "permit (principal, action");
     let ran = desk.run(&["publish", "bad"]).await;
     assert!(ran.code == 1 && ran.stderr.contains("nothing was published"), "{ran:?}");
+    let bundle = desk.bundle("untrue", ONE);
+    fs::create_dir(bundle.join("tests")).unwrap();
+    fs::write(bundle.join("tests/a.yaml"), "tests: [{name: gone, request: gone.json, expect: allow}]").unwrap();
+    let ran = desk.run(&["publish", "untrue"]).await;
+    assert!(ran.code == 1 && ran.stderr.contains("nothing was published: tests of the bundle fail"), "{ran:?}");
     assert_eq!(desk.good(&["history"]).await.stdout, "nothing was ever published\n");
     let mut server = desk.server;
     server.kill().await;

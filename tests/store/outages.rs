@@ -233,7 +233,8 @@ async fn what_expired_does_as_the_operator_chose() {
     while closed.sidecar.admin("/readyz").await.0 != 503 {
         sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(open.sidecar.admin("/readyz").await.0, 200);
+    let (status, body) = open.sidecar.admin("/readyz").await;
+    assert!(status == 200 && body.contains("\"freshness\": \"expired\""), "{status} {body}");
     lab.start_server_again().await;
     for pod in [&closed, &open] {
         pod.catches_up(&lab).await;
