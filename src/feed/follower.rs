@@ -322,8 +322,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
             tokio::select! {
                 event = self.events.recv() => match event {
                     Some(event) => self.hear(event),
-                    // The source is gone, which only the end of the process explains.
-                    None => return,
+                    // It goes on for as long as the process does.
+                    None => return error!("the store is not followed any more; this is a bug in stockade"),
                 },
                 Some(job) = self.jobs.join_next() => match job {
                     Ok(job) => self.done(job),
@@ -518,7 +518,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
         let now = SystemTime::now();
         let previous = self.snapshots.borrow().clone();
         let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
-        let active = self.active(now);
+        let is_other = !self.ledger.active(now).eq(&self.enforced.active);
         let enforced = self.enforced.manifest.as_ref().map(|(head, _)| head.version);
         // What was overtaken on its way stays out.
         self.ready.take_if(|ready| enforced.is_some_and(|enforced| ready.head.version <= enforced));
@@ -527,13 +527,14 @@ impl<P: Source, E: Engine> Follower<P, E> {
             return;
         }
         let manifest = ready.as_ref().map(|ready| (ready.head, ready.says.clone()));
-        if manifest.is_none() && active == self.enforced.active {
+        if manifest.is_none() && !is_other {
             // Other words for the same: nothing that decides has changed.
             if overlays != self.enforced.overlays {
-                self.in_force(manifest, overlays, active);
+                self.in_force(None, overlays, self.enforced.active.clone());
             }
             return;
         }
+        let active: Vec<Overlay> = self.ledger.active(now).cloned().collect();
         let published = manifest.as_ref().map(|(head, says)| published(*head, says));
         self.succeeding = true;
         let engine = Arc::clone(&self.engine);
@@ -601,13 +602,6 @@ impl<P: Source, E: Engine> Follower<P, E> {
             // What comes into force later is not in force now.
             || self.ready.as_ref().is_some_and(|ready| Some(ready.head) == newest && !is_due(&ready.says, now));
         manifest && self.enforced.overlays == self.ledger.overlays.as_ref().map(|own| own.head)
-    }
-
-    /// The overlays that are in force at an instant.
-    fn active(&self, now: SystemTime) -> Vec<Overlay> {
-        let entries = self.ledger.overlays.iter().flat_map(|own| &own.says.overlays);
-        // The ledger has read each of them.
-        entries.filter_map(|entry| entry.read().ok()).filter(|overlay| overlay.is_in_force(now)).collect()
     }
 
     // === what came of it ===

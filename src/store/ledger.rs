@@ -8,7 +8,8 @@ use serde::de::DeserializeOwned;
 
 use super::envelope;
 use super::keys::{KeyId, Keyring, Role};
-use super::statement::{Beacon, Head, Kind, Manifest, Overlays, StoreName, Version};
+use super::statement::{Beacon, Head, Kind, Manifest, OverlayEntry, Overlays, StoreName, Version};
+use crate::model::Overlay;
 
 /// Why something from the store is not believed. What was accepted before stays.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,12 +125,14 @@ pub struct Ledger {
     pub manifest: Option<Believed<Manifest>>,
     /// The newest overlays.
     pub overlays: Option<Believed<Overlays>>,
+    /// What they say, read once.
+    read: Vec<Overlay>,
 }
 
 impl Ledger {
     /// Has accepted nothing yet.
     pub fn new(store: StoreName, keyring: Keyring, max_clock_skew: Duration) -> Self {
-        Self { store, keyring, max_clock_skew, manifest: None, overlays: None }
+        Self { store, keyring, max_clock_skew, manifest: None, overlays: None, read: Vec::new() }
     }
 
     /// Accepts a manifest if it is news: `false` if it is the one that is there.
@@ -151,14 +154,18 @@ impl Ledger {
     /// Why they are not believed. One that cannot be read condemns all: it may be a denial.
     pub fn overlays(&mut self, bytes: &[u8]) -> Result<bool, Refusal> {
         let new = self.read(Kind::Overlays, bytes, |own: &Overlays| (&own.store, own.version))?;
-        for entry in &new.says.overlays {
-            entry.read().map_err(Refusal::Malformed)?;
-        }
+        let read = new.says.overlays.iter().map(OverlayEntry::read).collect::<Result<_, _>>();
+        let read = read.map_err(Refusal::Malformed)?;
         let news = is_news(self.overlays.as_ref().map(|own| own.head), new.head)?;
         if news {
-            self.overlays = Some(new);
+            (self.overlays, self.read) = (Some(new), read);
         }
         Ok(news)
+    }
+
+    /// The overlays that are in force at an instant.
+    pub fn active(&self, now: SystemTime) -> impl Iterator<Item = &Overlay> {
+        self.read.iter().filter(move |overlay| overlay.is_in_force(now))
     }
 
     /// Reads a beacon. Whether it proves anything depends on what it names ([`Ledger::holds`]) and when it was sent.
@@ -227,7 +234,7 @@ mod tests {
 
     use super::super::keys::{SecretKey, Trusted};
     use super::super::pack::Digest;
-    use super::super::statement::{Blob, OverlayEffect, OverlayEntry, Timestamp};
+    use super::super::statement::{Blob, OverlayEffect, Timestamp};
     use super::*;
 
     const NOW: SystemTime = UNIX_EPOCH;

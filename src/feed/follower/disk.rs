@@ -47,7 +47,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
             Err(refusal) => return warn!(%refusal, "the copy on disk is not used"),
         };
         let Ok((base, _)) = made else { return warn!("the copy on disk is not used: it does not compile any more") };
-        let active = self.active(SystemTime::now());
+        let active: Vec<_> = self.ledger.active(SystemTime::now()).cloned().collect();
         self.snapshots.send_replace(Some(Arc::new(self.engine.first(base, &active))));
         let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
         self.in_force(Some((head, says)), overlays, active);
