@@ -307,7 +307,7 @@ async fn feed(
         let source = Jetstream::follow(nats, store.name.clone())
             .await
             .map_err(|error| StartError::new("the store cannot be followed", error))?;
-        return Ok(Box::pin(Follower::new(store.clone(), source, Cedar, proof, snapshots, status).run()));
+        return Ok(Box::pin(Follower::new(store.clone(), source, Cedar::default(), proof, snapshots, status).run()));
     }
     // Nothing has to be proved of directories.
     drop(proof);

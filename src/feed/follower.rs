@@ -15,7 +15,7 @@ use deserr::Deserr;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::{self, AbortHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::directory::{retire, stepping_back};
@@ -105,6 +105,10 @@ const FETCH: Duration = Duration::from_secs(60);
 
 /// How often what is in force is told to the store, if nothing changes.
 const REPORT: Duration = Duration::from_secs(30);
+
+/// What is in force is told within this, not at once: a hundred sidecars on a node would otherwise tell while others of them still
+/// compile what was published.
+const TELL_WITHIN: Duration = Duration::from_millis(100);
 
 /// The pauses between attempts to get a bundle grow up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -722,6 +726,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
         (self.telling, self.told) = (true, Some(Instant::now()));
         let (source, status) = (Arc::clone(&self.source), self.report());
         self.jobs.spawn(async move {
+            sleep(TELL_WITHIN.mul_f64(fastrand::f64())).await;
             let told = timeout(ANSWER, source.tell(&status)).await;
             Job::Told(told.unwrap_or_else(|_| Err(SourceError("no answer in time".to_owned()))))
         });
