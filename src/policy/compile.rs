@@ -272,13 +272,21 @@ impl Compiler {
     /// The files that need not be looked at again as long as neither they nor the schema change. `self.problems` are those of the
     /// policies so far.
     fn good_files(&self, bundles: &[Bundle], sets: &Sets, reach: &Reach) -> Vec<(FileKey, Arc<GoodFile>)> {
-        let mut files: Vec<_> =
-            bundles.iter().flat_map(|bundle| &bundle.known).map(|(key, good, _)| (*key, Arc::clone(good))).collect();
+        let compiled: HashMap<&PolicyId, &Arc<Compiled>> = sets.compiled.iter().map(|own| (&own.id, own)).collect();
+        // Those of this version, so that nothing is kept of the one before.
+        let renewed = |good: &GoodFile| GoodFile {
+            policies: good
+                .policies
+                .iter()
+                .filter_map(|(own, span)| Some((Arc::clone(compiled.get(&own.id)?), *span)))
+                .collect(),
+        };
+        let known = bundles.iter().flat_map(|bundle| &bundle.known);
+        let mut files: Vec<_> = known.map(|(key, good, _)| (*key, Arc::new(renewed(good)))).collect();
         // Beyond level 1 it is not known which of the policies go there.
         if reach.depth != Some(1) {
             return files;
         }
-        let compiled: HashMap<&PolicyId, &Arc<Compiled>> = sets.compiled.iter().map(|own| (&own.id, own)).collect();
         let mut by_file: HashMap<*const SourceFile, Vec<&Parsed>> = HashMap::new();
         for own in bundles.iter().flat_map(|bundle| &bundle.policies) {
             by_file.entry(Arc::as_ptr(&own.source)).or_default().push(own);

@@ -20,7 +20,7 @@ pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
     let fleet = Fleet::start(stage, &site, sidecars).await?;
     sleep(PAUSE).await;
     let mut ear = Ear::open(&site).await?;
-    let (mut leads, mut faults) = (Vec::new(), site.nats.faults());
+    let (mut leads, mut faults) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
         faults.extend(ask_all(&fleet, round, Expect::Allow).await);
         let issued = site.desk.deny(&format!("round-{round}"), bundle::mallory(round)).await?;
@@ -35,6 +35,7 @@ pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
         leads.extend(own.into_durations());
         sleep(PAUSE).await;
     }
+    faults.extend(site.nats.faults());
     let leads = Spread::of(leads);
     let evidence = format!(
         "{} lead times, rounded up to the millisecond: {sidecars} sidecars in {rounds} rounds, each with a denial of another user; each \
