@@ -19,9 +19,10 @@ use crate::ext_authz::checker::Checker;
 use crate::ext_authz::service::Authorization;
 use crate::ext_authz::{json, server};
 use crate::feed::Status;
+use crate::feed::cedar::Cedar;
 use crate::feed::directory::Directories;
 #[cfg(feature = "nats")]
-use crate::feed::{cedar::Cedar, follower::Follower, jetstream::Jetstream};
+use crate::feed::{follower::Follower, jetstream::Jetstream};
 use crate::listener::{self, Listener};
 use crate::observe::decision_log::Writer;
 use crate::observe::store::StoreState;
@@ -307,17 +308,15 @@ async fn feed(
         let source = Jetstream::follow(nats, store.name.clone())
             .await
             .map_err(|error| StartError::new("the store cannot be followed", error))?;
-        return Ok(Box::pin(Follower::new(store.clone(), source, Cedar, proof, snapshots, status).run()));
+        return Ok(Box::pin(Follower::new(store.clone(), source, Cedar::default(), proof, snapshots, status).run()));
     }
     // Nothing has to be proved of directories.
     drop(proof);
-    let current = snapshots.subscribe();
+    let (cedar, current) = (Cedar::default(), snapshots.subscribe());
     let compile = move |files: &[Files]| {
+        let compiled = cedar.compile(files, None)?;
         let previous = current.borrow().clone();
-        match previous {
-            Some(previous) => Snapshot::succeed(&previous, files),
-            None => Snapshot::compile(files, 1),
-        }
+        Ok(compiled.succeeding(previous.as_deref(), &[]))
     };
     let directories = Directories::new(config.feed.clone(), config.directories(), compile, snapshots, status);
     Ok(Box::pin(directories.run(std::future::pending())))

@@ -11,6 +11,7 @@ mod engine;
 mod envoy;
 mod footprint;
 mod mapping;
+mod memory;
 mod overlays;
 mod recordings;
 mod reference;

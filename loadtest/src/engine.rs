@@ -1,39 +1,37 @@
 //! The numbers that the decision engine must reach, in one command: hits, misses, memory and pushes, each as a ratio in
 //! one run.
 //!
-//! - [`goals`] is the table: what must be reached; and findings, which are held against it,
+//! - [`goals`] is the table: what must be reached,
 //! - [`bundle`], [`shop`] and [`growing`] are the bundles and what is asked about them,
 //! - [`contest`] measures servers in turn, and [`plain`] the engine against plain Cedar, without a wire,
 //! - [`hit`], [`miss`], [`memory`] and [`push`] are the scenarios,
-//! - [`figure`] draws, [`page`] tells.
+//! - [`figure`] draws.
 
 pub(crate) mod bundle;
 mod contest;
-mod figure;
-mod goals;
-mod growing;
+pub(crate) mod figure;
+pub(crate) mod goals;
+pub(crate) mod growing;
 mod hit;
 mod memory;
 mod miss;
-mod page;
 mod plain;
 mod push;
 pub(crate) mod shop;
 
-use std::fs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use serde::Serialize;
 
+use crate::findings::{Report, machine};
 use crate::load::Shape;
-use crate::report::Row;
 use crate::server::{self, Cores, Server};
 use crate::workload::Files;
 
-use figure::Figure;
-use goals::{Finding, FindingRow};
+/// How to read what is found.
+const INTRO: &str = "Each number is of one run: the servers it compares took turns on one core, the generator had the other, ratios were \
+     taken within each round, and the median of the rounds is what counts.";
 
 /// What is measured, and how thoroughly.
 pub(crate) struct Engine {
@@ -69,28 +67,6 @@ pub(crate) struct Stage {
     pub(crate) shape: Shape,
 }
 
-/// What was found.
-#[derive(Default)]
-pub(crate) struct Report {
-    pub(crate) findings: Vec<Finding>,
-    /// The measurements that they are made of.
-    pub(crate) rows: Vec<Row>,
-    pub(crate) figures: Vec<Figure>,
-    /// The scenarios that broke off, and why.
-    pub(crate) broken: Vec<String>,
-    /// What was typed.
-    pub(crate) command: String,
-    pub(crate) machine: String,
-}
-
-/// A line of the JSON file.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Line<'a> {
-    Measured(&'a Row),
-    Found(FindingRow<'a>),
-}
-
 // === impl Engine ===
 
 impl Engine {
@@ -98,7 +74,13 @@ impl Engine {
     pub(crate) async fn run(self) -> anyhow::Result<Report> {
         server::warn_if_debug();
         server::ensure_built(&self.stockade)?;
-        let mut report = Report { command: self.command(), machine: machine(), ..Report::default() };
+        let mut report = Report {
+            title: "Numbers of the decision engine",
+            intro: INTRO,
+            command: self.command(),
+            machine: machine(),
+            ..Report::default()
+        };
         let stage = Stage { cores: Cores::claim()?, stockade: self.stockade, rounds: self.rounds, shape: self.shape };
         for scenario in Scenario::value_variants() {
             if self.only.is_empty() || self.only.contains(scenario) {
@@ -142,36 +124,4 @@ impl Stage {
     pub(crate) async fn stockade(&self, files: &Files) -> anyhow::Result<Server> {
         Server::stockade(&self.cores, &self.stockade, files).await
     }
-}
-
-// === impl Report ===
-
-impl Report {
-    fn append(&mut self, other: Self) {
-        self.findings.extend(other.findings);
-        self.rows.extend(other.rows);
-        self.figures.extend(other.figures);
-    }
-
-    /// Whether every scenario was finished, every answer was right and every goal was reached.
-    pub(crate) fn passed(&self) -> bool {
-        self.broken.is_empty()
-            && self.findings.iter().all(Finding::passed)
-            && self.rows.iter().all(|row| row.errors == 0)
-    }
-
-    /// An array: an object for each series that was measured, then one for each goal.
-    pub(crate) fn json(&self) -> serde_json::Result<String> {
-        let rows = self.rows.iter().map(Line::Measured);
-        let lines: Vec<_> = rows.chain(self.findings.iter().map(|finding| Line::Found(finding.row()))).collect();
-        serde_json::to_string_pretty(&lines).map(|text| text + "\n")
-    }
-}
-
-/// What a reader must know of the machine to compare: its processor, and how many of them.
-fn machine() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let cores = std::thread::available_parallelism().map_or(0, NonZeroUsize::get);
-    format!("{} ({cores} cores)", model.map_or("an unknown processor", |(_, model)| model))
 }

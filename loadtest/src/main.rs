@@ -9,12 +9,16 @@
 //! - [`client`] asks once, [`load`] asks at a pace and keeps count,
 //! - [`floor`] is the yardstick, [`server`] starts it, and Stockade, as processes,
 //! - [`compare`] runs the rounds, [`report`] turns them into a table and JSON,
-//! - [`engine`] measures what the decision engine must reach; [`admin`] reads what Stockade says of itself.
+//! - [`engine`] measures what the decision engine must reach; [`admin`] reads what Stockade says of itself,
+//! - [`fanout`] measures what the central store must reach,
+//! - [`findings`] holds what was found against what must be reached.
 
 mod admin;
 mod client;
 mod compare;
 mod engine;
+mod fanout;
+mod findings;
 mod floor;
 mod load;
 mod report;
@@ -61,6 +65,8 @@ enum Command {
     Compare(Compare),
     /// Measure what the decision engine must reach, and hold it against that.
     Engine(Engine),
+    /// Measure what the central store must reach, and hold it against that.
+    Fanout(Fanout),
 }
 
 #[derive(Args)]
@@ -138,6 +144,34 @@ struct Engine {
 }
 
 #[derive(Args)]
+struct Fanout {
+    /// The Stockade to start. Default: `target/release/stockade` of this workspace.
+    #[arg(long, default_value = server::STOCKADE, hide_default_value = true)]
+    stockade: PathBuf,
+    /// Only this scenario; may be given several times.
+    #[arg(long, value_enum, value_name = "SCENARIO")]
+    only: Vec<fanout::Scenario>,
+    /// How many sidecars follow the store.
+    #[arg(long, default_value = "100")]
+    sidecars: NonZeroUsize,
+    /// How many bundles are published, and how many denials issued.
+    #[arg(long, default_value = "10")]
+    rounds: NonZeroUsize,
+    /// How many policies the bundle has.
+    #[arg(long, default_value = "10")]
+    policies: NonZeroUsize,
+    /// How many feeds reconnect.
+    #[arg(long, default_value = "1000")]
+    feeds: NonZeroUsize,
+    /// Write the rows to this file, too.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the report to this file, too.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct Load {
     /// HTTP/2 connections.
     #[arg(long, default_value = "4")]
@@ -169,15 +203,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// Everything runs on one thread: a server or a generator with one core to itself.
+/// Everything runs on one thread: a server or a generator with one core to itself. Only a fan-out shares all cores.
 fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    use tokio::runtime::Builder;
+    let mut builder =
+        if let Command::Fanout(_) = command { Builder::new_multi_thread() } else { Builder::new_current_thread() };
+    let runtime = builder.enable_all().build().context("cannot start the runtime")?;
     match command {
         Command::Floor { listen } => runtime.block_on(floor::run(listen)),
         Command::Run(run) => runtime.block_on(run.execute()),
         Command::Compare(compare) => runtime.block_on(compare.execute()),
         Command::Engine(engine) => runtime.block_on(engine.execute()),
+        Command::Fanout(fanout) => runtime.block_on(fanout.execute()),
     }
 }
 
@@ -225,6 +262,18 @@ impl Engine {
         print!("{}", report.text());
         let files = [(self.json, report.json()?), (self.markdown, report.markdown()), (self.html, report.html()?)];
         for (path, text) in files {
+            path.map_or(Ok(()), |path| write(&path, &text))?;
+        }
+        Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+impl Fanout {
+    async fn execute(self) -> anyhow::Result<ExitCode> {
+        let Self { stockade, only, sidecars, rounds, policies, feeds, json, markdown } = self;
+        let report = fanout::FanOut { stockade, only, sidecars, rounds, policies, feeds }.run().await?;
+        print!("{}", report.text());
+        for (path, text) in [(json, report.json()?), (markdown, report.markdown())] {
             path.map_or(Ok(()), |path| write(&path, &text))?;
         }
         Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -45,21 +45,21 @@ pub(crate) struct Server {
 
 /// Where a Stockade listens.
 #[derive(Debug, PartialEq, Eq)]
-struct Listening {
-    ext_authz: Address,
+pub(crate) struct Listening {
+    pub(crate) ext_authz: Address,
     admin: Option<Address>,
 }
 
 /// A line of Stockade's log, as far as it matters here.
 #[derive(Deserialize)]
-struct LogLine {
-    message: String,
+pub(crate) struct LogLine {
+    pub(crate) message: String,
     listener: Option<String>,
     address: Option<String>,
 }
 
 /// Long enough for a bundle of 10,000 policies or 100,000 entities on a busy machine.
-const START_LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(120);
 /// More than Stockade takes by default, which answers for a while after it was told to stop, and then drains.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -146,6 +146,10 @@ impl Pid {
         resident(&status).with_context(|| format!("`{path}` has no `VmRSS`"))
     }
 
+    pub(crate) fn signal(self, signal: Signal) -> anyhow::Result<()> {
+        kill_process(self.0, signal).with_context(|| format!("cannot signal process {}", self.0))
+    }
+
     fn file(self, name: &str) -> String {
         format!("/proc/{}/{name}", self.0)
     }
@@ -217,7 +221,7 @@ impl Server {
 
     /// Ends it as an orchestrator would.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
-        kill_process(self.pid.0, Signal::TERM).context("cannot stop a server")?;
+        self.pid.signal(Signal::TERM)?;
         timeout(STOP_LIMIT, self.child.wait()).await.context("a server did not stop in time")??;
         Ok(())
     }
@@ -240,7 +244,8 @@ where
     address.parse().map_err(anyhow::Error::msg)
 }
 
-async fn stockade_listens(log: &mut Lines<impl AsyncBufRead + Unpin>) -> anyhow::Result<Listening> {
+/// Reads Stockade's log until it is ready.
+pub(crate) async fn stockade_listens(log: &mut Lines<impl AsyncBufRead + Unpin>) -> anyhow::Result<Listening> {
     let (mut ext_authz, mut admin) = (None, None);
     let mut seen = String::new();
     while let Some(line) = log.next_line().await? {

@@ -2,9 +2,10 @@
 
 use std::any::Any;
 use std::fmt::Display;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -54,21 +55,56 @@ pub(super) async fn compiled<T: Send + 'static>(
     }
 }
 
-/// Runs on a thread of its own. On Linux each thread has its own nice value (setpriority(2), notes).
+/// Runs on a thread of its own, and catches its panics.
 async fn on_thread<T: Send + 'static>(turn: Turn, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
     let (done, outcome) = oneshot::channel();
-    let run = move || {
-        if let Turn::Spare = turn {
-            // Allowed or not, the work is to be done. SCHED_IDLE is no better: docs/decisions/0005-hot-path.md.
-            let _ = rustix::process::nice(19);
-        }
+    let task: Task = Box::new(move || {
         // If nobody waits any more, another was faster or the process ends.
         let _ = done.send(catch_unwind(AssertUnwindSafe(work)));
-    };
-    thread::Builder::new().name("compiler".to_owned()).spawn(run).map_err(|error| fault("compiling", &error))?;
+    });
+    hand_over(turn, task).map_err(|error| fault("compiling", &error))?;
     match outcome.await {
         Ok(compiled) => compiled.map_err(|panic| fault("compiling", &panic_message(panic.as_ref()))),
         Err(error) => Err(fault("compiling", &error)),
+    }
+}
+
+type Task = Box<dyn FnOnce() + Send>;
+
+/// A thread that steps back and has nothing to do. To begin and end a thread, with the allocator's part of it, takes a third of what
+/// a small change of a bundle takes to compile.
+static IDLE: Mutex<Option<mpsc::Sender<Task>>> = Mutex::new(None);
+
+fn hand_over(turn: Turn, task: Task) -> io::Result<()> {
+    let thread = thread::Builder::new().name("compiler".to_owned());
+    if let Turn::Fair = turn {
+        return thread.spawn(task).map(drop);
+    }
+    let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let left = match idle {
+        Some(idle) => idle.send(task).err().map(|unsent| unsent.0),
+        None => Some(task),
+    };
+    left.map_or(Ok(()), |task| thread.spawn(move || step_back(task)).map(drop))
+}
+
+/// The thread that steps back: it does this, and then whatever it is given, one at a time. If another one is idle by then, it ends.
+fn step_back(first: Task) {
+    // On Linux each thread has its own nice value (setpriority(2), notes). Allowed or not, the work is to be done. SCHED_IDLE is no
+    // better: docs/decisions/0005-hot-path.md.
+    let _ = rustix::process::nice(19);
+    first();
+    loop {
+        let (sender, tasks) = mpsc::channel::<Task>();
+        {
+            let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.is_some() {
+                return;
+            }
+            *idle = Some(sender);
+        }
+        let Ok(task) = tasks.recv() else { return };
+        task();
     }
 }
 

@@ -20,7 +20,7 @@ use deserr::Deserr;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::{self, AbortHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use self::making::{compile, fetch, is_at_least, is_due, published};
@@ -114,6 +114,10 @@ const REPORT: Duration = Duration::from_secs(30);
 
 /// How long what is on its way is waited for when there is something newer.
 const OVERTAKEN: Duration = Duration::from_secs(5);
+
+/// What is in force is told within this, not at once: a hundred sidecars on a node would otherwise tell while others of them still
+/// compile what was published.
+const TELL_WITHIN: Duration = Duration::from_millis(100);
 
 /// The pauses between attempts to get a bundle grow up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -762,6 +766,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
         (self.telling, self.told) = (true, Some(Instant::now()));
         let (source, status) = (Arc::clone(&self.source), self.report());
         self.jobs.spawn(async move {
+            sleep(TELL_WITHIN.mul_f64(fastrand::f64())).await;
             let told = timeout(ANSWER, source.tell(&status)).await;
             Job::Told(told.unwrap_or_else(|_| Err(SourceError("no answer in time".to_owned()))))
         });

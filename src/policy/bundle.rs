@@ -10,8 +10,10 @@ use cedar_policy::{Policy, PolicySet, SchemaFragment, Template};
 use cedar_policy_core::ast;
 use deserr::Deserr;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::annotations::{Annotations, Shape};
+use super::memory::{FileKey, GoodFile, Memory};
 use super::{Files, overlay};
 use crate::model::{Denial, EntityUid, PolicyId};
 use crate::problem::{Problem, SourceFile};
@@ -25,9 +27,13 @@ pub struct Bundle {
     pub manifest: Manifest,
     /// How denials look that no policy shapes.
     pub denial: Option<Denial>,
-    /// Schema fragments with the files they come from.
+    /// Schema fragments with the files they come from. None, if the schema is known.
     pub fragments: Vec<(SchemaFragment, Arc<SourceFile>)>,
-    /// Static policies and templates.
+    /// Files of policies that are known, and known to be good.
+    pub(super) known: Vec<(FileKey, Arc<GoodFile>, Arc<SourceFile>)>,
+    /// The other files of policies.
+    pub(super) fresh: Vec<(FileKey, Arc<SourceFile>)>,
+    /// Static policies and templates of the files that are not known.
     pub policies: Vec<Parsed>,
     /// Links of templates.
     pub links: Vec<Link>,
@@ -167,11 +173,17 @@ struct LinkEntry {
     args: BTreeMap<String, String>,
 }
 
-/// Parses the files of a bundle.
+/// Over the texts of all schema files: any edit of one may change what a request is.
+pub(super) fn schema_digest(bundles: &[Files]) -> [u8; 32] {
+    let texts = bundles.iter().flat_map(|bundle| &bundle.files).filter(|(path, _)| matches!(kind(path), Kind::Schema));
+    texts.fold(Sha256::new(), |hash, (_, text)| hash.chain_update(Sha256::digest(text))).finalize().into()
+}
+
+/// Parses the files of a bundle. With what was compiled before under the same schema, only those that are new.
 ///
 /// # Errors
 /// All problems that can be found without the schema.
-pub fn parse(files: &Files) -> Result<Bundle, Vec<Problem>> {
+pub(super) fn parse(files: &Files, memory: Option<&Memory>) -> Result<Bundle, Vec<Problem>> {
     let mut problems = Vec::new();
     let source = |path: &str, text: &str| SourceFile::new(format!("{}/{path}", files.root.trim_end_matches('/')), text);
     let Some(text) = files.files.get("bundle.yaml") else {
@@ -196,6 +208,8 @@ pub fn parse(files: &Files) -> Result<Bundle, Vec<Problem>> {
         manifest,
         denial,
         fragments: Vec::new(),
+        known: Vec::new(),
+        fresh: Vec::new(),
         policies: Vec::new(),
         links: Vec::new(),
         entities: Vec::new(),
@@ -205,11 +219,21 @@ pub fn parse(files: &Files) -> Result<Bundle, Vec<Problem>> {
         let source = source(path, text);
         match kind(path) {
             Kind::Manifest | Kind::Other => {}
+            Kind::Schema if memory.is_some() => {}
             Kind::Schema => match SchemaFragment::from_cedarschema_str(text) {
                 Ok((fragment, _)) => bundle.fragments.push((fragment, source)),
                 Err(error) => problems.push(Problem::from_diagnostic(&error, &source)),
             },
-            Kind::Policies => bundle.policies.extend(policies(&name, path, &source, &mut problems)),
+            Kind::Policies => {
+                let key = FileKey::of(&name, path, text);
+                match memory.and_then(|memory| memory.file(&key)) {
+                    Some(good) => bundle.known.push((key, Arc::clone(good), source)),
+                    None => {
+                        bundle.policies.extend(policies(&name, path, &source, &mut problems));
+                        bundle.fresh.push((key, source));
+                    }
+                }
+            }
             Kind::Links => bundle.links.extend(links(&name, &source, &mut problems)),
             Kind::Entities => bundle.entities.push(source),
             Kind::Routes => bundle.routes = Some(source),

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use cedar_policy::{Entities, Entity, Policy, PolicySet, Schema, SlotId, ValidationMode, Validator};
 use cedar_policy_core::ast::EntityUID;
-use sha2::{Digest, Sha256};
 
 use super::Files;
 use super::bundle::{self, Body, Bundle, Parsed};
 use super::entities::{EntityStore, Reach};
 use super::footprint::Footprint;
 use super::index::{Compiled, Index, Side};
+use super::memory::{FileKey, GoodFile, Linked, Memory};
 use super::routes::Routes;
 use super::schema::{self, Types};
 use super::snapshot::{Base, Silent};
@@ -19,12 +19,18 @@ use super::summary::BundleSummary;
 use crate::model::{Denial, EntityUid, PolicyId};
 use crate::problem::{Problem, Severity, SourceFile};
 
-/// Compiles the files of one or several bundles; gives their warnings, too.
+/// Compiles the files of one or several bundles; gives their warnings, too. What is in memory is not compiled again, and what comes of
+/// it is there the next time.
 ///
 /// # Errors
 /// Every problem of every bundle; warnings are among them only if there are errors.
-pub(super) fn compile(files: &[Files]) -> Result<(Base, Vec<Problem>), Vec<Problem>> {
-    Compiler::default().run(files)
+pub(super) fn compile(files: &[Files], memory: &mut Memory) -> Result<(Base, Vec<Problem>), Vec<Problem>> {
+    let compiled = Compiler::default().run(files, memory);
+    if compiled.is_ok() || memory.is_empty() {
+        return compiled;
+    }
+    // What is wrong is told as if nothing were known: which of two is the one too many depends on the order in which they are met.
+    Compiler::default().run(files, &mut Memory::default())
 }
 
 #[derive(Default)]
@@ -33,10 +39,12 @@ struct Compiler {
 }
 
 impl Compiler {
-    fn run(mut self, files: &[Files]) -> Result<(Base, Vec<Problem>), Vec<Problem>> {
+    fn run(mut self, files: &[Files], memory: &mut Memory) -> Result<(Base, Vec<Problem>), Vec<Problem>> {
+        let schema_digest = bundle::schema_digest(files);
+        let known = memory.schema(&schema_digest);
         let mut bundles = Vec::new();
         for files in files {
-            match bundle::parse(files) {
+            match bundle::parse(files, known.is_some().then_some(&*memory)) {
                 Ok(bundle) => bundles.push(bundle),
                 Err(problems) => self.problems.extend(problems),
             }
@@ -46,12 +54,14 @@ impl Compiler {
         self.one_of_each(&bundles);
         // Cedar would say it again, of one name and without the bundles.
         self.stop_at_errors()?;
-        let schema = self.schema(&bundles);
+        let linked = known.or_else(|| self.schema(schema_digest, &bundles).map(Arc::new));
         self.stop_at_errors()?;
-        let Some((schema, mut types)) = schema else { return Err(self.problems) };
+        let Some(linked) = linked else { return Err(self.problems) };
+        let mut types = linked.types.clone();
         let sets = self.policies(&bundles);
-        let reach = self.validate(&sets, &schema);
-        let entities = self.entities(&bundles, &schema);
+        let reach = self.validate(&sets, &linked.validator);
+        let good = self.good_files(&bundles, &sets, &reach);
+        let entities = self.entities(&bundles, linked.validator.schema());
         let mut routes = Routes::default();
         for bundle in &bundles {
             if let Some(source) = &bundle.routes {
@@ -60,7 +70,7 @@ impl Compiler {
         }
         self.stop_at_errors()?;
         let entities = EntityStore::new(&entities, reach);
-        let mut policies: Vec<Arc<Compiled>> = sets.compiled.into_iter().map(Arc::new).collect();
+        let mut policies = sets.compiled;
         policies.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         let index = Index::new(&policies, entities.actions().map(Side::of));
         types.narrow(|action| index.footprint(action.as_ref()));
@@ -69,7 +79,7 @@ impl Compiler {
                 has_shadow: policies.iter().any(|policy| policy.shadow),
                 policies,
                 index,
-                schema_digest: schema_digest(&bundles),
+                schema_digest,
                 types,
                 entities,
                 routes,
@@ -79,8 +89,8 @@ impl Compiler {
                 silent: Silent::default(),
                 bundles: bundles.iter().map(|bundle| describe(&bundle.manifest)).collect(),
             };
-        let parsed = |id: &PolicyId| bundles.iter().flat_map(|bundle| &bundle.policies).find(|own| own.id() == id);
-        self.problems.extend(base.warn_of_keys(|id| parsed(id).map(|own| (&own.source, own.span))));
+        self.problems.extend(base.warn_of_keys(|id| origin(&bundles, id)));
+        memory.replace(linked, good);
         Ok((base, self.problems))
     }
 
@@ -118,7 +128,7 @@ impl Compiler {
         }
     }
 
-    fn schema(&mut self, bundles: &[Bundle]) -> Option<(Schema, Types)> {
+    fn schema(&mut self, digest: [u8; 32], bundles: &[Bundle]) -> Option<Linked> {
         let fragments = || bundles.iter().flat_map(|bundle| &bundle.fragments);
         let own: Vec<_> = fragments().flat_map(|(fragment, _)| schema::declared(fragment)).collect();
         let base = schema::base_without(&own).map_err(|message| self.problems.push(Problem::error(message))).ok()?;
@@ -138,7 +148,7 @@ impl Compiler {
             }
         };
         match Types::read(&schema) {
-            Ok(types) => Some((schema, types)),
+            Ok(types) => Some(Linked { digest, validator: Validator::new(schema), types }),
             Err(faults) => {
                 let source = fragments().next().map(|(_, source)| source);
                 self.problems.extend(faults.into_iter().map(|fault| match source {
@@ -152,6 +162,12 @@ impl Compiler {
 
     fn policies(&mut self, bundles: &[Bundle]) -> Sets {
         let mut sets = Sets::default();
+        for (_, good, source) in bundles.iter().flat_map(|bundle| &bundle.known) {
+            for (policy, _) in &good.policies {
+                sets.sources.insert(policy.id.clone(), Arc::clone(source));
+                sets.compiled.push(Arc::new(policy.renewed(source.name.clone())));
+            }
+        }
         let parsed: Vec<&Parsed> = bundles.iter().flat_map(|bundle| &bundle.policies).collect();
         for own in &parsed {
             let id = own.id();
@@ -164,7 +180,7 @@ impl Compiler {
             sets.sources.insert(id.clone(), Arc::clone(&own.source));
             let added = match &own.body {
                 Body::Static(policy) => {
-                    sets.compiled.push(own.compiled(policy, &mut self.problems));
+                    sets.compiled.push(Arc::new(own.compiled(policy, &mut self.problems)));
                     sets.all.add(policy.as_ref().clone())
                 }
                 Body::Template(template) => sets.all.add_template(template.as_ref().clone()),
@@ -196,10 +212,16 @@ impl Compiler {
                 };
                 values.insert(slot, uid.clone());
             }
+            // Cedar sees it only among the policies that were compiled anew.
+            if let Some(first) = sets.sources.get(&link.id).filter(|_| sets.all.policy(&link.id).is_none()) {
+                let message = format!("the id `{}` is taken: a policy in {} has it", link.id, first.name);
+                self.problems.push(Problem::error(message).in_file(&link.source));
+                continue;
+            }
             match sets.all.link(link.template.clone(), link.id.clone(), values) {
                 Ok(()) => {
                     let linked = sets.all.policy(&link.id);
-                    sets.compiled.extend(linked.map(|policy| template.compiled(policy, &mut self.problems)));
+                    sets.compiled.extend(linked.map(|policy| Arc::new(template.compiled(policy, &mut self.problems))));
                     sets.sources.insert(link.id.clone(), Arc::clone(&link.source));
                 }
                 Err(error) => {
@@ -214,9 +236,9 @@ impl Compiler {
         sets
     }
 
-    /// Strict validation; and how far policies reach into the entities, which the slices follow.
-    fn validate(&mut self, sets: &Sets, schema: &Schema) -> Reach {
-        let validator = Validator::new(schema.clone());
+    /// Strict validation; and how far policies reach into the entities, which the slices follow. The policies of known files were
+    /// validated, and reach no further than level 1, so that they add nothing to either.
+    fn validate(&mut self, sets: &Sets, validator: &Validator) -> Reach {
         let first = validator.validate_with_level(&sets.all, ValidationMode::Strict, 1);
         let (result, depth) = if first.validation_passed() {
             (first, Some(1))
@@ -253,6 +275,49 @@ impl Compiler {
         Reach { depth: depth.map(|level| usize::try_from(level).unwrap_or(1)), literals }
     }
 
+    /// The files that need not be looked at again as long as neither they nor the schema change. `self.problems` are those of the
+    /// policies so far.
+    fn good_files(&self, bundles: &[Bundle], sets: &Sets, reach: &Reach) -> Vec<(FileKey, Arc<GoodFile>)> {
+        let compiled: HashMap<&PolicyId, &Arc<Compiled>> = sets.compiled.iter().map(|own| (&own.id, own)).collect();
+        // Those of this version, so that nothing is kept of the one before.
+        let renewed = |good: &GoodFile| GoodFile {
+            policies: good
+                .policies
+                .iter()
+                .filter_map(|(own, span)| Some((Arc::clone(compiled.get(&own.id)?), *span)))
+                .collect(),
+        };
+        let known = bundles.iter().flat_map(|bundle| &bundle.known);
+        let mut files: Vec<_> = known.map(|(key, good, _)| (*key, Arc::new(renewed(good)))).collect();
+        // Beyond level 1 it is not known which of the policies go there.
+        if reach.depth != Some(1) {
+            return files;
+        }
+        let mut by_file: HashMap<*const SourceFile, Vec<&Parsed>> = HashMap::new();
+        for own in bundles.iter().flat_map(|bundle| &bundle.policies) {
+            by_file.entry(Arc::as_ptr(&own.source)).or_default().push(own);
+        }
+        for (key, source) in bundles.iter().flat_map(|bundle| &bundle.fresh) {
+            let of_file = |problem: &Problem| match &problem.place {
+                Some(place) => Arc::ptr_eq(&place.source, source),
+                // It may be about anything.
+                None => true,
+            };
+            if self.problems.iter().any(of_file) {
+                continue;
+            }
+            let own = by_file.remove(&Arc::as_ptr(source)).unwrap_or_default().into_iter();
+            let policies = own.map(|own| match own.body {
+                Body::Static(_) => Some((Arc::clone(compiled.get(own.id())?), own.span)),
+                Body::Template(_) => None,
+            });
+            if let Some(policies) = policies.collect::<Option<Vec<_>>>() {
+                files.push((*key, Arc::new(GoodFile { policies })));
+            }
+        }
+        files
+    }
+
     fn entities(&mut self, bundles: &[Bundle], schema: &Schema) -> Entities {
         let mut seen: HashMap<EntityUid, &str> = HashMap::new();
         let mut all: Vec<Entity> = Vec::new();
@@ -283,6 +348,17 @@ impl Compiler {
             }
         }
     }
+}
+
+/// Where a policy stands.
+fn origin<'a>(bundles: &'a [Bundle], id: &PolicyId) -> Option<(&'a Arc<SourceFile>, Option<(usize, usize)>)> {
+    let mut fresh = bundles.iter().flat_map(|bundle| &bundle.policies);
+    let mut known = bundles
+        .iter()
+        .flat_map(|bundle| &bundle.known)
+        .flat_map(|(_, good, source)| good.policies.iter().map(move |(policy, span)| (&policy.id, source, *span)));
+    let found = fresh.find(|own| own.id() == id).map(|own| (&own.source, own.span));
+    found.or_else(|| known.find(|(own, ..)| *own == id).map(|(_, source, span)| (source, span)))
 }
 
 /// Cedar says the same of a place once for each action and type of principal that a policy is about. Whoever mends it
@@ -342,20 +418,11 @@ impl Parsed {
 #[derive(Default)]
 struct Sets {
     all: PolicySet,
-    compiled: Vec<Compiled>,
+    compiled: Vec<Arc<Compiled>>,
     sources: HashMap<PolicyId, Arc<SourceFile>>,
 }
 
 fn describe(manifest: &bundle::Manifest) -> BundleSummary {
     let bundle::Manifest { name, version, owner, description, controls, ttl, denial: _ } = manifest.clone();
     BundleSummary { name: name.0, version, owner, description, controls, ttl }
-}
-
-/// Over the texts of all schema files: any edit of one may change what a request is.
-fn schema_digest(bundles: &[Bundle]) -> [u8; 32] {
-    let mut hasher = Sha256::new();
-    for (_, source) in bundles.iter().flat_map(|bundle| &bundle.fragments) {
-        hasher.update(Sha256::digest(&source.text));
-    }
-    hasher.finalize().into()
 }

@@ -47,7 +47,7 @@ pub(super) struct Compiled {
 }
 
 /// One side of a scope.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Bound {
     Any,
     Eq(EntityUID),
@@ -119,6 +119,25 @@ impl Compiled {
             principal,
             resource,
             action: policy.action_constraint(),
+        }
+    }
+
+    /// The same policy in another snapshot: what is ruled where it alone determines is made anew, since the rest of a bundle shapes it.
+    pub(super) fn renewed(&self, file: String) -> Self {
+        Self {
+            id: self.id.clone(),
+            effect: self.effect,
+            shadow: self.shadow,
+            ttl: self.ttl,
+            denial: self.denial.clone(),
+            alone: OnceLock::new(),
+            file,
+            template: self.template.clone(),
+            condition: self.condition.clone(),
+            footprint: self.footprint.clone(),
+            principal: self.principal.clone(),
+            resource: self.resource.clone(),
+            action: self.action.clone(),
         }
     }
 

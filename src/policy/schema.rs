@@ -5,6 +5,7 @@
 //! refuses what a request cannot provide, so that a typo in a schema is found when the bundle is loaded.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use cedar_policy::{Schema, SchemaFragment};
 use cedar_policy_core::ast;
@@ -22,14 +23,14 @@ use crate::yaml::suggest;
 pub const BASE: &str = include_str!("../../policies/base.cedarschema");
 
 /// What the schema says of each action and each entity type.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Types {
     actions: HashMap<EntityUid, ActionType>,
     entities: HashMap<EntityTypeName, RecordType>,
 }
 
 /// What an action takes, and what its policies can read of it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct ActionType {
     principals: Vec<EntityTypeName>,
     resources: Vec<EntityTypeName>,
@@ -183,8 +184,11 @@ const SECTIONS: [(&str, &str); 3] =
 /// # Errors
 /// If the base schema that this program was built with is broken.
 pub fn base_without(own: &[Declared]) -> Result<SchemaFragment, String> {
-    let (base, _) = SchemaFragment::from_cedarschema_str(BASE).map_err(|error| error.to_string())?;
-    let mut json = base.to_json_value().map_err(|error| error.to_string())?;
+    static JSON: LazyLock<Result<Json, String>> = LazyLock::new(|| {
+        let (base, _) = SchemaFragment::from_cedarschema_str(BASE).map_err(|error| error.to_string())?;
+        base.to_json_value().map_err(|error| error.to_string())
+    });
+    let mut json = JSON.clone()?;
     for Declared { namespace, kind, name } in own {
         let section = SECTIONS.iter().find(|(_, candidate)| candidate == kind).map(|(section, _)| *section);
         let names = section.and_then(|section| json.get_mut(namespace)?.get_mut(section)).and_then(Json::as_object_mut);

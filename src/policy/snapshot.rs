@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::change::{Change, History, Sides};
 use super::entities::{self, EntityStore};
 use super::index::{Compiled, Index, Side};
+use super::memory::Memory;
 use super::overlay::Overlays;
 use super::routes::Routes;
 use super::schema::Types;
@@ -102,7 +103,20 @@ impl Snapshot {
     /// # Errors
     /// Every problem of every bundle; warnings are among them only if there are errors.
     pub fn compile(files: &[Files], generation: u64) -> Result<Self, Vec<Problem>> {
-        Self::new(files, generation, &[], None)
+        Self::new(files, generation, &[], None, &mut Memory::default())
+    }
+
+    /// Compiles bundles, which follow on nothing yet ([`Self::succeeding`]). What is in memory is not compiled again. `published`
+    /// is what the store says, if they come from there.
+    ///
+    /// # Errors
+    /// Every problem of every bundle.
+    pub fn remembering(
+        memory: &mut Memory,
+        files: &[Files],
+        published: Option<Published>,
+    ) -> Result<Self, Vec<Problem>> {
+        Self::new(files, 1, &[], published, memory)
     }
 
     /// Compiles the successor of a snapshot, which knows what differs from it, so that decisions made under it may stand.
@@ -125,7 +139,7 @@ impl Snapshot {
         overlays: &[Overlay],
         published: Option<Published>,
     ) -> Result<Self, Vec<Problem>> {
-        Ok(Self::new(files, 1, &[], published)?.succeeding(previous, overlays))
+        Ok(Self::new(files, 1, &[], published, &mut Memory::default())?.succeeding(previous, overlays))
     }
 
     /// Puts a snapshot that was compiled on its own behind another one, or first, with the overlays that are in force by
@@ -170,8 +184,9 @@ impl Snapshot {
         generation: u64,
         overlays: &[Overlay],
         published: Option<Published>,
+        memory: &mut Memory,
     ) -> Result<Self, Vec<Problem>> {
-        let (base, warnings) = super::compile::compile(files)?;
+        let (base, warnings) = super::compile::compile(files, memory)?;
         let (number, at) = published.map(|published| (published.number, published.at)).unzip();
         Ok(Self {
             generation,

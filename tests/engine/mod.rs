@@ -23,6 +23,7 @@ mod races;
 mod same;
 mod world;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -32,7 +33,7 @@ use stockade::ext_authz::judge::Judge;
 use stockade::ext_authz::view;
 use stockade::model::{CacheState, Decision, Outcome};
 use stockade::observe::Metrics;
-use stockade::policy::Snapshot;
+use stockade::policy::{Memory, Snapshot};
 use stockade::problem::{SourceFile, one_line};
 use stockade::units::Span;
 use tokio::sync::watch;
@@ -130,10 +131,9 @@ fn succeed(previous: &Snapshot, before: &World, world: &World) -> Arc<Snapshot> 
     if before.files() == files {
         return Arc::new(previous.overlaid(&overlays, None));
     }
-    if before.overlays == world.overlays {
-        return good(Snapshot::succeed(previous, &files), world);
-    }
-    let compiled = Snapshot::assemble(None, &files, &[], None);
+    // With what was compiled before, of this world or any other: it must make no difference.
+    thread_local!(static MEMORY: RefCell<Memory> = RefCell::default());
+    let compiled = MEMORY.with_borrow_mut(|memory| Snapshot::remembering(memory, &files, None));
     good(compiled.map(|compiled| compiled.succeeding(Some(previous), &overlays)), world)
 }
 

@@ -3,8 +3,9 @@
 use super::bundle::Settings;
 use super::contest::{self, Contender, failures, not_at_limit, ratios, visit};
 use super::figure::{Figure, latencies};
-use super::goals::{Finding, HIT, HIT_LOGGED};
+use super::goals::{HIT, HIT_LOGGED};
 use super::{Report, Stage, shop};
+use crate::findings::Finding;
 use crate::load::Pace;
 use crate::report::{Series, median};
 use crate::server::Server;

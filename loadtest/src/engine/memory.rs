@@ -2,9 +2,10 @@
 
 use super::bundle::Settings;
 use super::contest::visit;
-use super::goals::{Finding, MEMORY};
+use super::goals::MEMORY;
 use super::{Report, Stage, shop};
 use crate::admin;
+use crate::findings::Finding;
 
 const MEBIBYTE: f64 = 1_048_576.0;
 

@@ -7,9 +7,10 @@
 use super::bundle::Settings;
 use super::contest::{self, Contender, failures, not_at_limit, ratios, visit};
 use super::figure::{Axis, Figure, Line, Scale, SeriesLabelPosition};
-use super::goals::{ATTRIBUTES_HIT, ATTRIBUTES_MISS, ENTITIES_GROWTH, Finding, MISS_COST, MISS_GROWTH};
+use super::goals::{ATTRIBUTES_HIT, ATTRIBUTES_MISS, ENTITIES_GROWTH, MISS_COST, MISS_GROWTH};
 use super::plain::Bench;
 use super::{Report, Stage, growing, shop};
+use crate::findings::Finding;
 use crate::load::Pace;
 use crate::report::{Sample, Series, median};
 use crate::request::Question;

@@ -2,8 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::Report;
-use super::goals::Finding;
+use super::{Finding, Report};
 use crate::report;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
@@ -40,7 +39,7 @@ impl Report {
 
     /// The same as Markdown.
     pub(crate) fn markdown(&self) -> String {
-        let mut text = format!("# Numbers of the decision engine\n\n{}\n\n{}\n\n", intro(), self.made_by());
+        let mut text = format!("# {}\n\n{}\n\n{}\n\n", self.title, self.intro, self.made_by());
         text.push_str("| what | measured | must reach | |\n|---|---|---|---|\n");
         for finding in &self.findings {
             let [name, value, bound, mark] = cells(finding);
@@ -53,7 +52,9 @@ impl Report {
         for broken in &self.broken {
             let _ = writeln!(text, "- broke off: {broken}");
         }
-        let _ = write!(text, "\n## All measurements\n\n```text\n{}```\n", report::table(&self.rows));
+        if !self.rows.is_empty() {
+            let _ = write!(text, "\n## All measurements\n\n```text\n{}```\n", report::table(&self.rows));
+        }
         text
     }
 
@@ -63,11 +64,12 @@ impl Report {
     /// If a figure cannot be drawn.
     pub(crate) fn html(&self) -> anyhow::Result<String> {
         let mut text = format!(
-            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Numbers of the decision engine</title>\
-             <style>{STYLE}</style></head><body>\n<h1>Numbers of the decision engine</h1>\n<p>{}</p>\n<p>{}</p>\n\
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
+             <style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n<p>{}</p>\n<p>{}</p>\n\
              <table>\n<tr><th>what</th><th>measured</th><th>must reach</th><th></th></tr>\n",
-            escape(intro()),
-            code(&self.made_by())
+            escape(self.intro),
+            code(&self.made_by()),
+            title = escape(self.title)
         );
         for finding in &self.findings {
             let [name, value, bound, mark] = cells(finding).map(|cell| escape(&cell));
@@ -100,11 +102,6 @@ impl Report {
     }
 }
 
-fn intro() -> &'static str {
-    "Each number is of one run: the servers it compares took turns on one core, the generator had the other, ratios were \
-     taken within each round, and the median of the rounds is what counts."
-}
-
 fn cells(finding: &Finding) -> [String; 4] {
     [finding.goal.what.into(), finding.shown(), finding.goal.must_reach(), finding.mark().into()]
 }
@@ -133,14 +130,16 @@ fn code(text: &str) -> String {
 mod tests {
     use hdrhistogram::Histogram;
 
-    use super::super::figure::{Figure, latencies};
-    use super::super::goals::{HIT, MEMORY};
     use super::*;
+    use crate::engine::figure::{Figure, latencies};
+    use crate::engine::goals::{HIT, MEMORY};
 
     fn report() -> Report {
         let mut latency = Histogram::new(3).unwrap();
         latency.record(5_000).unwrap();
         Report {
+            title: "Numbers",
+            intro: "How to read them.",
             findings: vec![
                 Finding::new(&HIT, vec![1.0, 1.1, 1.2], "3 < 4 & `cache`".into(), Vec::new()),
                 Finding::new(&MEMORY, vec![70.0], "much".into(), vec!["too few entries".into()]),
