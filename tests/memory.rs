@@ -94,7 +94,9 @@ fn seen(memory: &mut Memory, version: usize, entries: &[(&str, &str)]) -> String
         Err(problems) => return format!("{:#?}", lines(&problems)),
     };
     let mut summary = serde_json::to_value(snapshot.summary()).unwrap();
-    ["enforced_at", "lead_time_ms"].map(|when| summary[when].take());
+    for when in ["enforced_at", "lead_time_ms"] {
+        summary[when].take();
+    }
     let decisions = ["/", "/x"].map(|path| snapshot.decide(&ask(path)).unwrap().ruling);
     format!("{summary:#}\n{decisions:#?}\n{:#?}", lines(&snapshot.warnings))
 }
