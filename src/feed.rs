@@ -18,6 +18,7 @@ pub use files::{Limits, read};
 
 use crate::decision::freshness::OnExpired;
 use crate::model::Freshness;
+use crate::problem::Problem;
 use crate::store::statement::{Kind, Version};
 
 /// How following goes, for `/readyz`, `/snapshot` and the metrics. The snapshot itself travels in a channel of its own.
@@ -37,13 +38,31 @@ pub struct Status {
     pub store: Option<StoreStatus>,
 }
 
+impl Status {
+    /// A version was put in force, which took so long.
+    fn loaded(&mut self, took: Duration) {
+        self.rejection = None;
+        self.loads += 1;
+        self.last_load_duration = Some(took);
+    }
+
+    /// A version was refused.
+    fn rejected(&mut self, problems: &[Problem]) {
+        let problems = problems.iter().map(|problem| problem.to_string().replace('\n', " ")).collect();
+        self.rejection = Some(Rejection { at: SystemTime::now(), problems });
+        self.rejections += 1;
+    }
+}
+
 /// How following the central store goes.
 #[derive(Debug, Clone, Default)]
 pub struct StoreStatus {
     /// Whether it can be reached.
     pub connected: bool,
-    /// What last went wrong with it; `None` after it was reached again.
+    /// What went wrong with it; `None` once it is over.
     pub trouble: Option<String>,
+    /// What it does not allow this sidecar, since they were connected.
+    pub refused: Option<String>,
     /// The newest manifest that was accepted.
     pub newest: Option<Version>,
     /// The manifest that is in force.

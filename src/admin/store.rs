@@ -21,8 +21,10 @@ pub(super) struct StoreSummary {
     overlays: Option<String>,
     /// Whether the copy on disk is in force, because the store could not be reached.
     from_disk: bool,
-    /// What last went wrong; `null` once it is over.
+    /// What went wrong; `null` once it is over.
     trouble: Option<String>,
+    /// What the store does not allow this sidecar.
+    refused: Option<String>,
     /// How many statements were not believed since the start.
     refusals: u64,
     /// The last of them, with its time.
@@ -38,6 +40,7 @@ pub(super) fn summary(status: &StoreStatus) -> StoreSummary {
         overlays: status.overlays.map(|version| version.to_string()),
         from_disk: status.from_disk,
         trouble: status.trouble.clone(),
+        refused: status.refused.clone(),
         refusals: status.refusals.values().sum(),
         last_refusal: status.last_refusal.as_ref().map(|(at, what)| format!("{} {what}", timestamp(*at))),
     }
@@ -59,6 +62,7 @@ impl StoreSummary {
             rows.push(("source", "the copy on disk".to_owned()));
         }
         rows.extend(self.trouble.iter().map(|trouble| ("trouble", trouble.clone())));
+        rows.extend(self.refused.iter().map(|refused| ("not allowed", refused.clone())));
         rows.extend(self.last_refusal.iter().map(|refusal| ("last refusal", refusal.clone())));
         rows
     }

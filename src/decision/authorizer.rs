@@ -7,9 +7,9 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::cache::{Bounds, Cache, Entry};
-use super::freshness::{LastProof, OnExpired};
+use super::freshness::LastProof;
 use super::key::{self, Key};
-use crate::model::{CacheState, Decision, Freshness, MissReason, Query, Root, Ruling, Undecided};
+use crate::model::{CacheState, Decision, Freshness, MissReason, PolicyId, Query, Root, Ruling, Undecided};
 use crate::observe::Metrics;
 use crate::observe::sparingly::Sparingly;
 use crate::policy::{Evaluation, Snapshot};
@@ -23,7 +23,7 @@ pub struct Authorizer {
     proof: Arc<LastProof>,
     cache: Arc<Cache>,
     metrics: Metrics,
-    complaints: Sparingly,
+    complaints: Sparingly<PolicyId>,
 }
 
 /// How often a policy that cannot be evaluated is complained about, and about how many at a time.
@@ -56,14 +56,7 @@ impl Authorizer {
     /// [`Undecided::NotReady`] if there is none yet, [`Undecided::Stale`] if it is too old to decide by.
     pub fn take(&self) -> Result<(Arc<Snapshot>, Option<Freshness>), Undecided> {
         let snapshot = self.current()?;
-        if !self.proof.is_required() {
-            return Ok((snapshot, None));
-        }
-        let now = Instant::now();
-        match self.proof.expired(now) {
-            Some(OnExpired::Undecided) => Err(Undecided::Stale),
-            Some(OnExpired::NotReady | OnExpired::Serve) | None => Ok((snapshot, self.proof.freshness(now))),
-        }
+        self.proof.check().map(|freshness| (snapshot, freshness))
     }
 
     /// Decides a Query under a snapshot. `token` is when the principal's token expires, if it is one that does.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use deserr::{Deserr, ValuePointerRef};
 use serde::Serialize;
 
-use crate::model::Freshness;
+use crate::model::{Freshness, Undecided};
 use crate::units::Span;
 use crate::yaml::Faults;
 
@@ -84,11 +84,6 @@ impl LastProof {
         Self { config: Some(config), ..Self::none() }
     }
 
-    /// Whether anything has to be proved.
-    pub fn is_required(&self) -> bool {
-        self.config.is_some()
-    }
-
     /// What is in force was current so long before this instant. Older proofs than the newest change nothing.
     pub fn prove(&self, now: Instant, age: Duration) {
         let proved = self.nanos(now).saturating_sub(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX));
@@ -114,6 +109,18 @@ impl LastProof {
     /// What the operator wants when it has expired; `None` if it has not.
     pub fn expired(&self, now: Instant) -> Option<OnExpired> {
         (self.freshness(now) == Some(Freshness::Expired)).then_some(self.config?.on_expired)
+    }
+
+    /// How current what is in force is, for deciding by it.
+    ///
+    /// # Errors
+    /// [`Undecided::Stale`] if it is too old for that.
+    pub fn check(&self) -> Result<Option<Freshness>, Undecided> {
+        let Some(config) = self.config else { return Ok(None) };
+        match self.freshness(Instant::now()) {
+            Some(Freshness::Expired) if config.on_expired == OnExpired::Undecided => Err(Undecided::Stale),
+            freshness => Ok(freshness),
+        }
     }
 
     fn nanos(&self, now: Instant) -> i64 {
@@ -152,6 +159,7 @@ mod tests {
             "an older one, heard late"
         );
         assert_eq!(proof.expired(start + Duration::from_secs(9999)), Some(OnExpired::Undecided));
+        assert_eq!(proof.check(), Ok(Some(Freshness::Fresh)));
     }
 
     #[test]
@@ -167,5 +175,18 @@ mod tests {
     fn directories_prove_nothing() {
         assert_eq!(LastProof::none().freshness(Instant::now()), None);
         assert_eq!(LastProof::none().expired(Instant::now()), None);
+        assert_eq!(LastProof::none().check(), Ok(None));
+    }
+
+    #[test]
+    fn what_has_expired_is_decided_by_where_the_operator_says_so() {
+        for (on_expired, expected) in [
+            (OnExpired::Undecided, Err(Undecided::Stale)),
+            (OnExpired::NotReady, Ok(Some(Freshness::Expired))),
+            (OnExpired::Serve, Ok(Some(Freshness::Expired))),
+        ] {
+            let proof = LastProof::required(Config { on_expired, ..Config::default() });
+            assert_eq!(proof.check(), expected, "{on_expired:?}");
+        }
     }
 }

@@ -35,21 +35,12 @@ impl Engine for Cedar {
         self.compile(files, Some(published))
     }
 
-    fn first(&self, base: Snapshot, overlays: &[Overlay]) -> Snapshot {
-        base.succeeding(None, overlays)
+    fn succeed(&self, previous: Option<&Snapshot>, base: Snapshot, overlays: &[Overlay]) -> Snapshot {
+        base.succeeding(previous, overlays)
     }
 
-    fn next(
-        &self,
-        previous: &Snapshot,
-        base: Option<Snapshot>,
-        overlays: &[Overlay],
-        published: Option<Published>,
-    ) -> Snapshot {
-        match base {
-            Some(base) => base.succeeding(Some(previous), overlays),
-            None => previous.overlaid(overlays, published),
-        }
+    fn overlay(&self, previous: &Snapshot, overlays: &[Overlay], published: Option<Published>) -> Snapshot {
+        previous.overlaid(overlays, published)
     }
 
     fn revision(&self, snapshot: &Snapshot) -> String {

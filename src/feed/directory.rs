@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::compiler::{compiled, internal_fault, retire};
-use super::{Limits, Rejection, Status, read};
+use super::{Limits, Status, read};
 use crate::policy::Files;
 use crate::problem::{Problem, one_line};
 use crate::units::Span;
@@ -217,11 +217,7 @@ impl<S: Send + Sync + 'static> Directories<S> {
     fn enforce(&mut self, snapshot: S, digest: [u8; 32], took: Duration) {
         self.enforced = Some(digest);
         retire(self.snapshots.send_replace(Some(Arc::new(snapshot))));
-        self.status.send_modify(|status| {
-            status.rejection = None;
-            status.loads += 1;
-            status.last_load_duration = Some(took);
-        });
+        self.status.send_modify(|status| status.loaded(took));
         info!(took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "bundles loaded and put in force");
     }
 
@@ -239,11 +235,7 @@ impl<S: Send + Sync + 'static> Directories<S> {
             None => "nothing is in force yet",
         };
         error!(problems = one_line(problems), "bundles refused: {consequence}");
-        self.status.send_modify(|status| {
-            let problems = problems.iter().map(|problem| problem.to_string().replace('\n', " ")).collect();
-            status.rejection = Some(Rejection { at: SystemTime::now(), problems });
-            status.rejections += 1;
-        });
+        self.status.send_modify(|status| status.rejected(problems));
     }
 }
 

@@ -6,96 +6,35 @@
 //! one of each: looking, making a bundle ready (fetch, verify, compile), and succession (the step from one snapshot to the next). Overlays need
 //! succession only, so an emergency denial never waits for a bundle.
 
+mod config;
 mod disk;
 mod making;
+mod telling;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use deserr::Deserr;
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::{self, AbortHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{error, info, warn};
 
+pub use self::config::Config;
 use self::making::{compile, fetch, is_at_least, is_due, published};
 use super::compiler::retire;
 use super::last_good::{self, LastGood};
 use super::source::{Event, Events, Source, SourceError};
-use super::{Limits, Rejection, Status, StoreStatus};
-use crate::decision::freshness::{self, LastProof};
+use super::{Status, StoreStatus};
+use crate::decision::freshness::LastProof;
 use crate::model::{Freshness, Overlay, Published};
+use crate::observe::sparingly::Sparingly;
 use crate::policy::Files;
 use crate::problem::{Problem, one_line};
-use crate::store::keys::Trusted;
-use crate::store::statement::{Beacon, Head, Kind, Manifest, StoreName, Timestamp};
-use crate::store::{Keyring, Ledger, Refusal, Role, statement};
-use crate::units::Span;
-use crate::yaml::Faults;
-
-/// How a store is followed.
-#[derive(Debug, Clone, Deserr, Serialize)]
-#[deserr(error = Faults, deny_unknown_fields)]
-pub struct Config {
-    /// The name of the store. Statements of another one are refused.
-    pub name: StoreName,
-    /// The keys that are trusted, and what with.
-    pub keys: Vec<Trusted>,
-    /// How long a proof of being current lasts, and what happens after.
-    #[deserr(default)]
-    pub freshness: freshness::Config,
-    /// How far the clocks of store and sidecar may differ. Default: 1s.
-    #[deserr(default = default_skew())]
-    pub max_clock_skew: Span,
-    /// How often the newest statements are read, whatever was heard. Default: 30s.
-    #[deserr(default = default_refresh())]
-    pub refresh: Span,
-    /// The pod's name, for what the store is told. Default: `POD_NAME`, else `HOSTNAME`, of the environment.
-    #[deserr(default = environment(&["POD_NAME", "HOSTNAME"], "unknown"))]
-    pub pod: String,
-    /// The pod's namespace. Default: `POD_NAMESPACE` of the environment, else `default`.
-    #[deserr(default = environment(&["POD_NAMESPACE"], "default"))]
-    pub namespace: String,
-    /// The copy on disk of what was in force, for a start without the store. Default: none.
-    #[deserr(default)]
-    pub last_good: Option<last_good::Config>,
-    /// What a bundle's files may amount to.
-    #[deserr(default)]
-    pub limits: Limits,
-}
-
-fn default_skew() -> Span {
-    Span::seconds(1)
-}
-
-fn default_refresh() -> Span {
-    Span::seconds(30)
-}
-
-fn environment(names: &[&str], otherwise: &str) -> String {
-    let found = names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
-    found.unwrap_or_else(|| otherwise.to_owned())
-}
-
-impl Config {
-    /// What is missing without which nothing would ever be in force.
-    ///
-    /// # Errors
-    /// In words for the operator.
-    pub fn check(&self) -> Result<(), Problem> {
-        let keyring = Keyring::new(self.keys.iter().cloned());
-        match [Role::Publish, Role::Beacon].into_iter().find(|role| !keyring.has(*role)) {
-            None => Ok(()),
-            Some(role) => Err(Problem::error(format!("`store.keys`: no key has the role `{}`", role.as_str()))
-                .hint("add the public key that `stockade keygen` printed, with its roles")),
-        }
-    }
-}
+use crate::store::statement::{Beacon, Head, Kind, Manifest};
+use crate::store::{Keyring, Ledger, Refusal, statement};
 
 /// How often what only time changes is looked at: overlays that begin or end, freshness, retries.
 const TICK: Duration = Duration::from_millis(200);
@@ -109,21 +48,20 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// How long a bundle may take to arrive.
 const FETCH: Duration = Duration::from_secs(60);
 
-/// How often what is in force is told to the store, if nothing changes.
-const REPORT: Duration = Duration::from_secs(30);
-
 /// How long what is on its way is waited for when there is something newer.
 const OVERTAKEN: Duration = Duration::from_secs(5);
-
-/// What is in force is told within this, not at once: a hundred sidecars on a node would otherwise tell while others of them still
-/// compile what was published.
-const TELL_WITHIN: Duration = Duration::from_millis(100);
 
 /// The pauses between attempts to get a bundle grow up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// What fell over, by a bug of ours, is tried again after this.
+const AFTER_A_FALL: Duration = Duration::from_secs(2);
+
 /// How long a beacon may go on naming what was in force before. Its sender may have looked just before a change.
 const OVERLAP: Duration = Duration::from_secs(3);
+
+/// How often a kind of refusal is complained about, and about how many at a time.
+const COMPLAINTS: (Duration, u64) = (Duration::from_secs(60), 100);
 
 /// How long to wait for the store at the start before the copy on disk is used.
 const GRACE: Duration = Duration::from_secs(2);
@@ -141,18 +79,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Every problem of every bundle.
     fn compile(&self, files: &[Files], published: Published) -> Result<Self::Base, Vec<Problem>>;
 
-    /// The first snapshot.
-    fn first(&self, base: Self::Base, overlays: &[Overlay]) -> Self::Snapshot;
+    /// Puts a bundle behind what is in force, or first, with these overlays.
+    fn succeed(&self, previous: Option<&Self::Snapshot>, base: Self::Base, overlays: &[Overlay]) -> Self::Snapshot;
 
-    /// The step from a snapshot to the next: another bundle, if there is one, and these overlays. `published` is what the store says of
-    /// the bundle that is in force, if it says so anew.
-    fn next(
-        &self,
-        previous: &Self::Snapshot,
-        base: Option<Self::Base>,
-        overlays: &[Overlay],
-        published: Option<Published>,
-    ) -> Self::Snapshot;
+    /// The bundle that is in force, with these overlays. `published` is what the store says of it, if it says so anew.
+    fn overlay(&self, previous: &Self::Snapshot, overlays: &[Overlay], published: Option<Published>) -> Self::Snapshot;
 
     /// The identity of what is in force.
     fn revision(&self, snapshot: &Self::Snapshot) -> String;
@@ -186,18 +117,27 @@ pub struct Follower<P, E: Engine> {
     /// The bundle that is ready to be in force.
     ready: Option<Ready<E::Base>>,
     succeeding: bool,
+    /// After one that fell over, the next one waits until then.
+    succeed_at: Instant,
     enforced: Enforced,
     /// The newest beacon.
-    beacon: Option<(Beacon, Bytes)>,
+    beacon: Option<Heard>,
     /// When what is in force, or is to be, last changed.
     changed: Instant,
-    told: Option<Instant>,
+    /// When the store is to be told what is in force.
+    tell_at: Instant,
     telling: bool,
-    complained: BTreeMap<(Kind, &'static str), Instant>,
-    last_freshness: Option<Freshness>,
-    saved_beacon: Instant,
-    /// `None` until it is known.
-    is_connected: Option<bool>,
+    /// When the newest beacon is to be written to the disk.
+    save_beacon_at: Instant,
+    complaints: Sparingly<(Kind, &'static str)>,
+}
+
+/// A beacon, and how old it was when it was heard. From then on it ages by the clock that nobody sets.
+struct Heard {
+    says: Beacon,
+    bytes: Bytes,
+    at: Instant,
+    age: Duration,
 }
 
 /// A bundle that is on its way.
@@ -232,7 +172,8 @@ struct Enforced {
 enum Job<E: Engine> {
     Looked(Result<Vec<(Kind, Option<Bytes>)>, SourceError>),
     Made(Box<Made<E::Base>>),
-    Succeeded(Box<Step<E::Snapshot>>),
+    /// The other one is a panic.
+    Succeeded(Result<Box<Step<E::Snapshot>>, task::JoinError>),
     Told(Result<(), SourceError>),
     /// Nothing to do but to know that it is over.
     Done,
@@ -303,15 +244,14 @@ impl<P: Source, E: Engine> Follower<P, E> {
             refused: None,
             ready: None,
             succeeding: false,
+            succeed_at: now,
             enforced: Enforced::default(),
             beacon: None,
             changed: now,
-            told: None,
+            tell_at: now,
             telling: false,
-            complained: BTreeMap::new(),
-            last_freshness: None,
-            saved_beacon: now,
-            is_connected: None,
+            save_beacon_at: now + last_good::BEACON_INTERVAL,
+            complaints: Sparingly::new(COMPLAINTS.0, COMPLAINTS.1),
         }
     }
 
@@ -361,21 +301,22 @@ impl<P: Source, E: Engine> Follower<P, E> {
                 self.look_again = true;
             }
             Event::Up => {
-                self.is_connected = Some(true);
                 info!("connected to the store");
-                self.store(|store| (store.connected, store.trouble) = (true, None));
+                self.store(|store| (store.connected, store.trouble, store.refused) = (true, None, None));
                 self.look_again = true;
             }
             Event::Down(reason) => {
-                // It comes at every attempt to connect.
-                if self.is_connected.replace(false) != Some(false) {
-                    warn!(reason, "not connected to the store; what is in force stays");
-                }
-                self.store(|store| (store.connected, store.trouble) = (false, Some(reason)));
+                self.store(|store| {
+                    // It comes at every attempt to connect.
+                    if store.connected || store.trouble.is_none() {
+                        warn!(reason, "not connected to the store; what is in force stays");
+                    }
+                    (store.connected, store.trouble) = (false, Some(reason));
+                });
             }
             Event::Refused(reason) => {
                 error!(reason, "the store refuses this sidecar something; see docs/store.md, permissions");
-                self.store(|store| store.trouble = Some(reason));
+                self.store(|store| store.refused = Some(reason));
             }
         }
     }
@@ -389,8 +330,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
         match heard {
             Ok(true) => {
                 self.changed = Instant::now();
-                (self.failures, self.retry_at) = (0, None);
                 if kind == Kind::Manifest {
+                    (self.failures, self.retry_at) = (0, None);
                     // What was to come into force later never will.
                     self.ready.take_if(|ready| !is_due(&ready.says, SystemTime::now()));
                 }
@@ -402,12 +343,14 @@ impl<P: Source, E: Engine> Follower<P, E> {
     }
 
     fn hear_beacon(&mut self, bytes: &Bytes) {
-        match self.ledger.beacon(bytes, SystemTime::now()) {
-            Ok(beacon) => {
+        let now = SystemTime::now();
+        match self.ledger.beacon(bytes, now) {
+            Ok(says) => {
                 // Two senders, and servers that repeat: the newest counts.
-                if self.beacon.as_ref().is_none_or(|(own, _)| own.sent_at <= beacon.sent_at) {
-                    self.beacon = Some((beacon, bytes.clone()));
-                    self.weigh_beacon();
+                if self.beacon.as_ref().is_none_or(|own| own.says.sent_at < says.sent_at) {
+                    self.weigh(&says);
+                    let age = says.sent_at.age(now);
+                    self.beacon = Some(Heard { says, bytes: bytes.clone(), at: Instant::now(), age });
                 }
             }
             Err(refusal) => self.refuse(Kind::Beacon, &refusal),
@@ -415,8 +358,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
     }
 
     /// What the newest beacon means for what was accepted.
-    fn weigh_beacon(&mut self) {
-        let Some((beacon, _)) = &self.beacon else { return };
+    fn weigh(&mut self, beacon: &Beacon) {
         match self.ledger.holds(beacon) {
             Ok(true) => {}
             Ok(false) => self.look_again = true,
@@ -432,9 +374,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
             *store.refusals.entry((kind, refusal.as_str())).or_default() += 1;
             store.last_refusal = Some((SystemTime::now(), format!("{}: {refusal}", kind.as_str())));
         });
-        let last = self.complained.get(&(kind, refusal.as_str()));
-        if last.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
-            self.complained.insert((kind, refusal.as_str()), Instant::now());
+        if self.complaints.lets_pass(&(kind, refusal.as_str())) {
             error!(statement = kind.as_str(), %refusal, "a statement of the store is refused; what is in force stays");
         }
     }
@@ -490,7 +430,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
         {
             let refusal = Refusal::MinSidecar(needed);
             self.refused = Some(head);
-            self.reject(vec![Problem::error(format!("manifest {}: {refusal}", head.version))]);
+            self.reject(&[Problem::error(format!("manifest {}: {refusal}", head.version))]);
             return self.refuse(Kind::Manifest, &refusal);
         }
         let blob = newest.says.bundle;
@@ -516,7 +456,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
 
     /// Takes the step to the next snapshot, if there is one to take.
     fn succeed(&mut self) {
-        if self.succeeding || !self.looked {
+        if self.succeeding || !self.looked || Instant::now() < self.succeed_at {
             return;
         }
         let now = SystemTime::now();
@@ -539,48 +479,45 @@ impl<P: Source, E: Engine> Follower<P, E> {
             return;
         }
         let active: Vec<Overlay> = self.ledger.active(now).cloned().collect();
-        let published = manifest.as_ref().map(|(head, says)| published(*head, says));
-        self.succeeding = true;
-        let engine = Arc::clone(&self.engine);
-        self.jobs.spawn(async move {
-            let took = ready.as_ref().filter(|ready| ready.base.is_some()).map(|ready| ready.took);
-            let (base, blob) = ready.and_then(|ready| ready.base).unzip();
-            // Comparing ten thousand policies takes milliseconds, which the checks shall not wait for.
-            let step = {
-                let active = active.clone();
-                move || match (&previous, base) {
-                    (Some(previous), base) => Some(engine.next(previous, base, &active, published)),
-                    (None, Some(base)) => Some(engine.first(base, &active)),
-                    (None, None) => None,
-                }
-            };
-            match task::spawn_blocking(step).await {
-                Ok(Some(snapshot)) => {
-                    let snapshot = Arc::new(snapshot);
-                    Job::Succeeded(Box::new(Step { snapshot, manifest, blob, overlays, active, took }))
-                }
-                _ => Job::Done,
+        let took = ready.as_ref().filter(|ready| ready.base.is_some()).map(|ready| ready.took);
+        let (base, blob) = ready.and_then(|ready| ready.base).unzip();
+        let (engine, own) = (Arc::clone(&self.engine), active.clone());
+        let step: Box<dyn FnOnce() -> E::Snapshot + Send> = match (base, previous) {
+            (Some(base), previous) => Box::new(move || engine.succeed(previous.as_deref(), base, &own)),
+            (None, Some(previous)) => {
+                let published = manifest.as_ref().map(|(head, says)| published(*head, says));
+                Box::new(move || engine.overlay(&previous, &own, published))
             }
+            (None, None) => return,
+        };
+        self.succeeding = true;
+        self.jobs.spawn(async move {
+            // Comparing ten thousand policies takes milliseconds, which the checks shall not wait for.
+            let made = task::spawn_blocking(step).await;
+            Job::Succeeded(made.map(|snapshot| {
+                Box::new(Step { snapshot: Arc::new(snapshot), manifest, blob, overlays, active, took })
+            }))
         });
     }
 
     /// Writes down that what is in force is current, if the newest beacon says so.
     fn prove(&mut self) {
-        let now = SystemTime::now();
-        if let Some((beacon, bytes)) = &self.beacon
-            && self.ledger.holds(beacon) == Ok(true)
-            && self.is_current(now)
+        let now = Instant::now();
+        if let Some(beacon) = &self.beacon
+            && self.ledger.holds(&beacon.says) == Ok(true)
+            && self.is_current(SystemTime::now())
         {
-            self.proof.prove(Instant::now(), beacon.sent_at.age(now));
+            self.proof.prove(beacon.at, beacon.age);
             if let Some(disk) = &self.last_good
-                && self.saved_beacon.elapsed() > last_good::BEACON_INTERVAL
+                && now >= self.save_beacon_at
             {
-                self.saved_beacon = Instant::now();
-                disk.save(vec![(Kind::Beacon.as_str(), bytes.clone())]);
+                self.save_beacon_at = now + last_good::BEACON_INTERVAL;
+                disk.save(vec![(Kind::Beacon.as_str(), beacon.bytes.clone())]);
             }
         }
-        let freshness = self.proof.freshness(Instant::now());
-        if freshness != self.last_freshness && self.snapshots.borrow().is_some() {
+        let freshness = self.proof.freshness(now);
+        let told = self.status.borrow().store.as_ref().and_then(|store| store.freshness);
+        if freshness != told && self.snapshots.borrow().is_some() {
             match freshness {
                 Some(Freshness::Fresh) => info!("what is in force is proved to be current"),
                 Some(Freshness::Stale) => warn!("no proof that what is in force is current; it stays"),
@@ -592,9 +529,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
                 }
                 None => {}
             }
-            self.last_freshness = freshness;
-            self.told = None;
-            let expired = self.proof.expired(Instant::now());
+            self.tell_at = now;
+            let expired = self.proof.expired(now);
             self.store(|store| (store.freshness, store.expired) = (freshness, expired));
         }
     }
@@ -614,28 +550,35 @@ impl<P: Source, E: Engine> Follower<P, E> {
         match job {
             Job::Looked(result) => self.after_look(result),
             Job::Made(made) => self.after_making(*made),
-            Job::Succeeded(step) => {
-                let Step { snapshot, manifest, blob, overlays, active, took } = *step;
+            Job::Succeeded(result) => {
                 self.succeeding = false;
-                retire(self.snapshots.send_replace(Some(snapshot)));
-                self.in_force(manifest, overlays, active);
-                if let Some(took) = took {
-                    self.status.send_modify(|status| {
-                        (status.loads, status.last_load_duration) = (status.loads + 1, Some(took));
-                    });
+                match result {
+                    Ok(step) => self.take(*step),
+                    Err(error) => {
+                        self.succeed_at = Instant::now() + AFTER_A_FALL;
+                        self.lost(&error);
+                    }
                 }
-                self.save(blob);
             }
             Job::Told(result) => {
                 self.telling = false;
                 if let Err(error) = result {
                     tracing::debug!(%error, "the store could not be told what is in force");
-                    self.told =
-                        Some(Instant::now().checked_sub(REPORT.saturating_sub(ANSWER)).unwrap_or_else(Instant::now));
+                    self.tell_at = Instant::now() + ANSWER;
                 }
             }
             Job::Done => {}
         }
+    }
+
+    fn take(&mut self, step: Step<E::Snapshot>) {
+        let Step { snapshot, manifest, blob, overlays, active, took } = step;
+        retire(self.snapshots.send_replace(Some(snapshot)));
+        self.in_force(manifest, overlays, active);
+        if let Some(took) = took {
+            self.status.send_modify(|status| status.loaded(took));
+        }
+        self.save(blob);
     }
 
     fn after_look(&mut self, result: Result<Vec<(Kind, Option<Bytes>)>, SourceError>) {
@@ -651,7 +594,9 @@ impl<P: Source, E: Engine> Follower<P, E> {
                 self.looked = true;
                 self.status.send_if_modified(|status| {
                     status.last_read = Some(SystemTime::now());
-                    false
+                    // Whatever it was, it is over; unless a bundle cannot be had, which is tried apart.
+                    let store = status.store.as_mut().filter(|_| self.failures == 0);
+                    store.is_some_and(|store| store.trouble.take().is_some())
                 });
             }
             Err(error) => {
@@ -690,7 +635,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
             Err(_) if !is_newest => {}
             Err(Failure::Problems(problems)) => {
                 self.refused = Some(head);
-                self.reject(problems);
+                self.reject(&problems);
             }
             Err(Failure::Blob(refusal)) => {
                 self.refuse(Kind::Manifest, &refusal);
@@ -713,17 +658,19 @@ impl<P: Source, E: Engine> Follower<P, E> {
     fn in_force(&mut self, manifest: Option<(Head, Manifest)>, overlays: Option<Head>, active: Vec<Overlay>) {
         let now = SystemTime::now();
         self.changed = Instant::now();
+        // What was there at the start was published long before, which says nothing of how fast changes arrive.
+        let was_running = self.enforced.manifest.is_some();
         if let Some((head, says)) = manifest {
             let counts_from = says.not_before.map_or(says.published_at, |at| at.max(says.published_at));
-            // What was there at the start was published long before, which says nothing of how fast changes arrive.
-            self.enforced.lead_time = self.enforced.manifest.is_some().then(|| counts_from.age(now));
+            self.enforced.lead_time = was_running.then(|| counts_from.age(now));
             self.enforced.since = Some(now);
             info!(version = %head.version, publisher = says.publisher, lead_time = ?self.enforced.lead_time, "in force");
             self.enforced.manifest = Some((head, says));
             self.status.send_modify(|status| status.rejection = None);
         }
         if overlays != self.enforced.overlays {
-            self.enforced.overlays_lead_time = self.ledger.overlays.as_ref().map(|own| own.says.published_at.age(now));
+            let own = self.ledger.overlays.as_ref().filter(|own| was_running && Some(own.head) == overlays);
+            self.enforced.overlays_lead_time = own.map(|own| own.says.published_at.age(now));
             self.enforced.overlays = overlays;
         }
         if active != self.enforced.active {
@@ -732,17 +679,13 @@ impl<P: Source, E: Engine> Follower<P, E> {
             self.enforced.active = active;
         }
         self.enforced.from_disk = false;
-        self.told = None;
+        self.tell_at = Instant::now();
         self.store_heads();
     }
 
-    fn reject(&self, problems: Vec<Problem>) {
-        error!(problems = one_line(&problems), "a published bundle is refused; the last good version stays in force");
-        self.status.send_modify(|status| {
-            let problems = problems.iter().map(|problem| problem.to_string().replace('\n', " ")).collect();
-            status.rejection = Some(Rejection { at: SystemTime::now(), problems });
-            status.rejections += 1;
-        });
+    fn reject(&self, problems: &[Problem]) {
+        error!(problems = one_line(problems), "a published bundle is refused; the last good version stays in force");
+        self.status.send_modify(|status| status.rejected(problems));
     }
 
     /// Work beside the loop panicked.
@@ -752,59 +695,9 @@ impl<P: Source, E: Engine> Follower<P, E> {
         }
         error!(%error, "following the store failed; this is a bug in stockade");
         // Whatever it was is to be done again.
-        (self.looking, self.look_again, self.telling, self.succeeding) = (false, true, false, false);
+        (self.looking, self.look_again, self.telling) = (false, true, false);
         self.making = None;
-        self.retry_at = Some(Instant::now() + LONGEST_PAUSE);
-    }
-
-    // === what is told ===
-
-    fn tell(&mut self) {
-        if self.telling || self.told.is_some_and(|at| at.elapsed() < REPORT) || self.snapshots.borrow().is_none() {
-            return;
-        }
-        (self.telling, self.told) = (true, Some(Instant::now()));
-        let (source, status) = (Arc::clone(&self.source), self.report());
-        self.jobs.spawn(async move {
-            sleep(TELL_WITHIN.mul_f64(fastrand::f64())).await;
-            let told = timeout(ANSWER, source.tell(&status)).await;
-            Job::Told(told.unwrap_or_else(|_| Err(SourceError("no answer in time".to_owned()))))
-        });
-    }
-
-    fn report(&self) -> statement::Status {
-        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let rejection = self.status.borrow().rejection.as_ref().map(|own| own.problems.join("; "));
-        statement::Status {
-            pod: self.config.pod.clone(),
-            namespace: self.config.namespace.clone(),
-            sidecar: env!("CARGO_PKG_VERSION").to_owned(),
-            manifest: self.enforced.manifest.as_ref().map(|(head, _)| *head),
-            overlays: self.enforced.overlays,
-            revision: self.snapshots.borrow().as_ref().map(|snapshot| self.engine.revision(snapshot)),
-            enforced_at: self.enforced.since.map(Timestamp),
-            lead_time_ms: self.enforced.lead_time.map(millis),
-            overlays_lead_time_ms: self.enforced.overlays_lead_time.map(millis),
-            freshness: self.proof.freshness(Instant::now()).map_or("", Freshness::as_str).to_owned(),
-            rejection,
-            at: Timestamp::now(),
-        }
-    }
-
-    fn store(&self, change: impl FnOnce(&mut StoreStatus)) {
-        self.status.send_modify(|status| change(status.store.get_or_insert_default()));
-    }
-
-    fn store_heads(&self) {
-        let newest = self.ledger.manifest.as_ref().map(|own| own.head.version);
-        let enforced = &self.enforced;
-        self.store(|store| {
-            store.newest = newest;
-            store.enforced = enforced.manifest.as_ref().map(|(head, _)| head.version);
-            store.overlays = enforced.overlays.map(|head| head.version);
-            (store.lead_time, store.overlays_lead_time) = (enforced.lead_time, enforced.overlays_lead_time);
-            store.from_disk = enforced.from_disk;
-        });
+        self.retry_at = Some(Instant::now() + AFTER_A_FALL);
     }
 }
 

@@ -1,24 +1,29 @@
 //! Saying a thing once in a while: what a request can provoke, a client could fill the log with.
 
+use std::fmt;
+use std::hash::Hash;
 use std::time::Duration;
 
 use moka::sync::Cache;
 
-use crate::model::PolicyId;
+/// Lets the first word about each thing pass, and the next one after a while.
+pub struct Sparingly<K>(Cache<K, ()>);
 
-/// Lets the first word about each policy pass, and the next one after a while.
-#[derive(Debug)]
-pub struct Sparingly(Cache<PolicyId, ()>);
+impl<K> fmt::Debug for Sparingly<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sparingly").finish_non_exhaustive()
+    }
+}
 
-impl Sparingly {
-    /// Each policy once in this time, for so many policies at once; beyond that, some are let pass again early.
-    pub fn new(every: Duration, policies: u64) -> Self {
-        Self(Cache::builder().max_capacity(policies).time_to_live(every).build())
+impl<K: Hash + Eq + Clone + Send + Sync + 'static> Sparingly<K> {
+    /// Each thing once in this time, for so many things at once; beyond that, some are let pass again early.
+    pub fn new(every: Duration, things: u64) -> Self {
+        Self(Cache::builder().max_capacity(things).time_to_live(every).build())
     }
 
     /// Whether this is the first word about it in a while.
-    pub fn lets_pass(&self, policy: &PolicyId) -> bool {
-        self.0.entry_by_ref(policy).or_insert(()).is_fresh()
+    pub fn lets_pass(&self, thing: &K) -> bool {
+        self.0.entry_by_ref(thing).or_insert(()).is_fresh()
     }
 }
 
@@ -27,8 +32,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_policy_passes_once() {
-        let (a, b) = (PolicyId::new("a"), PolicyId::new("b"));
+    fn each_thing_passes_once() {
+        let (a, b) = ("a", "b");
         let sparingly = Sparingly::new(Duration::from_secs(3600), 100);
         assert!(sparingly.lets_pass(&a) && sparingly.lets_pass(&b));
         assert!(!sparingly.lets_pass(&a) && !sparingly.lets_pass(&b));

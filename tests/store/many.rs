@@ -33,12 +33,12 @@ impl Engine for Numbers {
         Ok(published.number)
     }
 
-    fn first(&self, base: String, _: &[Overlay]) -> String {
+    fn succeed(&self, _: Option<&String>, base: String, _: &[Overlay]) -> String {
         base
     }
 
-    fn next(&self, previous: &String, base: Option<String>, _: &[Overlay], published: Option<Published>) -> String {
-        base.or(published.map(|published| published.number)).unwrap_or_else(|| previous.clone())
+    fn overlay(&self, previous: &String, _: &[Overlay], published: Option<Published>) -> String {
+        published.map_or_else(|| previous.clone(), |published| published.number)
     }
 
     fn revision(&self, snapshot: &String) -> String {

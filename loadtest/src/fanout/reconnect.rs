@@ -42,9 +42,9 @@ impl Engine for Idle {
         Ok(())
     }
 
-    fn first(&self, (): (), _: &[Overlay]) {}
+    fn succeed(&self, _: Option<&()>, (): (), _: &[Overlay]) {}
 
-    fn next(&self, (): &(), _: Option<()>, _: &[Overlay], _: Option<Published>) {}
+    fn overlay(&self, (): &(), _: &[Overlay], _: Option<Published>) {}
 
     fn revision(&self, (): &()) -> String {
         "idle".to_owned()

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tracing::warn;
 
 use super::making::{compile, verify};
-use super::{Engine, Follower, Source, last_good};
+use super::{Engine, Follower, Heard, Source, last_good};
 use crate::store::Refusal;
 use crate::store::statement::Kind;
 
@@ -48,14 +48,12 @@ impl<P: Source, E: Engine> Follower<P, E> {
         };
         let Ok((base, _)) = made else { return warn!("the copy on disk is not used: it does not compile any more") };
         let active: Vec<_> = self.ledger.active(SystemTime::now()).cloned().collect();
-        self.snapshots.send_replace(Some(Arc::new(self.engine.first(base, &active))));
+        self.snapshots.send_replace(Some(Arc::new(self.engine.succeed(None, base, &active))));
         let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
         self.in_force(Some((head, says)), overlays, active);
         self.enforced.from_disk = true;
-        // It says nothing of how fast changes arrive.
-        (self.enforced.lead_time, self.enforced.overlays_lead_time) = (None, None);
         self.proof.prove(Instant::now(), age);
-        self.beacon = Some((beacon, copy.beacon));
+        self.beacon = Some(Heard { says: beacon, bytes: copy.beacon, at: Instant::now(), age });
         self.looked = true;
         self.store_heads();
         warn!(version = %head.version, ?age, "the store cannot be reached: the copy on disk is in force");
@@ -77,6 +75,6 @@ impl<P: Source, E: Engine> Follower<P, E> {
         files.extend(overlays.map(|overlays| (Kind::Overlays.as_str(), overlays)));
         disk.save(files);
         // A beacon that names what is on disk is to follow soon.
-        self.saved_beacon = Instant::now().checked_sub(last_good::BEACON_INTERVAL).unwrap_or_else(Instant::now);
+        self.save_beacon_at = Instant::now();
     }
 }

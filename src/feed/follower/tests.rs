@@ -1,16 +1,21 @@
 //! The follower above a source that does whatever a network and a store can do to it.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::Serialize;
 use tempfile::TempDir;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::decision::freshness::OnExpired;
-use crate::store::statement::{Blob, OverlayEffect, OverlayEntry, Overlays, Version};
-use crate::store::{SecretKey, envelope, pack};
+use crate::decision::freshness::{self, OnExpired};
+use crate::feed::Limits;
+use crate::store::keys::Trusted;
+use crate::store::statement::{Blob, OverlayEffect, OverlayEntry, Overlays, StoreName, Timestamp, Version};
+use crate::store::{Role, SecretKey, envelope, pack};
+use crate::units::Span;
 
 /// Longer than anything takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -77,8 +82,9 @@ impl Fake {
     }
 }
 
-/// Compiles a bundle to the text of its `a.cedar`; `bad` does not compile.
-struct Texts;
+/// Compiles a bundle to the text of its `a.cedar`; `bad` does not compile, and the first step to `panic` falls over.
+#[derive(Default)]
+struct Texts(AtomicBool);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Text {
@@ -98,16 +104,15 @@ impl Engine for Texts {
         }
     }
 
-    fn first(&self, base: Text, overlays: &[Overlay]) -> Text {
+    fn succeed(&self, previous: Option<&Text>, base: Text, overlays: &[Overlay]) -> Text {
+        let fell_over = self.0.fetch_or(base.text == "panic", Ordering::SeqCst);
+        assert!(fell_over || base.text != "panic", "the step to {base:?} from {previous:?}");
         Text { overlays: overlays.iter().map(|own| own.id.clone()).collect(), ..base }
     }
 
-    fn next(&self, previous: &Text, base: Option<Text>, overlays: &[Overlay], published: Option<Published>) -> Text {
-        let mut next = self.first(base.unwrap_or_else(|| previous.clone()), overlays);
-        if let Some(published) = published {
-            next.number = published.number;
-        }
-        next
+    fn overlay(&self, previous: &Text, overlays: &[Overlay], published: Option<Published>) -> Text {
+        let number = published.map_or_else(|| previous.number.clone(), |published| published.number);
+        Text { overlays: overlays.iter().map(|own| own.id.clone()).collect(), number, ..previous.clone() }
     }
 
     fn revision(&self, snapshot: &Text) -> String {
@@ -180,7 +185,8 @@ impl World {
         (self.snapshots, self.status) = (snapshots.subscribe(), status.subscribe());
         self.proof = Arc::new(LastProof::required(self.config.freshness));
         let source = (Arc::clone(&self.fake), self.events.take().expect("started once"));
-        let follower = Follower::new(self.config.clone(), source, Texts, Arc::clone(&self.proof), snapshots, status);
+        let follower =
+            Follower::new(self.config.clone(), source, Texts::default(), Arc::clone(&self.proof), snapshots, status);
         self.task = Some(tokio::spawn(follower.run()));
     }
 
@@ -404,6 +410,19 @@ async fn a_bad_bundle_leaves_the_last_good_one_which_is_not_current_then() {
     world.beat().await;
     world.freshness(Freshness::Fresh).await;
     assert!(world.status.borrow().rejection.is_none());
+}
+
+#[tokio::test]
+async fn a_step_that_falls_over_is_taken_again() {
+    let mut world = World::new();
+    world.publish_silently("one");
+    world.start();
+    world.text("one").await;
+    world.publish("panic").await;
+    world.issue(&["deny-1"], PATIENCE).await;
+    let found = world.in_force("the denial", |own| own.overlays == ["deny-1"]).await;
+    assert_eq!(found.text, "one", "what fell over is not in force, and holds nothing up");
+    world.text("panic").await;
 }
 
 #[tokio::test]
