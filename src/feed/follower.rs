@@ -175,8 +175,6 @@ enum Job<E: Engine> {
     /// The other one is a panic.
     Succeeded(Result<Box<Step<E::Snapshot>>, task::JoinError>),
     Told(Result<(), SourceError>),
-    /// Nothing to do but to know that it is over.
-    Done,
 }
 
 /// What came of making a bundle ready.
@@ -567,7 +565,6 @@ impl<P: Source, E: Engine> Follower<P, E> {
                     self.tell_at = Instant::now() + ANSWER;
                 }
             }
-            Job::Done => {}
         }
     }
 
