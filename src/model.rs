@@ -432,6 +432,8 @@ pub enum Reason {
     DefaultDeny,
     /// The schema does not let this type of principal do this action to this type of resource: denied.
     NotApplicable,
+    /// No route names the request, and the bundles have routes: denied.
+    Unrouted,
     /// A `forbid` in scope could not be evaluated. Cedar skips it, which would open access: denied.
     PolicyError,
 }
@@ -443,6 +445,7 @@ impl Reason {
             Self::Policy => "policy",
             Self::DefaultDeny => "default_deny",
             Self::NotApplicable => "not_applicable",
+            Self::Unrouted => "unrouted",
             Self::PolicyError => "policy_error",
         }
     }
@@ -501,8 +504,6 @@ pub enum UnmappedKind {
     Path,
     /// The host is not a host.
     Host,
-    /// The method has no action in the schema.
-    Action,
     /// A proof of identity is there but not usable.
     Identity,
     /// An attribute that the schema declares is missing or does not fit its type.
@@ -511,16 +512,8 @@ pub enum UnmappedKind {
 
 impl UnmappedKind {
     /// All of them, for metrics that exist from the start.
-    pub const ALL: [Self; 8] = [
-        Self::Malformed,
-        Self::TooLarge,
-        Self::Incomplete,
-        Self::Path,
-        Self::Host,
-        Self::Action,
-        Self::Identity,
-        Self::Attribute,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Malformed, Self::TooLarge, Self::Incomplete, Self::Path, Self::Host, Self::Identity, Self::Attribute];
 
     /// The word for it in metrics, records and metadata.
     pub fn as_str(self) -> &'static str {
@@ -530,7 +523,6 @@ impl UnmappedKind {
             Self::Incomplete => "incomplete",
             Self::Path => "path",
             Self::Host => "host",
-            Self::Action => "action",
             Self::Identity => "identity",
             Self::Attribute => "attribute",
         }

@@ -18,6 +18,7 @@ mod schema;
 mod snapshot;
 mod summary;
 mod value;
+mod vocabulary;
 
 pub use bundle::Ttl;
 pub use difference::Difference;
@@ -26,10 +27,11 @@ pub use footprint::{Footprint, Reads};
 pub use memory::Memory;
 pub use report::{ALWAYS as ALWAYS_IN_KEY, FootprintSummary, Hits, PlaceSummary, Read, Reader};
 pub use routes::{Matched, Routes};
-pub use schema::{ActionType, BASE as BASE_SCHEMA, Types};
+pub use schema::{ActionType, Types};
 pub use snapshot::{Evaluation, Snapshot};
 pub use summary::{BundleSummary, OverlaySummary, PolicySummary, Summary};
 pub use value::check as check_extension;
+pub use vocabulary::{BASE as BASE_SCHEMA, unrouted};
 
 /// By keys that come from bundles. Requests look keys up and add none, so nobody can choose them to collide; and each
 /// request looks up several, which took a fiftieth of a hit with SipHash.

@@ -427,22 +427,22 @@ fn the_base_schema_gives_way_to_what_a_bundle_declares() {
         let uid = format!("Action::\"{id}\"").parse().unwrap();
         snapshot.types().action(&uid).unwrap_or_else(|| panic!("no {id}"))
     };
-    // What the bundle says of DELETE, and of what the others of the base schema use, as far as policies read it.
+    // What the bundle says of DELETE; the others are ours, whatever it calls `Http`.
     assert!(action("DELETE").context.is_empty());
     assert_eq!(action("POST").context.len(), 1);
     let (workload, service) = ("Workload".parse().unwrap(), "Service".parse().unwrap());
     assert!(action("POST").applies_to(&workload, &service));
     assert!(!action("DELETE").applies_to(&workload, &service));
-    // And what it took away is gone.
-    let uses_what_is_gone = "permit (principal, action == Action::\"GET\", resource) when { context.path == \"/\" };";
-    let found = problems(&[shop(&[("s.cedarschema", own), ("a.cedar", uses_what_is_gone)])]);
-    assert!(found[0].contains("attribute `path`"), "{found:#?}");
+    let reads_ours = "permit (principal, action == Action::\"GET\", resource) when { context.host == \"x\" };";
+    compile(&[shop(&[("s.cedarschema", own), ("a.cedar", reads_ours)])]);
+    let found = problems(&[shop(&[("s.cedarschema", own), ("a.cedar", &reads_ours.replace("GET", "DELETE"))])]);
+    assert!(found[0].contains("attribute `host`"), "{found:#?}");
 }
 
 #[test]
 fn what_two_bundles_declare_is_named_with_both() {
     let bundle = |name: &str, more: &[(&str, &str)]| {
-        let manifest = format!("name: {name}\n{}", if name == "guard" { "denial: {status: 401}" } else { "" });
+        let manifest = format!("name: {name}\nunrouted: base");
         files(name, &[&[("bundle.yaml", manifest.as_str()), PERMIT], more].concat())
     };
     let schema = ("s.cedarschema", "entity Book; type T = String; action \"view\";");
@@ -623,14 +623,14 @@ fn a_forbid_that_errs_denies() {
 fn an_action_that_does_not_apply_is_denied() {
     let snapshot = rules("permit (principal, action, resource);");
     let by_workload = Principal { uid: uid("Workload", "w"), ..user("") };
-    for query in [
-        get(by_workload),
-        Query { resource: uid("Group", "g"), ..get(user("alice")) },
-        Query { action: uid("Action", "read"), ..get(user("alice")) },
-        Query { action: uid("Action", "nothing"), ..get(user("alice")) },
-    ] {
+    for query in [get(by_workload), Query { resource: uid("Group", "g"), ..get(user("alice")) }] {
         let decision = snapshot.decide(&query).unwrap();
         assert_eq!(told(&decision), (Effect::Deny, Reason::NotApplicable, Vec::new(), Vec::new()), "{query:?}");
+        assert!(decision.denial.is_some());
+    }
+    for action in ["read", "nothing"] {
+        let decision = snapshot.decide(&Query { action: uid("Action", action), ..get(user("alice")) }).unwrap();
+        assert_eq!(told(&decision), (Effect::Deny, Reason::Unrouted, Vec::new(), Vec::new()), "{action}");
         assert!(decision.denial.is_some());
     }
 }

@@ -47,7 +47,7 @@ forbid (principal, action == Action::"editBook", resource == Book::"1") when {
 /// Runs a command over the bundle `shop` of these policies.
 fn shop_command(args: &[&str], policies: &str) -> Ran {
     let dir = dir(&[
-        ("shop/bundle.yaml", "name: shop"),
+        ("shop/bundle.yaml", "name: shop\nunrouted: base"),
         ("shop/schema.cedarschema", SCHEMA),
         ("shop/routes.yaml", ROUTES),
         ("shop/all.cedar", policies),

@@ -131,7 +131,7 @@ fn an_overlay_is_about_what_it_names() {
         ("grant x: * * *", "anna DELETE", "deny shop/no-deletes"),
         ("deny x: * * *", "anna DELETE", "deny overlay/x, shop/no-deletes"),
         // What the schema does not let anybody do, nobody can be granted.
-        ("grant x: * * *", "anna FETCH", "deny not_applicable"),
+        ("grant x: * * *", "anna FETCH", "deny unrouted"),
     ] {
         let overlaid = base.overlaid(&[self::overlay(overlay)], None);
         assert_eq!(decided(&overlaid, ask), expected, "{overlay}, {ask}");

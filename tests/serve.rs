@@ -585,7 +585,7 @@ async fn every_decision_leaves_one_record_and_no_secret() {
     let checks = [
         (request("GET", "/books", &secrets), "allow", "policy"),
         (request("GET", "/books/1", &secrets), "deny", "default_deny"),
-        (request("GET", "/other", &secrets), "deny", "default_deny"),
+        (request("GET", "/other", &secrets), "deny", "unrouted"),
         (request("GET", "//", &secrets), "deny", "path"),
         (CheckRequest::default(), "deny", "incomplete"),
     ];
@@ -634,9 +634,9 @@ async fn every_decision_leaves_one_record_and_no_secret() {
     assert_eq!(records[0]["resource"], "Service::\"bookstore\"");
     assert_eq!(records[0]["determining"], json!(["bookstore/anyone-lists"]));
     let cache: Vec<&Json> = records.iter().map(|record| &record["cache"]).collect();
-    assert_eq!(cache, ["miss", "miss", "miss", "off", "off", "off"], "what is not decided is not remembered");
+    assert_eq!(cache, ["miss", "miss", "off", "off", "off", "off"], "what no policy decided is not remembered");
     // What is named is logged where the request was mapped, whether policies read it or not.
-    assert_eq!(records[2]["attributes"]["context.source.address"], "192.0.2.7");
+    assert_eq!(records[1]["attributes"]["context.source.address"], "192.0.2.7");
     assert_eq!((&records[3]["principal"], &records[3]["attributes"]), (&json!(null), &json!({})));
     assert!(records[3]["detail"].as_str().unwrap().contains("double_slash"));
 

@@ -685,11 +685,11 @@ fn every_hostile_request_is_answered() {
         "policy",
         "default_deny",
         "not_applicable",
+        "unrouted",
         "policy_error",
         "incomplete",
         "path",
         "host",
-        "action",
         "identity",
         "attribute",
     ];

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::cache::{Bounds, Cache, Entry};
 use super::freshness::LastProof;
 use super::key::{self, Key};
-use crate::model::{CacheState, Decision, Freshness, MissReason, PolicyId, Query, Root, Ruling, Undecided};
+use crate::model::{CacheState, Decision, Freshness, MissReason, PolicyId, Query, Reason, Root, Ruling, Undecided};
 use crate::observe::Metrics;
 use crate::observe::sparingly::Sparingly;
 use crate::policy::{Evaluation, Snapshot};
@@ -69,7 +69,10 @@ impl Authorizer {
         }
         key::with_room(|key| {
             if !write_key(snapshot, query, key) {
-                return self.made(self.evaluate(snapshot, query)?.decision, MissReason::Uncacheable);
+                let decision = self.evaluate(snapshot, query)?.decision;
+                // Nothing was evaluated, so there is nothing to remember.
+                let unrouted = decision.reason == Reason::Unrouted;
+                return if unrouted { Ok(decision) } else { self.made(decision, MissReason::Uncacheable) };
             }
             let now = Instant::now();
             match self.remembered(snapshot, query, key, now) {
@@ -181,11 +184,11 @@ impl Authorizer {
     }
 }
 
-/// Writes the key of a query; `false` if it has none: the policies of its action read the clock, which makes every Query
-/// another one.
+/// Writes the key of a query; `false` if it has none: no route names the request, or the policies of its action read the
+/// clock, which makes every Query another one.
 fn write_key(snapshot: &Snapshot, query: &Query, key: &mut Key) -> bool {
     match snapshot.types().action(&query.action) {
-        Some(action) if !action.context.iter().any(|(root, _)| *root == Root::Time) => {
+        Some(action) if action.applies() && !action.context.iter().any(|(root, _)| *root == Root::Time) => {
             key::encode(query, &action.fingerprint, key);
             true
         }

@@ -153,6 +153,11 @@ impl TypeName {
     fn of(name: &str) -> Self {
         Self(name.parse().expect("an entity type"))
     }
+
+    /// What it means under a snapshot: `User` is the bundle's `PetShop::User` where no other is declared.
+    fn meant<'a>(&'a self, snapshot: &'a Snapshot) -> &'a EntityTypeName {
+        snapshot.types().vocabulary().resolve(&self.0)
+    }
 }
 
 impl Serialize for TypeName {
@@ -203,24 +208,24 @@ pub fn identify<'a>(
                     Some(Kind::String(id)) if !id.is_empty() => id,
                     _ => return Err(unusable(format!("the token has no claim `{id_claim}` that is a text"))),
                 };
-                let uid = EntityUid::from_type_name_and_id(entity_type.0.clone(), EntityId::new(id));
-                let own = match action.principal(&entity_type.0) {
+                let uid = EntityUid::from_type_name_and_id(entity_type.meant(snapshot).clone(), EntityId::new(id));
+                let own = match action.principal(entity_type.meant(snapshot)) {
                     Some(fields) => claims(fields, payload, &renamed.0, snapshot.knows(&uid))?,
                     None => Record::new(),
                 };
                 let logged = match logged {
                     [] => Record::new(),
                     _ => {
-                        let declared = snapshot.types().entity(&entity_type.0).into_iter().flatten();
+                        let declared = snapshot.types().entity(entity_type.meant(snapshot)).into_iter().flatten();
                         let declared = declared.filter(|(name, _)| logged.contains(name));
                         let declared = declared.map(|(name, field)| (name.clone(), field.clone())).collect();
                         // What is only logged may be missing or misfit without anyone minding.
                         claims(&declared, payload, &renamed.0, true).unwrap_or_default()
                     }
                 };
-                let parents = groups(payload, groups_claim)?
-                    .into_iter()
-                    .map(|group| EntityUid::from_type_name_and_id(group_type.0.clone(), EntityId::new(group)));
+                let parents = groups(payload, groups_claim)?.into_iter().map(|group| {
+                    EntityUid::from_type_name_and_id(group_type.meant(snapshot).clone(), EntityId::new(group))
+                });
                 let principal = principal(uid, own, parents.collect(), Proof::Jwt);
                 Identity { principal, claims: Some(payload), logged }
             }
@@ -230,12 +235,12 @@ pub fn identify<'a>(
                     continue;
                 }
                 let peer = std::str::from_utf8(peer).map_err(|_| unusable("the peer's identity is not UTF-8"))?;
-                let uid = EntityUid::from_type_name_and_id(entity_type.0.clone(), EntityId::new(peer));
+                let uid = EntityUid::from_type_name_and_id(entity_type.meant(snapshot).clone(), EntityId::new(peer));
                 let mut own = workload(peer)?;
                 let mut told = own.clone();
                 told.retain(|name, _| logged.contains(name));
                 // Only what the schema names; the type may have been declared anew by a bundle.
-                let fields = action.principal(&entity_type.0);
+                let fields = action.principal(entity_type.meant(snapshot));
                 own.retain(|name, _| fields.is_some_and(|fields| fields.contains_key(name)));
                 Identity { principal: principal(uid, own, Vec::new(), Proof::Peer), claims: None, logged: told }
             }
@@ -247,7 +252,8 @@ pub fn identify<'a>(
                     None => continue,
                     Some("") => return Err(unusable(format!("the trusted header `{header}` is empty"))),
                     Some(id) => {
-                        let uid = EntityUid::from_type_name_and_id(entity_type.0.clone(), EntityId::new(id));
+                        let uid =
+                            EntityUid::from_type_name_and_id(entity_type.meant(snapshot).clone(), EntityId::new(id));
                         Identity {
                             principal: principal(uid, Record::new(), Vec::new(), Proof::TrustedHeader),
                             claims: None,
@@ -257,7 +263,7 @@ pub fn identify<'a>(
                 }
             }
             Source::Anonymous { entity_type, id } => {
-                let uid = EntityUid::from_type_name_and_id(entity_type.0.clone(), EntityId::new(id));
+                let uid = EntityUid::from_type_name_and_id(entity_type.meant(snapshot).clone(), EntityId::new(id));
                 Identity {
                     principal: principal(uid, Record::new(), Vec::new(), Proof::None),
                     claims: None,

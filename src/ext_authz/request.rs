@@ -5,6 +5,7 @@
 //! declares, and only from what they name.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use deserr::Deserr;
@@ -17,18 +18,16 @@ use super::identity::{self, Identity, Source};
 use super::path;
 use super::view::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct};
 use crate::model::{
-    AttributeType, EntityId, EntityTypeName, EntityUid, Extension, Query, Record, RecordType, Root, Type, Unmapped,
-    UnmappedKind, Value,
+    AttributeType, EntityId, EntityUid, Extension, Query, Record, RecordType, Root, Type, Unmapped, UnmappedKind, Value,
 };
 use crate::observe::decision_log::Attribute;
-use crate::policy::{ActionType, Matched, Snapshot};
+use crate::policy::{self, ActionType, Matched, Snapshot};
 use crate::yaml::{Faults, Invalid};
 
 /// How requests are mapped, from the configuration.
 #[derive(Debug, Clone)]
 pub struct Mapping {
     service: EntityUid,
-    action_type: EntityTypeName,
     paths: path::Config,
     identity: Vec<Source>,
     logged: Logged,
@@ -55,6 +54,9 @@ impl ServiceName {
     }
 }
 
+/// An action that no schema declares, which has no context and is denied.
+static UNDECLARED: LazyLock<ActionType> = LazyLock::new(ActionType::default);
+
 /// Where attributes of the context are.
 const CONTEXT: Place<'static> = Place::new("context");
 
@@ -73,7 +75,7 @@ pub struct Mapped<'a> {
 
 impl Mapping {
     /// A mapping for this service.
-    #[expect(clippy::expect_used, reason = "two literals that are names; every test of this module would fail")]
+    #[expect(clippy::expect_used, reason = "a literal that is a name; every test of this module would fail")]
     pub fn new(service: &ServiceName, paths: path::Config, identity: Vec<Source>, logged: &[Attribute]) -> Self {
         let service_type = "Service".parse().expect("an entity type");
         let service = EntityUid::from_type_name_and_id(service_type, EntityId::new(&service.0));
@@ -83,7 +85,7 @@ impl Mapping {
         };
         let principal = under("principal").into_iter().map(SmolStr::from).collect();
         let logged = Logged { principal, context: under("context") };
-        Self { service, action_type: "Action".parse().expect("an entity type"), paths, identity, logged }
+        Self { service, paths, identity, logged }
     }
 
     /// Maps a request under the schema and the routes of a snapshot.
@@ -95,11 +97,8 @@ impl Mapping {
         let http = attributes.request.as_ref().and_then(|request| request.http.as_ref());
         let http = http.ok_or_else(|| incomplete("there is no HTTP request"))?;
         let line = RequestLine::read(http, &self.paths)?;
-        let matched = self.route(&line, snapshot)?;
-        let action = snapshot
-            .types()
-            .action(&matched.action)
-            .ok_or_else(|| Unmapped::new(UnmappedKind::Action, format!("no schema declares {}", matched.action)))?;
+        let matched = Self::route(&line, snapshot);
+        let action = snapshot.types().action(&matched.action).unwrap_or(&UNDECLARED);
         let told = &self.logged.principal;
         let mut identity = identity::identify(&self.identity, attributes, line.headers, action, snapshot, told)?;
         let reader = ContextReader { attributes, http, line: &line, matched: &matched, identity: &identity };
@@ -117,35 +116,38 @@ impl Mapping {
             query: Query {
                 principal: identity.principal,
                 context,
-                resource: matched.resource.unwrap_or_else(|| self.service.clone()),
+                resource: matched.resource.unwrap_or_else(|| self.service(snapshot)),
                 action: matched.action,
             },
             claims: identity.claims,
         })
     }
 
-    /// The route of the request, else `Action::"<METHOD>"` (design, decision 7). gRPC routes match by path whatever the
-    /// content type is: servers that speak several protocols on one path would be reached around them otherwise.
+    /// The route of the request, else the action of its method, where the bundles want that (`unrouted: base`). gRPC routes
+    /// match by path whatever the content type is: servers that speak several protocols on one path would be reached
+    /// around them otherwise.
     ///
-    /// Method tokens are the client's to choose, so one that spells the name of a route's action does not lead there.
-    fn route(&self, line: &RequestLine<'_>, snapshot: &Snapshot) -> Result<Matched, Unmapped> {
+    /// Method tokens are the client's to choose, so those that HTTP does not define lead nowhere without a route.
+    fn route(line: &RequestLine<'_>, snapshot: &Snapshot) -> Matched {
         let routes = snapshot.routes();
         let grpc = (line.method == "POST").then(|| grpc_method(&line.path)).flatten();
         let routed = grpc.and_then(|(service, method)| routes.grpc(service, method));
-        if let Some(matched) = routed.or_else(|| routes.http(line.method, &line.path)) {
-            return Ok(matched);
+        routed.or_else(|| routes.http(line.method, &line.path)).unwrap_or_else(|| {
+            let fallback = snapshot.types().vocabulary().method(line.method).cloned();
+            let action = fallback.unwrap_or_else(|| policy::unrouted(line.method));
+            Matched { action, resource: None, parameters: Vec::new() }
+        })
+    }
+
+    /// The resource of requests that no route gives another one.
+    fn service(&self, snapshot: &Snapshot) -> EntityUid {
+        let name = self.service.type_name();
+        match snapshot.types().vocabulary().resolve(name) {
+            same if same == name => self.service.clone(),
+            meant => EntityUid::from_type_name_and_id(meant.clone(), self.service.id().clone()),
         }
-        let action = EntityUid::from_type_name_and_id(self.action_type.clone(), EntityId::new(line.method));
-        if !METHODS.contains(&line.method) && routes.lead_to(&action) {
-            let detail = format!("{action} is reached by its routes, and by no method of that name");
-            return Err(Unmapped::new(UnmappedKind::Action, detail));
-        }
-        Ok(Matched { action, resource: None, parameters: Vec::new() })
     }
 }
-
-/// The methods that HTTP itself defines (RFC 9110, 9.3; RFC 5789).
-const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
 /// The end of a token's life, by its `exp` claim (RFC 7519, 4.1.4).
 fn token_end(claims: &Struct<'_>) -> Option<SystemTime> {

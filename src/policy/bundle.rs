@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::annotations::{Annotations, Shape};
 use super::memory::{FileKey, GoodFile, Memory};
+use super::vocabulary::{Unrouted, Wanted};
 use super::{Files, overlay};
 use crate::model::{Denial, EntityUid, PolicyId};
 use crate::problem::{Problem, SourceFile};
@@ -67,6 +68,9 @@ pub struct Manifest {
     /// How long decisions may be remembered at most.
     #[deserr(default)]
     pub ttl: Option<Ttl>,
+    /// What becomes of requests that no route names; default: `deny` if any bundle has routes, else `base`.
+    #[deserr(default)]
+    pub unrouted: Option<Unrouted>,
 }
 
 /// The name of a bundle.
@@ -173,10 +177,21 @@ struct LinkEntry {
     args: BTreeMap<String, String>,
 }
 
-/// Over the texts of all schema files: any edit of one may change what a request is.
-pub(super) fn schema_digest(bundles: &[Files]) -> [u8; 32] {
+/// Over the texts of all schema files, and what the bundles want of our names: any edit may change what a request is.
+pub(super) fn schema_digest(bundles: &[Files], wanted: &Wanted) -> [u8; 32] {
     let texts = bundles.iter().flat_map(|bundle| &bundle.files).filter(|(path, _)| matches!(kind(path), Kind::Schema));
-    texts.fold(Sha256::new(), |hash, (_, text)| hash.chain_update(Sha256::digest(text))).finalize().into()
+    let hash = Sha256::new().chain_update(Sha256::digest(format!("{wanted:?}")));
+    texts.fold(hash, |hash, (_, text)| hash.chain_update(Sha256::digest(text))).finalize().into()
+}
+
+/// What bundles want of the names that Stockade brings. What is wrong with a `bundle.yaml` is reported when it is parsed.
+pub(super) fn wanted(bundles: &[Files]) -> Wanted {
+    let said = bundles.iter().find_map(|bundle| {
+        let text = bundle.files.get("bundle.yaml").filter(|text| text.contains("unrouted"))?;
+        yaml::parse::<Manifest>(&SourceFile::new("bundle.yaml", text.as_str())).ok()?.unrouted
+    });
+    let routed = bundles.iter().any(|bundle| bundle.files.contains_key("routes.yaml"));
+    Wanted::by(bundles, said.unwrap_or(if routed { Unrouted::Deny } else { Unrouted::Base }))
 }
 
 /// Parses the files of a bundle. With what was compiled before under the same schema, only those that are new.

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use cedar_policy::{Entities, Entity, Policy, PolicySet, Schema, SlotId, ValidationMode, Validator};
+use cedar_policy::{
+    ActionConstraint, Effect, Entities, Entity, Policy, PolicySet, Schema, SlotId, ValidationMode, ValidationWarning,
+    Validator,
+};
 use cedar_policy_core::ast::EntityUID;
 
 use super::Files;
@@ -13,9 +16,10 @@ use super::footprint::Footprint;
 use super::index::{Compiled, Index, Side};
 use super::memory::{FileKey, GoodFile, Linked, Memory};
 use super::routes::Routes;
-use super::schema::{self, Types};
+use super::schema::Types;
 use super::snapshot::{Base, Silent};
 use super::summary::BundleSummary;
+use super::vocabulary::{self, Unrouted, Wanted};
 use crate::model::{Denial, EntityUid, PolicyId};
 use crate::problem::{Problem, Severity, SourceFile};
 
@@ -40,7 +44,8 @@ struct Compiler {
 
 impl Compiler {
     fn run(mut self, files: &[Files], memory: &mut Memory) -> Result<(Base, Vec<Problem>), Vec<Problem>> {
-        let schema_digest = bundle::schema_digest(files);
+        let wanted = bundle::wanted(files);
+        let schema_digest = bundle::schema_digest(files, &wanted);
         let known = memory.schema(&schema_digest);
         let mut bundles = Vec::new();
         for files in files {
@@ -54,11 +59,15 @@ impl Compiler {
         self.one_of_each(&bundles);
         // Cedar would say it again, of one name and without the bundles.
         self.stop_at_errors()?;
-        let linked = known.or_else(|| self.schema(schema_digest, &bundles).map(Arc::new));
+        let linked = known.or_else(|| self.schema(schema_digest, &bundles, &wanted).map(Arc::new));
         self.stop_at_errors()?;
         let Some(linked) = linked else { return Err(self.problems) };
         let mut types = linked.types.clone();
-        let sets = self.policies(&bundles);
+        let mut sets = self.policies(&bundles);
+        for id in self.unreached(&bundles, &types) {
+            // Cedar finds it impossible, which is known, and said better where it is a fault. Templates are left to it.
+            let _ = sets.all.remove_static(id);
+        }
         let reach = self.validate(&sets, &linked.validator);
         let good = self.good_files(&bundles, &sets, &reach);
         let entities = self.entities(&bundles, linked.validator.schema());
@@ -106,7 +115,7 @@ impl Compiler {
             let mut own: Vec<String> = bundle
                 .fragments
                 .iter()
-                .flat_map(|(fragment, _)| schema::declared(fragment))
+                .flat_map(|(fragment, _)| vocabulary::declared(fragment))
                 .map(|declared| declared.to_string())
                 .collect();
             own.sort_unstable();
@@ -114,6 +123,16 @@ impl Compiler {
             own.dedup();
             own.extend(bundle.denial.iter().map(|_| "`denial` of bundle.yaml".to_owned()));
             own.extend(bundle.manifest.ttl.iter().map(|_| "`ttl` of bundle.yaml".to_owned()));
+            let contrary = bundles.iter().find(|other| {
+                bundle.manifest.unrouted == Some(Unrouted::Base) && other.manifest.unrouted == Some(Unrouted::Deny)
+            });
+            if let Some(other) = contrary {
+                let message = format!(
+                    "bundle `{name}` says `unrouted: base` and bundle `{}` says `unrouted: deny`",
+                    other.manifest.name.0
+                );
+                self.problems.push(Problem::error(message).hint("keep it in one of the two"));
+            }
             if bundles.iter().filter(|other| &other.manifest.name.0 == name).count() > 1 {
                 self.problems.push(Problem::error(format!("two bundles are called `{name}`")));
                 return;
@@ -128,16 +147,27 @@ impl Compiler {
         }
     }
 
-    fn schema(&mut self, digest: [u8; 32], bundles: &[Bundle]) -> Option<Linked> {
+    fn schema(&mut self, digest: [u8; 32], bundles: &[Bundle], wanted: &Wanted) -> Option<Linked> {
         let fragments = || bundles.iter().flat_map(|bundle| &bundle.fragments);
-        let own: Vec<_> = fragments().flat_map(|(fragment, _)| schema::declared(fragment)).collect();
-        let base = schema::base_without(&own).map_err(|message| self.problems.push(Problem::error(message))).ok()?;
+        let mut own = Vec::new();
+        for (fragment, source) in fragments() {
+            let declared = vocabulary::declared(fragment);
+            let reserved = declared.iter().filter_map(|declared| declared.reserved());
+            self.problems.extend(reserved.map(|problem| problem.in_file(source)));
+            own.extend(declared);
+        }
+        self.problems.extend(wanted.conflicts(&own));
+        if self.problems.iter().any(Problem::is_error) {
+            return None;
+        }
+        let beside = vocabulary::beside(&own, wanted);
+        let (base, vocabulary) = beside.map_err(|message| self.problems.push(Problem::error(message))).ok()?;
         let all = std::iter::once(base).chain(fragments().map(|(fragment, _)| fragment.clone()));
         let schema = match Schema::from_schema_fragments(all) {
             Ok(schema) => schema,
             Err(error) => {
                 let source = fragments().next().map(|(_, source)| Arc::clone(source));
-                let source = source.unwrap_or_else(|| SourceFile::new("base.cedarschema", schema::BASE));
+                let source = source.unwrap_or_else(|| SourceFile::new("base.cedarschema", vocabulary::BASE));
                 // Cedar's places are relative to a fragment that it does not name; with one fragment we know which.
                 let mut problem = Problem::from_diagnostic(&error, &source);
                 if fragments().count() != 1 {
@@ -147,7 +177,7 @@ impl Compiler {
                 return None;
             }
         };
-        match Types::read(&schema) {
+        match Types::read(&schema, vocabulary) {
             Ok(types) => Some(Linked { digest, validator: Validator::new(schema), types }),
             Err(faults) => {
                 let source = fragments().next().map(|(_, source)| source);
@@ -158,6 +188,39 @@ impl Compiler {
                 None
             }
         }
+    }
+
+    /// The policies that no request can meet, because their actions are those of requests that no route names, or groups
+    /// without actions. A permit among them is a fault: whoever wrote it expects it to allow something. A forbid is not:
+    /// what it is about is denied already.
+    fn unreached(&mut self, bundles: &[Bundle], types: &Types) -> Vec<PolicyId> {
+        let mut unreached = Vec::new();
+        for own in bundles.iter().flat_map(|bundle| &bundle.policies) {
+            let (effect, actions) = own.scope_of_actions();
+            let unrouted = actions.iter().find(|action| types.vocabulary().is_unreachable(action));
+            // What no schema declares is for the validator to report.
+            let idle = |action: &EntityUid| !types.is_reached(action) && types.action(action).is_some();
+            let all_idle = !actions.is_empty() && actions.iter().all(idle);
+            if all_idle {
+                unreached.push(own.id().clone());
+            }
+            let (why, hint) = match (effect, unrouted, actions.first().filter(|_| all_idle)) {
+                (Effect::Permit, Some(action), _) => (
+                    format!(
+                        "permits {action}, which no request has: there are routes, and what no route names is denied"
+                    ),
+                    "give the requests that it is for a route, or write `unrouted: base` into bundle.yaml",
+                ),
+                (Effect::Permit, None, Some(action)) => (
+                    format!("permits {action}, a group without any action that a request can have"),
+                    "put actions into the group in the schema; `unrouted: base` in bundle.yaml makes methods actions",
+                ),
+                _ => continue,
+            };
+            let problem = Problem::error(format!("`{}` {why}", own.id())).hint(hint);
+            self.problems.push(problem.at(&own.source, own.span));
+        }
+        unreached
     }
 
     fn policies(&mut self, bundles: &[Bundle]) -> Sets {
@@ -394,6 +457,20 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 impl Parsed {
+    /// Its effect, and the actions that its scope names.
+    fn scope_of_actions(&self) -> (Effect, Vec<EntityUid>) {
+        let (effect, constraint) = match &self.body {
+            Body::Static(policy) => (policy.effect(), policy.action_constraint()),
+            Body::Template(template) => (template.effect(), template.action_constraint()),
+        };
+        let actions = match constraint {
+            ActionConstraint::Any => Vec::new(),
+            ActionConstraint::In(actions) => actions,
+            ActionConstraint::Eq(action) => vec![action],
+        };
+        (effect, actions)
+    }
+
     /// A policy that this stands for: itself, or linked from it.
     fn compiled(&self, policy: &Policy, problems: &mut Vec<Problem>) -> Compiled {
         let footprint = Footprint::of(policy).unwrap_or_else(|error| {
@@ -423,6 +500,7 @@ struct Sets {
 }
 
 fn describe(manifest: &bundle::Manifest) -> BundleSummary {
-    let bundle::Manifest { name, version, owner, description, controls, ttl, denial: _ } = manifest.clone();
+    let bundle::Manifest { name, version, owner, description, controls, ttl, denial: _, unrouted: _ } =
+        manifest.clone();
     BundleSummary { name: name.0, version, owner, description, controls, ttl }
 }

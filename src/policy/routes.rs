@@ -230,11 +230,6 @@ impl Routes {
         Ok(())
     }
 
-    /// Whether a route leads to this action.
-    pub fn lead_to(&self, action: &EntityUid) -> bool {
-        self.pinned.contains_key(action)
-    }
-
     /// Whether action and resource of a request tell its path, so that the path adds nothing to a cache key that holds
     /// both. Methods are the actions of requests that no route matches, with any path at all.
     pub fn pin_path(&self, action: &EntityUid) -> bool {
@@ -291,7 +286,7 @@ fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<
         Pattern::Http { .. } => entry.pattern.to_string(),
         Pattern::Grpc { service, method } => format!("{service}/{method}"),
     };
-    let Some(action) = action_uid(&entry.action.unwrap_or(default)) else {
+    let Some(action) = action_uid(&entry.action.unwrap_or(default), types) else {
         return Err(vec![(format!("the action of route `{}` is not an id", entry.pattern), None)]);
     };
     for parameter in entry.resource.iter().flat_map(ResourceTemplate::parameters) {
@@ -304,6 +299,7 @@ fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<
         }
     }
     let service: Option<EntityTypeName> = "Service".parse().ok();
+    let service = service.as_ref().map(|name| types.vocabulary().resolve(name));
     match types.action(&action) {
         None => faults.push((
             format!("route `{}` leads to {action}, which no schema declares", entry.pattern),
@@ -318,9 +314,14 @@ fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<
                 Some(resource) => {
                     (Some(&resource.entity_type), "add the type to `resource` of the action in the schema")
                 }
-                None => (service.as_ref(), "give the route a `resource`"),
+                None => (service, "give the route a `resource`"),
             };
-            if let Some(resource) = resource.filter(|resource| !declared.takes_resource(resource)) {
+            if types.vocabulary().is_unreachable(&action) {
+                let message =
+                    format!("route `{}` leads to {action}, which is for requests that no route names", entry.pattern);
+                let hint = "declare an action for it in the schema, or write `unrouted: base` into bundle.yaml";
+                faults.push((message, Some(hint.to_owned())));
+            } else if let Some(resource) = resource.filter(|resource| !declared.takes_resource(resource)) {
                 let message = format!("route `{}` leads to {action}, which does not take `{resource}`", entry.pattern);
                 faults.push((message, Some(hint.to_owned())));
             }
@@ -345,15 +346,20 @@ fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<
     }
 }
 
-/// The action of a route: an id (`viewBook`), or a full name (`Shop::Action::"viewBook"`).
-fn action_uid(text: &str) -> Option<EntityUid> {
+/// The action of a route: an id (`viewBook`), or a full name (`Shop::Action::"viewBook"`). An id is that of the one action
+/// of that id, if no top-level one has it.
+fn action_uid(text: &str, types: &Types) -> Option<EntityUid> {
     if text.ends_with('"')
         && let Ok(uid) = text.parse()
     {
         return Some(uid);
     }
-    let action = "Action".parse().ok()?;
-    Some(EntityUid::from_type_name_and_id(action, EntityId::new(text)))
+    let action = EntityUid::from_type_name_and_id("Action".parse().ok()?, EntityId::new(text));
+    let mut same = types.action_ids().into_iter().filter(|other| other.id() == action.id());
+    match (types.action(&action), same.next(), same.next()) {
+        (None, Some(alone), None) => Some(alone.clone()),
+        _ => Some(action),
+    }
 }
 
 /// The names of the parameters of a template.

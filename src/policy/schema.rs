@@ -4,29 +4,29 @@
 //! and which attributes its context has. Cedar resolves common types and namespaces; this file reads the result and
 //! refuses what a request cannot provide, so that a typo in a schema is found when the bundle is loaded.
 
-use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::collections::{BTreeMap, HashSet};
 
-use cedar_policy::{Schema, SchemaFragment};
+use cedar_policy::Schema;
 use cedar_policy_core::ast;
 use cedar_policy_core::validator::ValidatorSchema;
 use cedar_policy_core::validator::types::{self, EntityKind};
-use serde_json::{Map, Value as Json};
 use smol_str::SmolStr;
 
 use super::HashMap;
 use super::footprint::Footprint;
+use super::vocabulary::Vocabulary;
 use crate::model::{AttributeType, ContextType, EntityTypeName, EntityUid, Extension, RecordType, Root, Type};
 use crate::yaml::suggest;
-
-/// The base schema, which every bundle builds on.
-pub const BASE: &str = include_str!("../../policies/base.cedarschema");
 
 /// What the schema says of each action and each entity type.
 #[derive(Debug, Clone, Default)]
 pub struct Types {
     actions: HashMap<EntityUid, ActionType>,
     entities: HashMap<EntityTypeName, RecordType>,
+    /// What the names mean that Stockade brings.
+    vocabulary: Vocabulary,
+    /// The actions that a request can have: those that apply to something, and the groups that one of them is in.
+    reached: HashSet<EntityUid>,
 }
 
 /// What an action takes, and what its policies can read of it.
@@ -93,9 +93,9 @@ impl Types {
     ///
     /// # Errors
     /// One message for each attribute that a request cannot provide.
-    pub fn read(schema: &Schema) -> Result<Self, Vec<String>> {
+    pub fn read(schema: &Schema, vocabulary: Vocabulary) -> Result<Self, Vec<String>> {
         let schema: &ValidatorSchema = schema.as_ref();
-        let mut types = Self::default();
+        let mut types = Self { vocabulary, ..Self::default() };
         let mut faults = Vec::new();
         for action in schema.action_ids() {
             let uid = EntityUid::from(action.name().clone());
@@ -110,6 +110,14 @@ impl Types {
             let principals = action.applies_to_principals().cloned().map(EntityTypeName::from).collect();
             let resources = action.applies_to_resources().cloned().map(EntityTypeName::from).collect();
             types.actions.insert(uid, ActionType::new(principals, resources, context));
+        }
+        let applies = |uid: &EntityUid| types.actions.get(uid).is_some_and(ActionType::applies);
+        for action in schema.action_ids() {
+            let below = action.descendants().map(|uid| EntityUid::from(uid.clone()));
+            let uid = EntityUid::from(action.name().clone());
+            if std::iter::once(uid.clone()).chain(below).any(|uid| applies(&uid)) {
+                types.reached.insert(uid);
+            }
         }
         for entity in schema.entity_types() {
             let name = EntityTypeName::from(entity.name().clone());
@@ -133,6 +141,16 @@ impl Types {
         self.actions.get(uid)
     }
 
+    /// What the names mean that Stockade brings.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// Whether a request can have this action, or one in this group.
+    pub fn is_reached(&self, action: &EntityUid) -> bool {
+        self.reached.contains(action)
+    }
+
     /// The attributes of an entity type; `None` if the schema does not declare it.
     pub fn entity(&self, name: &EntityTypeName) -> Option<&RecordType> {
         self.entities.get(name)
@@ -144,59 +162,6 @@ impl Types {
         ids.sort_unstable();
         ids
     }
-}
-
-// === Merging with the base schema ===
-
-/// The names that a fragment declares: entity types, common types and actions, each with its namespace.
-pub fn declared(fragment: &SchemaFragment) -> Vec<Declared> {
-    let Ok(Json::Object(namespaces)) = fragment.clone().to_json_value() else { return Vec::new() };
-    let mut all = Vec::new();
-    for (namespace, body) in &namespaces {
-        for (section, kind) in SECTIONS {
-            let names = body.get(section).and_then(Json::as_object).into_iter().flat_map(Map::keys);
-            all.extend(names.map(|name| Declared { namespace: namespace.clone(), kind, name: name.clone() }));
-        }
-    }
-    all
-}
-
-/// A name that a schema fragment declares.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Declared {
-    namespace: String,
-    kind: &'static str,
-    name: String,
-}
-
-impl std::fmt::Display for Declared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let separator = if self.namespace.is_empty() { "" } else { "::" };
-        write!(f, "{} `{}{separator}{}`", self.kind, self.namespace, self.name)
-    }
-}
-
-const SECTIONS: [(&str, &str); 3] =
-    [("entityTypes", "entity type"), ("commonTypes", "common type"), ("actions", "action")];
-
-/// The base schema without the names that a bundle declares itself.
-///
-/// # Errors
-/// If the base schema that this program was built with is broken.
-pub fn base_without(own: &[Declared]) -> Result<SchemaFragment, String> {
-    static JSON: LazyLock<Result<Json, String>> = LazyLock::new(|| {
-        let (base, _) = SchemaFragment::from_cedarschema_str(BASE).map_err(|error| error.to_string())?;
-        base.to_json_value().map_err(|error| error.to_string())
-    });
-    let mut json = JSON.clone()?;
-    for Declared { namespace, kind, name } in own {
-        let section = SECTIONS.iter().find(|(_, candidate)| candidate == kind).map(|(section, _)| *section);
-        let names = section.and_then(|section| json.get_mut(namespace)?.get_mut(section)).and_then(Json::as_object_mut);
-        if let Some(names) = names {
-            names.remove(name);
-        }
-    }
-    SchemaFragment::from_json_value(json).map_err(|error| error.to_string())
 }
 
 // === Reading Cedar's types ===
@@ -255,7 +220,12 @@ fn root(
     let place = format!("context.{name}");
     let Some(root) = Root::ALL.into_iter().find(|root| root.as_str() == name) else {
         let known: Vec<&str> = Root::ALL.iter().map(|root| root.as_str()).collect();
-        faults.push(format!("`{place}` of {action} is not something a request has; {}", suggest(name, &known)));
+        let known = match suggest(name, &known) {
+            near if near.starts_with("did you mean") => near,
+            // An application that calls Cedar makes its context up; here something has to carry it.
+            all => format!("say what it comes with, as `context.body.{name}` or `context.claims.{name}`; {all}"),
+        };
+        faults.push(format!("`{place}` of {action} is not something a request has; {known}"));
         return None;
     };
     let before = faults.len();

@@ -64,6 +64,7 @@ pub(super) struct Base {
 pub(super) struct Silent {
     default_deny: OnceLock<Arc<Ruling>>,
     not_applicable: OnceLock<Arc<Ruling>>,
+    unrouted: OnceLock<Arc<Ruling>>,
 }
 
 /// A decision, and what else came out of making it.
@@ -259,11 +260,12 @@ impl Snapshot {
     /// # Errors
     /// As [`Self::decide`].
     pub fn evaluation(&self, query: &Query) -> Result<Evaluation, String> {
-        let applies = self
-            .types()
-            .action(&query.action)
-            .is_some_and(|action| action.applies_to(query.principal.uid.type_name(), query.resource.type_name()));
-        if !applies {
+        // An action that applies to nothing is one of a request that no route names.
+        let Some(action) = self.types().action(&query.action).filter(|action| action.applies()) else {
+            let ruling = self.base.silent.unrouted.get_or_init(|| self.deny(Reason::Unrouted, &[], &[], None));
+            return Ok(Evaluation { decision: self.stands(ruling), candidates: 0, ttl: None });
+        };
+        if !action.applies_to(query.principal.uid.type_name(), query.resource.type_name()) {
             let ruling =
                 self.base.silent.not_applicable.get_or_init(|| self.deny(Reason::NotApplicable, &[], &[], None));
             return Ok(Evaluation { decision: self.stands(ruling), candidates: 0, ttl: None });

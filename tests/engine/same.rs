@@ -246,7 +246,10 @@ fn a_lower_ttl_of_the_bundle_holds_for_what_is_remembered() {
     world.links.clear();
     let files = |ttl: &str| {
         let mut files = world.files();
-        files[1].files.insert("bundle.yaml".to_owned(), format!("name: b\nttl: {{ allow: {ttl}, deny: {ttl} }}\n"));
+        files[1].files.insert(
+            "bundle.yaml".to_owned(),
+            format!("name: b\nunrouted: base\nttl: {{ allow: {ttl}, deny: {ttl} }}\n"),
+        );
         files
     };
     let engine = Engine::new(good(Snapshot::compile(&files("1h"), 1), &world));

@@ -762,7 +762,7 @@ impl World {
         }
         let denial = self.denial.map_or(String::new(), |denial| format!("denial: {{ message: default {denial} }}\n"));
         let own = [
-            ("bundle.yaml", format!("name: b\n{denial}")),
+            ("bundle.yaml", format!("name: b\nunrouted: base\n{denial}")),
             ("schema.cedarschema", self.shape.text()),
             ("routes.yaml", routes),
             ("entities.json", self.entities().to_string()),

@@ -1,0 +1,250 @@
+//! The names that Stockade brings beside those that bundles declare, and requests that no route names.
+
+use proptest::prelude::*;
+use serde_json::json;
+use stockade::model::EntityTypeName;
+
+use crate::fixture::{Court, by_token, compile, files, line, problems, shop, sound};
+
+/// What an author may declare a name as.
+const WAYS: [(&str, &str); 6] = [
+    ("an entity type", "entity NAME;"),
+    ("an entity type of a namespace", "namespace Shop { entity NAME; }"),
+    ("an entity type of two namespaces", "namespace Shop { entity NAME; } namespace Store { entity NAME; }"),
+    ("a common type", "type NAME = { a: String };"),
+    ("a common type of a namespace", "namespace Shop { type NAME = { a: String }; entity E { e: NAME }; }"),
+    ("an enum", "entity NAME enum [\"a\"];"),
+];
+
+const TYPES: [&str; 6] = ["Group", "User", "Workload", "Anonymous", "Service", "Http"];
+const ACTIONS: [&str; 11] =
+    ["read", "write", "GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "TRACE"];
+
+/// Everything that an author may call a thing of theirs loads, with routes and without.
+#[test]
+fn no_name_of_ours_is_in_the_way_of_theirs() {
+    let permit = ("p.cedar", "@id(\"p\") permit (principal, action, resource);");
+    let mut declarations: Vec<String> = Vec::new();
+    for name in TYPES {
+        declarations.extend(WAYS.iter().map(|(_, way)| way.replace("NAME", name)));
+    }
+    for name in ACTIONS {
+        let applies = "appliesTo { principal: [Clerk], resource: [Desk] }";
+        declarations.push(format!("entity Clerk, Desk; action \"{name}\" {applies};"));
+        declarations.push(format!("namespace Shop {{ entity Clerk, Desk; action \"{name}\" {applies}; }}"));
+    }
+    // All of ours at once, as a namespace of theirs.
+    declarations.push(format!("namespace Shop {{ entity {}; }}", TYPES.join(", ")));
+    for schema in &declarations {
+        for unrouted in ["", "\nunrouted: base", "\nunrouted: deny"] {
+            for routes in [&[][..], &[("routes.yaml", "routes: []")]] {
+                let manifest = format!("name: shop{unrouted}");
+                let own = [("bundle.yaml", manifest.as_str()), ("s.cedarschema", schema), permit];
+                compile(&[files("shop", &[&own, routes].concat())]);
+            }
+        }
+    }
+}
+
+/// The public form of a Cedar schema: everything in a namespace, with a `User` of its own.
+const PET_SHOP: &str = r#"
+namespace PetShop {
+    entity UserGroup;
+    entity User in [UserGroup];
+    entity Application;
+    action "get /pets", "post /pets" appliesTo { principal: [User], resource: [Application] };
+}"#;
+
+#[test]
+fn a_token_is_the_user_that_the_bundle_declares() {
+    let bundle = shop(&[
+        ("s.cedarschema", PET_SHOP),
+        ("p.cedar", r#"permit (principal == PetShop::User::"ann", action == PetShop::Action::"get /pets", resource);"#),
+        // An id is enough where one action has it.
+        ("routes.yaml", "routes: [{match: GET /pets, action: get /pets, resource: 'PetShop::Application::\"shop\"'}]"),
+    ]);
+    let court = Court::new(&[bundle], "service: shop");
+    let ask = |sub: &str, method: &str, path: &str| {
+        let mut request = by_token(json!({"sub": sub}));
+        let http = request.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
+        (http.method, http.path) = (method.as_bytes().to_vec().into(), path.as_bytes().to_vec().into());
+        sound(&court.judge.request(&request, "d"))
+    };
+    assert_eq!(ask("ann", "GET", "/pets"), "allow");
+    assert_eq!(ask("bob", "GET", "/pets"), "default_deny");
+    assert_eq!(ask("ann", "POST", "/pets"), "unrouted");
+    // Who is not of a type that the action takes.
+    assert_eq!(sound(&court.judge.request(&line("GET", "/pets"), "d")), "not_applicable");
+}
+
+#[test]
+fn our_names_mean_theirs_where_there_is_one() {
+    let meant = |schema: &str, name: &str| {
+        let snapshot =
+            compile(&[shop(&[("s.cedarschema", schema), ("p.cedar", "permit (principal, action, resource);")])]);
+        let name: EntityTypeName = name.parse().unwrap();
+        let vocabulary = snapshot.types().vocabulary();
+        let method = vocabulary.method("GET").map(ToString::to_string);
+        (vocabulary.resolve(&name).to_string(), method.unwrap_or_default())
+    };
+    let expect = |schema: &str, name: &str, ty: &str, action: &str| {
+        assert_eq!(meant(schema, name), (ty.to_owned(), format!("{action}::\"GET\"")), "{schema}");
+    };
+    expect("", "User", "User", "Action");
+    expect("entity User;", "User", "User", "Action");
+    expect("namespace Shop { entity User; }", "User", "Shop::User", "Action");
+    expect("namespace Shop { entity User; }", "Group", "Group", "Action");
+    // Which of the two, nobody can tell; so it is neither.
+    expect("namespace A { entity User; } namespace B { entity User; }", "User", "Stockade::User", "Action");
+    expect(
+        "namespace A { entity User; } namespace B { entity User; } entity X { u?: Stockade::User };",
+        "User",
+        "Stockade::User",
+        "Action",
+    );
+    // In full, ours are there whatever is declared.
+    expect("namespace A { entity User; } entity X { u?: Stockade::User };", "User", "Stockade::User", "Action");
+    expect("entity X { u?: Stockade::User };", "User", "Stockade::User", "Action");
+    // An action of a namespace needs a route.
+    expect(
+        "namespace A { entity U; action GET appliesTo {principal: U, resource: U}; }",
+        "User",
+        "User",
+        "Stockade::Action",
+    );
+    expect("action x in [Stockade::Action::\"GET\"];", "User", "User", "Stockade::Action");
+}
+
+#[test]
+fn what_a_bundle_declares_has_no_members_of_ours() {
+    let schema = r#"
+        entity Document;
+        action "read", "write" appliesTo { principal: [User], resource: [Document] };
+    "#;
+    let rule =
+        r#"@id("staff") permit (principal in Group::"staff", action in [Action::"read", Action::"write"], resource);"#;
+    for unrouted in ["", "\nunrouted: base", "\nunrouted: deny"] {
+        let bundle = files(
+            "docs",
+            &[
+                ("bundle.yaml", &format!("name: docs{unrouted}")),
+                ("s.cedarschema", schema),
+                ("p.cedar", rule),
+                (
+                    "routes.yaml",
+                    "routes: [{match: 'GET /documents/{id}', action: read, resource: 'Document::\"{id}\"'}]",
+                ),
+            ],
+        );
+        let court = Court::new(&[bundle], "service: docs");
+        let ask = |method: &str, path: &str| {
+            let mut request = by_token(json!({"sub": "ann", "groups": ["staff"]}));
+            let http = request.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
+            (http.method, http.path) = (method.as_bytes().to_vec().into(), path.as_bytes().to_vec().into());
+            sound(&court.judge.request(&request, "d"))
+        };
+        assert_eq!(ask("GET", "/documents/1"), "allow", "{unrouted}");
+        let denied = if unrouted.contains("base") { "default_deny" } else { "unrouted" };
+        for (method, path) in [("DELETE", "/admin/everything"), ("GET", "/admin"), ("POST", "/documents/1")] {
+            assert_eq!(ask(method, path), denied, "{unrouted}: {method} {path}");
+        }
+        for method in ["read", "write"] {
+            assert_eq!(ask(method, "/admin"), "unrouted", "{unrouted}: {method}");
+        }
+    }
+    // Groups of a token are not those that a bundle calls so, unless it says that a user may be in one.
+    let policy = r#"permit (principal in Group::"staff", action, resource);"#;
+    let alone = shop(&[("s.cedarschema", "entity Group { topic: String };"), ("p.cedar", policy)]);
+    assert!(compile(&[alone]).warnings.iter().any(|warning| warning.to_string().contains("impossible")));
+}
+
+#[test]
+fn permits_that_no_request_can_meet_are_errors_that_say_what_to_do() {
+    let routes = ("routes.yaml", "routes: [{match: GET /a, action: view}]");
+    let schema = ("s.cedarschema", "action view appliesTo { principal: [User], resource: [Service] };");
+    let with = |policy: &str| shop(&[routes, schema, ("p.cedar", policy)]);
+    let get = r#"permit (principal, action in [Action::"view", Action::"GET"], resource);"#;
+    assert_eq!(
+        problems(&[with(get)]),
+        [
+            "shop/p.cedar:1:1: `shop/p` permits Action::\"GET\", which no request has: there are routes, and what no route \
+          names is denied (give the requests that it is for a route, or write `unrouted: base` into bundle.yaml)"
+        ]
+    );
+    let read = r#"permit (principal, action in Action::"read", resource);"#;
+    assert_eq!(
+        problems(&[with(read)]),
+        [
+            "shop/p.cedar:1:1: `shop/p` permits Action::\"read\", a group without any action that a request can have (put \
+          actions into the group in the schema; `unrouted: base` in bundle.yaml makes methods actions)"
+        ]
+    );
+    let to_ours = shop(&[
+        ("routes.yaml", "routes: [{match: GET /a, action: GET}]"),
+        ("p.cedar", "permit (principal, action, resource);"),
+    ]);
+    let found = problems(&[to_ours]);
+    assert!(
+        found.iter().any(|line| line.contains("leads to Action::\"GET\", which is for requests that no route names"))
+    );
+    // A guardrail about methods stands beside any bundle.
+    let guard = files(
+        "guard",
+        &[("bundle.yaml", "name: guard"), ("p.cedar", r#"forbid (principal, action == Action::"TRACE", resource);"#)],
+    );
+    let view = r#"permit (principal, action == Action::"view", resource);"#;
+    let snapshot = compile(&[with(view), guard]);
+    assert!(snapshot.warnings.is_empty(), "{:?}", snapshot.warnings);
+}
+
+#[test]
+fn what_is_contrary_or_ours_is_refused() {
+    let bundle = |name: &str, unrouted: &str| {
+        files(
+            name,
+            &[
+                ("bundle.yaml", &format!("name: {name}\nunrouted: {unrouted}")),
+                ("p.cedar", "permit (principal, action, resource);"),
+            ],
+        )
+    };
+    assert_eq!(
+        problems(&[bundle("a", "base"), bundle("b", "deny")]),
+        ["bundle `a` says `unrouted: base` and bundle `b` says `unrouted: deny` (keep it in one of the two)"]
+    );
+    let reserved = problems(&[shop(&[("s.cedarschema", "namespace Stockade { entity User; }")])]);
+    assert!(reserved[0].contains("which is Stockade's own"), "{reserved:?}");
+    let both = shop(&[("s.cedarschema", "entity User; entity X { u: Stockade::User };")]);
+    assert!(problems(&[both])[0].contains("is declared, and `Stockade::User` is used beside it"));
+    assert!(problems(&[bundle("a", "allow")])[0].contains("unrouted"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+    /// Whatever is routed and permitted: a request that no route names is denied, whatever its method is called.
+    #[test]
+    fn what_no_route_names_is_denied(
+        actions in proptest::collection::btree_set("(read|write|GET|POST|DELETE|view|PURGE)", 1..4),
+        method in "(GET|POST|DELETE|read|write|view|PURGE|HEAD|OPTIONS|[A-Za-z]{1,6})",
+        path in "/(routed|other|[a-z]{1,4}(/[a-z]{0,3})?)",
+    ) {
+        let declared: Vec<String> = actions.iter().map(|action| format!("{action:?}")).collect();
+        let schema = format!(
+            "action {} appliesTo {{ principal: [User, Workload, Anonymous], resource: [Service] }};", declared.join(", ")
+        );
+        let routes: String =
+            actions.iter().map(|action| format!("  - {{ match: GET /routed/{action}, action: {action} }}\n")).collect();
+        let bundle = shop(&[
+            ("s.cedarschema", &schema),
+            ("routes.yaml", &format!("routes:\n{routes}")),
+            ("p.cedar", "permit (principal, action, resource);"),
+        ]);
+        let court = Court::new(&[bundle], "service: shop");
+        let ended = sound(&court.judge.request(&line(&method, &path), "d"));
+        prop_assert!(matches!(ended, "unrouted" | "path"), "{method} {path}: {ended}");
+        for action in &actions {
+            let ended = sound(&court.judge.request(&line("GET", &format!("/routed/{action}")), "d"));
+            prop_assert_eq!(ended, "allow");
+        }
+    }
+}
