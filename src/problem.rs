@@ -4,9 +4,9 @@
 //! one-liners for logs and as snippets (through `miette`) for terminals.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
+use miette::{Diagnostic, LabeledSpan, MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanContents};
 
 /// One thing that is wrong, or worth a warning, with its place and a hint.
 #[derive(Debug, Clone)]
@@ -46,20 +46,64 @@ pub struct SourceFile {
     pub name: String,
     /// Its text.
     pub text: String,
+    /// Where each line begins, found once: a file with thousands of policies may have a problem in each of them.
+    lines: OnceLock<Vec<usize>>,
 }
 
 impl SourceFile {
     /// Keeps a file's text under the name to show.
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Arc<Self> {
-        Arc::new(Self { name: name.into(), text: text.into() })
+        Arc::new(Self { name: name.into(), text: text.into(), lines: OnceLock::new() })
     }
 
     /// Line and column, both from 1, of a byte offset.
     fn line_column(&self, offset: usize) -> (usize, usize) {
-        let before = self.text.get(..offset).unwrap_or(&self.text);
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;
-        (line, column)
+        let (line, start) = self.line(offset);
+        let column = self.text.get(start..offset).map_or(0, |before| before.chars().count()) + 1;
+        (line + 1, column)
+    }
+
+    fn lines(&self) -> &[usize] {
+        self.lines.get_or_init(|| {
+            let after = self.text.match_indices('\n').map(|(at, _)| at + 1);
+            std::iter::once(0).chain(after).collect()
+        })
+    }
+
+    /// The line that a byte offset is in, from 0, and where that begins.
+    fn line(&self, offset: usize) -> (usize, usize) {
+        let lines = self.lines();
+        let line = lines.partition_point(|start| *start <= offset).saturating_sub(1);
+        (line, lines.get(line).copied().unwrap_or(0))
+    }
+}
+
+/// As that of a `str`, but looking at the lines around the span alone and not at all of the file.
+impl SourceCode for SourceFile {
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        lines_before: usize,
+        lines_after: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+        let first = self.line(span.offset()).0.saturating_sub(lines_before);
+        let last = self.line(span.offset() + span.len()).0 + lines_after;
+        let begin = self.lines().get(first).copied().unwrap_or(0);
+        let end = self.lines().get(last + 1).copied().unwrap_or(self.text.len());
+        let around = self.text.get(begin..end).ok_or(MietteError::OutOfBounds)?;
+        let offset = span.offset().checked_sub(begin).ok_or(MietteError::OutOfBounds)?;
+        let found = around.read_span(&SourceSpan::from((offset, span.len())), lines_before, lines_after)?;
+        Ok(Box::new(MietteSpanContents::new_named(
+            self.name.clone(),
+            around
+                .as_bytes()
+                .get(found.span().offset()..found.span().offset() + found.span().len())
+                .unwrap_or_default(),
+            SourceSpan::from((found.span().offset() + begin, found.span().len())),
+            found.line() + first,
+            found.column(),
+            found.line_count(),
+        )))
     }
 }
 
@@ -148,7 +192,7 @@ pub fn render(problems: &[Problem]) -> String {
     let mut out = String::new();
     for problem in problems {
         // Writing to a String cannot fail; if rendering does, the one-liner still says what is wrong.
-        if handler.render_report(&mut out, &Snippet::new(problem)).is_err() {
+        if handler.render_report(&mut out, &Snippet(problem)).is_err() {
             out.push_str(&format!("{problem}\n"));
         }
     }
@@ -157,25 +201,14 @@ pub fn render(problems: &[Problem]) -> String {
 
 /// A [`Problem`] in the shape that miette renders. Its message leaves out the place, since the snippet shows it.
 #[derive(Debug)]
-struct Snippet<'a> {
-    problem: &'a Problem,
-    source: Option<NamedSource<String>>,
-}
-
-impl<'a> Snippet<'a> {
-    fn new(problem: &'a Problem) -> Self {
-        let source =
-            problem.place.as_ref().map(|place| NamedSource::new(&place.source.name, place.source.text.clone()));
-        Self { problem, source }
-    }
-}
+struct Snippet<'a>(&'a Problem);
 
 impl fmt::Display for Snippet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(Place { source, span: None }) = &self.problem.place {
+        if let Some(Place { source, span: None }) = &self.0.place {
             write!(f, "{}: ", source.name)?;
         }
-        f.write_str(&self.problem.message)
+        f.write_str(&self.0.message)
     }
 }
 
@@ -183,22 +216,22 @@ impl std::error::Error for Snippet<'_> {}
 
 impl Diagnostic for Snippet<'_> {
     fn severity(&self) -> Option<miette::Severity> {
-        Some(match self.problem.severity {
+        Some(match self.0.severity {
             Severity::Warning => miette::Severity::Warning,
             Severity::Error => miette::Severity::Error,
         })
     }
 
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        self.problem.hint.as_ref().map(|hint| Box::new(hint) as Box<dyn fmt::Display>)
+        self.0.hint.as_ref().map(|hint| Box::new(hint) as Box<dyn fmt::Display>)
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.source.as_ref().map(|source| source as &dyn SourceCode)
+        self.0.place.as_ref().map(|place| &*place.source as &dyn SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let (offset, length) = self.problem.place.as_ref()?.span?;
+        let (offset, length) = self.0.place.as_ref()?.span?;
         Some(Box::new(std::iter::once(LabeledSpan::new(Some("here".to_owned()), offset, length))))
     }
 }

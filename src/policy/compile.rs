@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use cedar_policy::{
-    ActionConstraint, Effect, Entities, Entity, Policy, PolicySet, Schema, SlotId, ValidationMode, ValidationWarning,
-    Validator,
+    ActionConstraint, Effect, Entities, Entity, Policy, PolicySet, Schema, SlotId, ValidationMode, Validator,
 };
 use cedar_policy_core::ast::EntityUID;
 

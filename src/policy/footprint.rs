@@ -94,6 +94,18 @@ impl Footprint {
         std::array::from_fn(|at| digest.get(at).copied().unwrap_or(0))
     }
 
+    /// Which of these places are read, by their number: sorted paths that begin with `context` or `principal`.
+    pub(super) fn places(&self, paths: &[&[&str]]) -> Vec<usize> {
+        let mut found = Vec::new();
+        self.context.places(&mut vec!["context"], paths, &mut found);
+        if self.all_attributes {
+            found.extend(below(paths, &["principal"]));
+        } else {
+            found.extend(self.attributes.iter().filter_map(|name| paths.binary_search(&&["principal", name][..]).ok()));
+        }
+        found
+    }
+
     /// A context type without what no policy reads.
     pub fn cut_context(&self, context: &ContextType) -> ContextType {
         context
@@ -203,6 +215,19 @@ impl Reads {
         Some(if node.whole { Access::Value } else { Access::Presence })
     }
 
+    /// Adds the places at this path and below it that are read.
+    fn places<'a>(&'a self, path: &mut Vec<&'a str>, paths: &[&[&str]], found: &mut Vec<usize>) {
+        if self.whole {
+            return found.extend(below(paths, path));
+        }
+        found.extend(paths.binary_search(&path.as_slice()).ok());
+        for (name, part) in &self.parts {
+            path.push(name);
+            part.places(path, paths, found);
+            path.pop();
+        }
+    }
+
     /// What is read of a part; `None` if nothing.
     fn part(&self, name: &str) -> Option<Self> {
         if self.whole {
@@ -227,6 +252,13 @@ impl Reads {
             other => other.clone(),
         }
     }
+}
+
+/// The numbers of those sorted paths that are this one, or go on from it.
+fn below(paths: &[&[&str]], path: &[&str]) -> std::ops::Range<usize> {
+    let first = paths.partition_point(|other| *other < path);
+    let count = paths.iter().skip(first).take_while(|other| other.starts_with(path)).count();
+    first..first + count
 }
 
 #[cfg(test)]

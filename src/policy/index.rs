@@ -251,11 +251,16 @@ impl<'a> Side<'a> {
 impl Index {
     /// Puts each policy into its bucket under each of these actions that it is about.
     pub(super) fn new<'a>(policies: &[Arc<Compiled>], actions: impl Iterator<Item = Side<'a>>) -> Self {
+        // What is about all actions is merged once, and not for each of them.
+        let mut all = Footprint::default();
+        policies.iter().filter(|policy| policy.is_about_all_actions()).for_each(|policy| all.merge(&policy.footprint));
         let buckets = actions.map(|action| {
-            let mut own = About::default();
+            let mut own = About { footprint: all.clone(), ..About::default() };
             for (at, policy) in policies.iter().enumerate().filter(|(_, policy)| policy.is_about(action)) {
                 own.buckets.insert(policy, at);
-                own.footprint.merge(&policy.footprint);
+                if !policy.is_about_all_actions() {
+                    own.footprint.merge(&policy.footprint);
+                }
             }
             (action.uid.clone(), own)
         });
