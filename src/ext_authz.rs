@@ -2,9 +2,11 @@
 //! in here.
 
 pub mod checker;
+mod claims;
 mod convert;
 mod encode;
 mod grpc;
+mod header_value;
 mod headers;
 pub mod identity;
 pub mod json;

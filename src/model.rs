@@ -432,17 +432,25 @@ pub enum Reason {
     DefaultDeny,
     /// The schema does not let this type of principal do this action to this type of resource: denied.
     NotApplicable,
+    /// Its type requires attributes, and neither the proof of identity nor a bundle says them of this principal: denied,
+    /// and nothing is evaluated.
+    UnknownPrincipal,
     /// A `forbid` in scope could not be evaluated. Cedar skips it, which would open access: denied.
     PolicyError,
 }
 
 impl Reason {
+    /// All reasons for which something is denied, for metrics that exist from the start.
+    pub const DENIALS: [Self; 5] =
+        [Self::Policy, Self::DefaultDeny, Self::NotApplicable, Self::UnknownPrincipal, Self::PolicyError];
+
     /// The word for it in metrics, records and metadata.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Policy => "policy",
             Self::DefaultDeny => "default_deny",
             Self::NotApplicable => "not_applicable",
+            Self::UnknownPrincipal => "unknown_principal",
             Self::PolicyError => "policy_error",
         }
     }

@@ -11,16 +11,18 @@ use deserr::Deserr;
 use serde::Serialize;
 use smol_str::SmolStr;
 
+use super::claims;
 use super::convert::{self, Pairs, Place};
 use super::headers::Headers;
 use super::identity::{self, Identity, Source};
 use super::path;
 use super::view::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct};
+use crate::claim_path::{ClaimPath, Step};
 use crate::model::{
     AttributeType, EntityId, EntityTypeName, EntityUid, Extension, Query, Record, RecordType, Root, Type, Unmapped,
     UnmappedKind, Value,
 };
-use crate::observe::decision_log::Attribute;
+use crate::observe::decision_log::{Attribute, Of};
 use crate::policy::{ActionType, Matched, Snapshot};
 use crate::yaml::{Faults, Invalid};
 
@@ -39,8 +41,8 @@ pub struct Mapping {
 struct Logged {
     /// Attributes of the principal.
     principal: Vec<SmolStr>,
-    /// Places in the context, as dotted paths.
-    context: Vec<String>,
+    /// Places in the context.
+    context: Vec<ClaimPath>,
 }
 
 /// `service:` of the configuration: the resource of requests that no route gives another one.
@@ -67,6 +69,8 @@ pub struct Mapped<'a> {
     pub claims: Option<&'a Struct<'a>>,
     /// What may be logged, under `principal` and `context`.
     pub logged: Record,
+    /// An attribute that the type of the principal requires and nobody says of it: nothing may be evaluated.
+    pub incomplete: Option<SmolStr>,
     /// Until when the token is good that proved the principal; `None` if it does not say, or there is none.
     pub token: Option<SystemTime>,
 }
@@ -77,12 +81,9 @@ impl Mapping {
     pub fn new(service: &ServiceName, paths: path::Config, identity: Vec<Source>, logged: &[Attribute]) -> Self {
         let service_type = "Service".parse().expect("an entity type");
         let service = EntityUid::from_type_name_and_id(service_type, EntityId::new(&service.0));
-        let under = |root: &str| {
-            let rests = logged.iter().filter_map(move |name| name.as_str().strip_prefix(root)?.strip_prefix('.'));
-            rests.map(str::to_owned).collect::<Vec<_>>()
-        };
-        let principal = under("principal").into_iter().map(SmolStr::from).collect();
-        let logged = Logged { principal, context: under("context") };
+        let under = |root: Of| logged.iter().filter(move |attribute| attribute.of() == root).map(Attribute::path);
+        let principal = under(Of::Principal).map(|path| path.name().into()).collect();
+        let logged = Logged { principal, context: under(Of::Context).cloned().collect() };
         Self { service, action_type: "Action".parse().expect("an entity type"), paths, identity, logged }
     }
 
@@ -112,6 +113,7 @@ impl Mapping {
             logged.insert("principal".into(), Value::Record(std::mem::take(&mut identity.logged)));
         }
         Ok(Mapped {
+            incomplete: identity.incomplete,
             token: identity.claims.and_then(token_end),
             logged,
             query: Query {
@@ -264,10 +266,11 @@ impl ContextReader<'_, '_> {
 
     /// What may be logged of the context, by the types that the schema declares. What does not fit is left out: the log
     /// is no reason to refuse a request.
-    fn logged(&self, action: &ActionType, places: &[String]) -> Record {
+    fn logged(&self, action: &ActionType, places: &[ClaimPath]) -> Record {
         let mut record = Record::new();
         for (root, attribute) in &action.declared {
-            let rests = rests(root.as_str(), places.iter().map(String::as_str));
+            let rests: Vec<&[Step]> =
+                places.iter().filter(|path| path.name() == root.as_str()).map(ClaimPath::steps).collect();
             let Some(ty) = narrow(&attribute.ty, &rests) else { continue };
             let narrowed = AttributeType { ty, required: false };
             if let Ok(Some(value)) = self.root(*root, &narrowed, &Place::new(root.as_str())) {
@@ -343,7 +346,7 @@ impl ContextReader<'_, '_> {
             Root::Claims => self
                 .identity
                 .claims
-                .map(|claims| convert::metadata_record(fields, claims, place))
+                .map(|claims| claims::context(fields, claims, place))
                 .transpose()?
                 .map(Value::Record),
             Root::Body => self.body(fields, place)?,
@@ -442,22 +445,20 @@ impl ContextReader<'_, '_> {
     }
 }
 
-/// What is left of dotted paths below a name; the empty text if the name itself is meant.
-fn rests<'a>(name: &str, places: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let below = places.filter_map(|place| place.strip_prefix(name));
-    below.filter_map(|rest| if rest.is_empty() { Some(rest) } else { rest.strip_prefix('.') }).collect()
-}
-
-/// A type cut down to these dotted paths, with nothing required; `None` if nothing is left.
-fn narrow(ty: &Type, places: &[&str]) -> Option<Type> {
-    if places.contains(&"") {
+/// A type cut down to these paths, with nothing required; `None` if nothing is left.
+fn narrow(ty: &Type, paths: &[&[Step]]) -> Option<Type> {
+    if paths.iter().any(|path| path.is_empty()) {
         return Some(ty.clone());
     }
     let Type::Record(fields) = ty else { return None };
     let narrowed: RecordType = fields
         .iter()
         .filter_map(|(name, field)| {
-            let ty = narrow(&field.ty, &rests(name, places.iter().copied()))?;
+            let rests = paths.iter().filter_map(|path| match path.split_first() {
+                Some((Step::Name(first), rest)) if first == name => Some(rest),
+                _ => None,
+            });
+            let ty = narrow(&field.ty, &rests.collect::<Vec<_>>())?;
             Some((name.clone(), AttributeType { ty, required: false }))
         })
         .collect();
