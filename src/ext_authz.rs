@@ -16,5 +16,6 @@ pub mod request;
 pub mod response;
 pub mod server;
 pub mod service;
+mod undeclared;
 pub mod view;
 pub mod wire;

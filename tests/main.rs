@@ -10,6 +10,7 @@ mod corpus;
 mod engine;
 mod envoy;
 mod footprint;
+mod identity;
 mod mapping;
 mod memory;
 mod overlays;

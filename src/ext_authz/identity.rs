@@ -319,6 +319,9 @@ fn unusable(detail: impl Into<String>) -> Unmapped {
     Unmapped::new(UnmappedKind::Identity, detail)
 }
 
+/// The attributes that a SPIFFE id can say of a workload.
+pub(super) const WORKLOAD: [&str; 3] = ["namespace", "service_account", "trust_domain"];
+
 /// Attributes of a workload from its SPIFFE id (<https://spiffe.io/docs/latest/spiffe-specs/spiffe-id/>); none for other
 /// identities. Namespace and service account are Istio's and SPIRE's convention `/ns/<namespace>/sa/<account>`.
 fn workload(peer: &str) -> Result<Record, Unmapped> {

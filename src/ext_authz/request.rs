@@ -16,6 +16,7 @@ use super::convert::{self, Pairs, Place};
 use super::headers::Headers;
 use super::identity::{self, Identity, Source};
 use super::path;
+use super::undeclared;
 use super::view::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct};
 use crate::claim_path::{ClaimPath, Step};
 use crate::model::{
@@ -24,6 +25,7 @@ use crate::model::{
 };
 use crate::observe::decision_log::{Attribute, Of};
 use crate::policy::{ActionType, Matched, Snapshot};
+use crate::problem::Problem;
 use crate::yaml::{Faults, Invalid};
 
 /// How requests are mapped, from the configuration.
@@ -39,10 +41,14 @@ pub struct Mapping {
 /// What of a request may be logged, beside what policies read.
 #[derive(Debug, Clone, Default)]
 struct Logged {
+    /// All of it, as the configuration has it.
+    all: Vec<Attribute>,
     /// Attributes of the principal.
     principal: Vec<SmolStr>,
-    /// Places in the context.
+    /// Places in the context whose types a schema says.
     context: Vec<ClaimPath>,
+    /// The others, cut down to what is named.
+    fixed: Vec<(Root, AttributeType)>,
 }
 
 /// `service:` of the configuration: the resource of requests that no route gives another one.
@@ -83,8 +89,20 @@ impl Mapping {
         let service = EntityUid::from_type_name_and_id(service_type, EntityId::new(&service.0));
         let under = |root: Of| logged.iter().filter(move |attribute| attribute.of() == root).map(Attribute::path);
         let principal = under(Of::Principal).map(|path| path.name().into()).collect();
-        let logged = Logged { principal, context: under(Of::Context).cloned().collect() };
+        let context: Vec<ClaimPath> = under(Of::Context).cloned().collect();
+        let fixed = Root::ALL.into_iter().filter_map(|root| {
+            let ty = narrow(&root.fixed()?, &below(root, &context))?;
+            Some((root, AttributeType { ty, required: false }))
+        });
+        let logged = Logged { all: logged.to_vec(), principal, fixed: fixed.collect(), context };
         Self { service, action_type: "Action".parse().expect("an entity type"), paths, identity, logged }
+    }
+
+    /// What of `decision_log.attributes` would never be logged under a snapshot, since no bundle declares it.
+    pub fn undeclared(&self, snapshot: &Snapshot) -> Vec<Problem> {
+        let peers = self.identity.iter().any(|source| matches!(source, Source::Peer { .. }));
+        let known: &[&str] = if peers { &identity::WORKLOAD } else { &[] };
+        undeclared::undeclared(&self.logged.all, snapshot.types(), known)
     }
 
     /// Maps a request under the schema and the routes of a snapshot.
@@ -107,7 +125,7 @@ impl Mapping {
         let context = reader.context(action)?;
         let mut logged = Record::new();
         if !self.logged.context.is_empty() {
-            logged.insert("context".into(), Value::Record(reader.logged(action, &self.logged.context)));
+            logged.insert("context".into(), Value::Record(reader.logged(action, &self.logged)));
         }
         if !identity.logged.is_empty() {
             logged.insert("principal".into(), Value::Record(std::mem::take(&mut identity.logged)));
@@ -264,17 +282,22 @@ impl ContextReader<'_, '_> {
         Ok(context)
     }
 
-    /// What may be logged of the context, by the types that the schema declares. What does not fit is left out: the log
-    /// is no reason to refuse a request.
-    fn logged(&self, action: &ActionType, places: &[ClaimPath]) -> Record {
+    /// What may be logged of the context, by the types that the schema declares, or that are the same for all. What does not fit is
+    /// left out: the log is no reason to refuse a request.
+    fn logged(&self, action: &ActionType, logged: &Logged) -> Record {
         let mut record = Record::new();
-        for (root, attribute) in &action.declared {
-            let rests: Vec<&[Step]> =
-                places.iter().filter(|path| path.name() == root.as_str()).map(ClaimPath::steps).collect();
-            let Some(ty) = narrow(&attribute.ty, &rests) else { continue };
-            let narrowed = AttributeType { ty, required: false };
-            if let Ok(Some(value)) = self.root(*root, &narrowed, &Place::new(root.as_str())) {
+        let mut add = |root: Root, narrowed: &AttributeType| {
+            if let Ok(Some(value)) = self.root(root, narrowed, &Place::new(root.as_str())) {
                 record.insert(root.as_str().into(), value);
+            }
+        };
+        logged.fixed.iter().for_each(|(root, narrowed)| add(*root, narrowed));
+        for (root, attribute) in &action.declared {
+            if logged.fixed.iter().any(|(fixed, _)| fixed == root) {
+                continue;
+            }
+            if let Some(ty) = narrow(&attribute.ty, &below(*root, &logged.context)) {
+                add(*root, &AttributeType { ty, required: false });
             }
         }
         record
@@ -443,6 +466,11 @@ impl ContextReader<'_, '_> {
         };
         Ok(Some(Value::Record(record)))
     }
+}
+
+/// What is left of the paths that lead through a root.
+fn below(root: Root, paths: &[ClaimPath]) -> Vec<&[Step]> {
+    paths.iter().filter(|path| path.name() == root.as_str()).map(ClaimPath::steps).collect()
 }
 
 /// A type cut down to these paths, with nothing required; `None` if nothing is left.

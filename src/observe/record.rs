@@ -7,12 +7,13 @@ use std::time::{Duration, SystemTime};
 use deserr::Deserr;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value as Json};
+use smol_str::SmolStr;
 
 use super::tracing::TraceId;
 use super::words;
 use crate::claim_path::{Below, ClaimPath, Node, Step};
 use crate::model::{
-    self, CacheState, EntityUid, Freshness, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Value,
+    self, CacheState, EntityUid, Freshness, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Type, Value,
 };
 use crate::yaml::{Faults, Invalid, suggest};
 
@@ -240,12 +241,32 @@ impl Attribute {
                 let hint = format!("name the attribute as a whole: `principal.{}`", ClaimPath::of(path.name()));
                 Err(Invalid::new(format!("`{text}`: attributes of the principal are logged whole")).hint(hint))
             }
-            Of::Context if !Root::ALL.iter().any(|root| root.as_str() == path.name()) => {
-                let roots = Root::ALL.map(Root::as_str);
-                let unknown = Invalid::new(format!("`{text}`: a context has no `{}`", path.name()));
-                Err(unknown.hint(suggest(path.name(), &roots)))
-            }
-            _ => Ok(Self { of, path }),
+            Of::Context => possible(&text, &path).map(|()| Self { of, path }),
+            Of::Principal => Ok(Self { of, path }),
+        }
+    }
+}
+
+/// Whether a context can have this at all; whether a schema declares the rest is seen when bundles are loaded.
+fn possible(text: &str, path: &ClaimPath) -> Result<(), Invalid> {
+    let Some(root) = Root::ALL.into_iter().find(|root| root.as_str() == path.name()) else {
+        let unknown = Invalid::new(format!("`{text}`: a context has no `{}`", path.name()));
+        return Err(unknown.hint(suggest(path.name(), &Root::ALL.map(Root::as_str))));
+    };
+    let (Some(fixed), Some(Step::Name(first))) = (root.fixed(), path.steps().first()) else { return Ok(()) };
+    let Type::Record(fields) = fixed else {
+        let fault = Invalid::new(format!("`{text}`: `context.{}` is one value", root.as_str()));
+        return Err(fault.hint(format!("name it as a whole: `context.{}`", root.as_str())));
+    };
+    let labels = root == Root::Destination && first == "labels";
+    match (labels || fields.contains_key(first), path.steps().len()) {
+        (true, 1) => Ok(()),
+        (true, _) if labels => Ok(()),
+        (true, _) => Err(Invalid::new(format!("`{text}`: `{first}` is one value"))),
+        (false, _) => {
+            let names: Vec<&str> = fields.keys().map(SmolStr::as_str).collect();
+            Err(Invalid::new(format!("`{text}`: `context.{}` has no `{first}`", root.as_str()))
+                .hint(suggest(first, &names)))
         }
     }
 }
