@@ -278,11 +278,15 @@ mod tests {
         ] {
             let parsed: ClaimPath = path.parse().unwrap_or_else(|_| panic!("{path}"));
             let found = parsed.find(|name| token.get(name)).map(|found| found.cloned().unwrap_or_default());
-            assert_eq!(found, expected.map_err(str::to_owned).map_err(|text| match text.split('`').nth(1) {
-                Some(name) if text.starts_with("a claim") => Astray::Unquoted(name.to_owned()),
-                Some(name) => Astray::Misfit(name.to_owned()),
-                None => panic!("{text}"),
-            }), "{path}");
+            assert_eq!(
+                found,
+                expected.map_err(str::to_owned).map_err(|text| match text.split('`').nth(1) {
+                    Some(name) if text.starts_with("a claim") => Astray::Unquoted(name.to_owned()),
+                    Some(name) => Astray::Misfit(name.to_owned()),
+                    None => panic!("{text}"),
+                }),
+                "{path}"
+            );
             assert_eq!(parsed.to_string(), path);
         }
     }
@@ -290,9 +294,36 @@ mod tests {
     #[test]
     fn what_is_no_path_is_refused() {
         for text in [
-            "", ".", "a.", ".a", "a..b", "a[", "a[]", "a[x]", "a[-1]", "a[01]", "a[0]b", "a]", "[0]", "\"\"", "\"a", "\"a\"b",
-            "\"\\x\"", "a b", " a", "a ", "https://id.example/roles", "/realm_access/roles", "$.realm_access.roles", "$",
-            "groups[*]", "groups.*", "a,b", "a'b'", "a\nb", "a[99999999999999999999]",
+            "",
+            ".",
+            "a.",
+            ".a",
+            "a..b",
+            "a[",
+            "a[]",
+            "a[x]",
+            "a[-1]",
+            "a[01]",
+            "a[0]b",
+            "a]",
+            "[0]",
+            "\"\"",
+            "\"a",
+            "\"a\"b",
+            "\"\\x\"",
+            "a b",
+            " a",
+            "a ",
+            "https://id.example/roles",
+            "/realm_access/roles",
+            "$.realm_access.roles",
+            "$",
+            "groups[*]",
+            "groups.*",
+            "a,b",
+            "a'b'",
+            "a\nb",
+            "a[99999999999999999999]",
         ] {
             assert!(text.parse::<ClaimPath>().is_err(), "{text}");
         }

@@ -298,7 +298,9 @@ impl Root {
             ("principal", Type::String),
         ];
         match self {
-            Self::Method | Self::Path | Self::Host | Self::Scheme | Self::Protocol | Self::Identity => Some(Type::String),
+            Self::Method | Self::Path | Self::Host | Self::Scheme | Self::Protocol | Self::Identity => {
+                Some(Type::String)
+            }
             Self::BodyPartial => Some(Type::Bool),
             Self::BodySize => Some(Type::Long),
             Self::Time => Some(Type::Extension(Extension::Datetime)),

@@ -11,6 +11,7 @@ use stockade::yaml;
 
 use crate::cli::{dir, run};
 use crate::fixture::{Court, by_token, compile, holds, lines, metadata, raw, request, shop, sound, with};
+use crate::support::Stockade;
 
 const GATEWAY: &str = "spiffe://cluster.local/ns/edge/sa/gateway";
 
@@ -81,7 +82,11 @@ fn a_token_under_another_name_is_read_or_refused() {
         ("", json!({"jwt_payload": mallory(), "header": {"alg": "RS256"}}), Err(two)),
         // What became of verification.
         ("", json!({"failed": missing()}), gateway),
-        ("", json!({"failed": expired()}), Err("a token failed: `failed` of `envoy.filters.http.jwt_authn` has the code 3")),
+        (
+            "",
+            json!({"failed": expired()}),
+            Err("a token failed: `failed` of `envoy.filters.http.jwt_authn` has the code 3"),
+        ),
         ("", json!({"a": missing(), "b": expired()}), Err("`b`")),
         ("", json!({"failed": {"code": 1.5, "message": "Jwt is missing"}}), Err("has `failed`")),
         ("", json!({"failed": expired(), "jwt_payload": mallory()}), user),
@@ -191,7 +196,12 @@ fn whatever_jwt_authn_leaves_nobody_becomes_somebody_else() {
         Just(json!({"code": 2, "message": "m"})),
         Just(json!({"code": 1, "message": "m", "sub": "ann"})),
     ];
-    let key = prop_oneof![Just("jwt_payload".to_owned()), Just("payload".to_owned()), Just("jwt_header".to_owned()), "[a-z_.]{1,9}"];
+    let key = prop_oneof![
+        Just("jwt_payload".to_owned()),
+        Just("payload".to_owned()),
+        Just("jwt_header".to_owned()),
+        "[a-z_.]{1,9}"
+    ];
     holds(2000, proptest::collection::btree_map(key, payload, 0..4), |space| {
         let says_nothing =
             space.iter().all(|(key, value)| key == "jwt_header" || *value == json!({"code": 1, "message": "m"}));
@@ -223,9 +233,9 @@ fn groups_ids_and_attributes_are_found_by_paths() {
         ("realm_access.roles", Ok(groups(&["admin", "audit"]))),
         ("realm_access.roles[1]", Ok(groups(&["audit"]))),
         ("list[1]", Ok(groups(&["b"]))),
-        ("'resource_access.\"my.shop\".roles'", Ok(groups(&["clerk"]))),
-        ("'\"https://id.example/roles\"'", Ok(groups(&["url"]))),
-        ("'\"kubernetes.io\".namespace'", Ok(groups(&["shop"]))),
+        ("resource_access.\"my.shop\".roles", Ok(groups(&["clerk"]))),
+        ("\"https://id.example/roles\"", Ok(groups(&["url"]))),
+        ("\"kubernetes.io\".namespace", Ok(groups(&["shop"]))),
         ("scope", Ok(groups(&["openid", "orders.read"]))),
         ("scp", Ok(groups(&["read", "write"]))),
         ("nested.scope", Ok(groups(&["a", "b"]))),
@@ -238,7 +248,7 @@ fn groups_ids_and_attributes_are_found_by_paths() {
         ("realm_access", Err("the claim `realm_access` is not a list of strings")),
         ("list", Err("the claim `list` is not a list of strings")),
     ] {
-        let config = format!("identity: [{{from: jwt_metadata, groups_claim: {path}, id_claim: identity.id}}]");
+        let config = format!("identity: [{{from: jwt_metadata, groups_claim: '{path}', id_claim: identity.id}}]");
         let found = who(&Court::new(&[everything()], &config), &by_token(claims.clone()));
         match expected {
             Ok(groups) => assert_eq!(found, Ok(format!("User::\"ann-1\"{groups}")), "{path}"),
@@ -248,7 +258,8 @@ fn groups_ids_and_attributes_are_found_by_paths() {
     let schema = "entity User in [Group] { roles?: Set<String>, scope?: Set<String>, words?: Set<String>, plain?: Set<String> };";
     let reads = "permit (principal is User, action, resource) when { principal has roles && principal has scope && principal has \
                  words && principal has plain };";
-    let config = "identity: [{from: jwt_metadata, attributes: {roles: realm_access.roles, words: nested.scope, plain: text}}]";
+    let config =
+        "identity: [{from: jwt_metadata, attributes: {roles: realm_access.roles, words: nested.scope, plain: text}}]";
     let court = Court::new(&[shop(&[("schema.cedarschema", schema), ("policies/all.cedar", reads)])], config);
     let query = court.query(&by_token(claims)).unwrap();
     let attributes = crate::fixture::shown_record(&query.principal.attributes);
@@ -286,7 +297,10 @@ fn the_words_of_a_scope_are_the_members_of_a_set() {
 fn paths_that_are_none_are_errors_of_the_configuration() {
     for (text, why) in [
         ("identity: [{from: jwt_metadata, groups_claim: realm_access..roles}]", "`realm_access..roles` is not a path"),
-        ("identity: [{from: jwt_metadata, id_claim: 'https://id.example/id'}]", "is quoted: `'\"https://id.example/id\"'`"),
+        (
+            "identity: [{from: jwt_metadata, id_claim: 'https://id.example/id'}]",
+            "is quoted: `'\"https://id.example/id\"'`",
+        ),
         ("identity: [{from: jwt_metadata, attributes: {a: 'b[x]'}}]", "`b[x]` is not a path"),
         ("identity: [{from: jwt_metadata, groups_claim: $.groups}]", "begin with the name of a claim: `groups`"),
         ("identity: [{from: jwt_metadata, payload_key: []}]", "at least one"),
@@ -318,7 +332,10 @@ fn a_principal_that_no_bundle_knows_is_denied_with_a_reason_of_its_own() {
         ("schema.cedarschema", schema),
         ("entities/users.json", users),
         ("policies/a.cedar", "permit (principal is User, action, resource) when { principal.team == \"books\" };"),
-        ("policies/b.cedar", "permit (principal is User, action, resource) when { principal has level && principal.level > 3 };"),
+        (
+            "policies/b.cedar",
+            "permit (principal is User, action, resource) when { principal has level && principal.level > 3 };",
+        ),
     ]);
     let snapshot = compile(&[bundle]);
     let grant = Overlay {
@@ -361,7 +378,7 @@ fn a_principal_that_no_bundle_knows_is_denied_with_a_reason_of_its_own() {
 #[test]
 fn the_body_of_a_400_is_one_word_unless_the_operator_wants_more() {
     let schema = "action \"GET\" appliesTo { principal: [User, Anonymous], resource: [Service], context: { headers: { \"x-n\"?: Long } } };";
-    let reads = "permit (principal, action, resource) when { context.headers has \"x-n\" && context.headers[\"x-n\"] > 1 };";
+    let reads = "permit (principal, action == Action::\"GET\", resource) when { context.headers has \"x-n\" && context.headers[\"x-n\"] > 1 };";
     let bundle = || shop(&[("schema.cedarschema", schema), ("policies/all.cedar", reads)]);
     let requests = [
         ("attribute", raw(&[("x-n", b"secret")]), "x-n"),
@@ -434,7 +451,10 @@ fn claims_that_cannot_be_told_apart_are_not_sent() {
         json!([1.5]),
     ] {
         let refused = sent(&court, Some(claim.clone())).expect_err("a refusal");
-        assert!(refused.starts_with("attribute: the claim `c` cannot be sent as the header `x-c`: it is "), "{refused}");
+        assert!(
+            refused.starts_with("attribute: the claim `c` cannot be sent as the header `x-c`: it is "),
+            "{refused}"
+        );
     }
     let nested = Court::new(&[everything()], "upstream_headers: {x-c: 'claim:c.roles[0]'}");
     assert_eq!(sent(&nested, Some(json!({"roles": ["a", "b"]}))), Ok(Some("a".to_owned())));
@@ -491,7 +511,8 @@ fn attributes_that_no_bundle_declares_are_warned_of() {
         action \"view\" appliesTo { principal: [User], resource: [Service],
             context: { params: { book_id: Long }, claims: { \"https://id.example/team\"?: String } } };";
     let court = |attributes: &str| {
-        let bundle = shop(&[("schema.cedarschema", schema), ("policies/all.cedar", "permit (principal, action, resource);")]);
+        let bundle =
+            shop(&[("schema.cedarschema", schema), ("policies/all.cedar", "permit (principal, action, resource);")]);
         Court::new(&[bundle], &format!("decision_log: {{attributes: [{attributes}]}}"))
     };
     let warnings = |attributes: &str| {
@@ -518,7 +539,8 @@ fn attributes_that_no_bundle_declares_are_warned_of() {
     http.path = "/a/b".into();
     let verdict = court("context.source.address, context.path").judge.request(&view, "d");
     let logged = crate::fixture::shown_record(&verdict.logged);
-    let expected = json!({"context": {"record": {"path": "/a/b", "source": {"record": {"address": {"ipaddr": "192.0.2.7"}}}}}});
+    let expected =
+        json!({"context": {"record": {"path": "/a/b", "source": {"record": {"address": {"ipaddr": "192.0.2.7"}}}}}});
     assert_eq!(logged, expected);
 }
 
@@ -533,7 +555,10 @@ const GET: &str = r#"{"attributes": {
 fn tests_of_a_bundle_know_the_identity_of_their_sidecar() {
     let files = [
         ("b/bundle.yaml", "name: b"),
-        ("b/schema.cedarschema", "entity Clerk in [Team]; entity Team; action \"GET\" appliesTo { principal: [Clerk], resource: [Service] };"),
+        (
+            "b/schema.cedarschema",
+            "entity Clerk in [Team]; entity Team; action \"GET\" appliesTo { principal: [Clerk], resource: [Service] };",
+        ),
         ("b/policies/p.cedar", "permit (principal in Team::\"x\", action, resource == Service::\"desk\");"),
         ("b/tests/get.json", GET),
         (
@@ -556,7 +581,8 @@ fn tests_of_a_bundle_know_the_identity_of_their_sidecar() {
     let same = ran(identity, &["--config", "good.yaml"]);
     assert_eq!((same.code, same.stderr.as_str()), (0, ""), "{same:?}");
     let assumed = ran("service: desk\n", &[]);
-    let said = "tests/t.yaml: assumed service `desk`, identity jwt_metadata (User), peer (Workload), anonymous (Anonymous)";
+    let said =
+        "tests/t.yaml: assumed service `desk`, identity jwt_metadata (User), peer (Workload), anonymous (Anonymous)";
     assert!(assumed.code == 1 && assumed.stderr.contains(said), "{assumed:?}");
     let differs = ran("service: counter\n", &["--config", "good.yaml"]);
     assert!(differs.code == 1 && differs.stderr.contains("`service` is not the one of `--config`"), "{differs:?}");
@@ -587,4 +613,20 @@ fn what_a_command_assumed_and_what_nobody_declares_is_said() {
     assert_eq!((checked.code, checked.stderr.as_str()), (0, ""), "{checked:?}");
     let gone = run(dir.path(), &["check-config", "s.yaml", "--bundles"], "");
     assert!(gone.code == 2 && gone.stderr.contains("gone"), "{gone:?}");
+}
+
+#[tokio::test]
+async fn a_sidecar_says_which_attributes_it_will_never_log() {
+    let bundle = dir(&[("bundle.yaml", "name: b"), ("p.cedar", "permit (principal, action, resource);")]);
+    let config = "decision_log: {attributes: [context.source.address, principal.departement]}\n";
+    let mut stockade = Stockade::with_bundle(bundle.path(), config).await;
+    let warning = "no bundle declares `principal.departement`, so it is never logged";
+    let shown: Json = serde_json::from_str(&stockade.admin("/snapshot").await.1).unwrap();
+    let warnings = shown["snapshot"]["warnings"].as_array().unwrap();
+    assert!(warnings.iter().any(|line| line.as_str().unwrap().contains(warning)), "{warnings:?}");
+    assert!(!shown.to_string().contains("declares `context.source.address`"), "{warnings:?}");
+    let said = |line: &Json| line["message"].as_str().is_some_and(|message| message.contains(warning));
+    while !stockade.seen.iter().any(said) {
+        assert!(stockade.next_line().await.is_some(), "stockade ended: {:#?}", stockade.seen);
+    }
 }

@@ -82,9 +82,8 @@ impl Expect {
 
 pub(super) fn run(args: &Args) -> ExitCode {
     let given = args.config.given();
-    let outcome = given.and_then(|config| {
-        validate::read(&args.directories).and_then(|(files, _)| run_tests(&files, config.as_ref()))
-    });
+    let outcome = given
+        .and_then(|config| validate::read(&args.directories).and_then(|(files, _)| run_tests(&files, config.as_ref())));
     match outcome {
         Ok(0) => {
             eprintln!("there are no tests: write `tests/*.yaml`, as policies/README.md shows");
@@ -134,7 +133,9 @@ pub(super) fn run_tests(files: &[Files], given: Option<&Config>) -> Result<usize
             };
             if given.is_none() && (suite.service.is_none() || suite.identity.is_none()) {
                 let described = assumed::describe(&config);
-                eprintln!("{path}: assumed {described}; `--config` names a sidecar's own, and so do `service` and `identity` here");
+                eprintln!(
+                    "{path}: assumed {described}; `--config` names a sidecar's own, and so do `service` and `identity` here"
+                );
             }
             let judge = decide::judge(&config, snapshot)?;
             for case in &suite.tests {

@@ -69,12 +69,7 @@ impl<'s> Tokens<'s> {
         let Source::JwtMetadata { namespace, payload_key, other_keys, verification_status_header, .. } = source else {
             return None;
         };
-        Some(Self {
-            namespace,
-            payload: payload_key,
-            other: other_keys,
-            status_header: verification_status_header,
-        })
+        Some(Self { namespace, payload: payload_key, other: other_keys, status_header: verification_status_header })
     }
 
     fn knows(self, key: &str) -> bool {
@@ -99,7 +94,8 @@ impl<'s> Tokens<'s> {
                 self.alone(space, key, payload)?;
                 return Ok(Some(payload));
             }
-            let known = |key: &str| all.iter().filter_map(Tokens::of).any(|t| t.namespace == self.namespace && t.knows(key));
+            let known =
+                |key: &str| all.iter().filter_map(Tokens::of).any(|t| t.namespace == self.namespace && t.knows(key));
             nothing_else(self.namespace, space, known)?;
         }
         for namespace in [JWT_AUTHN, ISTIO_AUTHN] {
@@ -169,7 +165,9 @@ fn nothing_else(namespace: &str, space: &Struct<'_>, known: impl Fn(&str) -> boo
     for (key, _) in space.fields.iter().filter(|(key, _)| !known(key)) {
         match space.fields.get(key).and_then(|value| value.kind.as_ref()).and_then(failure) {
             Some(MISSING) => {}
-            Some(code) => return Err(unusable(format!("a token failed: `{key}` of `{namespace}` has the code {code}"))),
+            Some(code) => {
+                return Err(unusable(format!("a token failed: `{key}` of `{namespace}` has the code {code}")));
+            }
             None => {
                 return Err(unusable(format!(
                     "the metadata of `{namespace}` has `{key}`, which no identity source reads; `payload_key` names where \
@@ -264,7 +262,8 @@ pub(super) fn id<'a>(payload: &'a Struct<'a>, path: &ClaimPath) -> Result<&'a st
 /// If the claim is anything else.
 pub(super) fn groups<'a>(payload: &'a Struct<'a>, path: &ClaimPath) -> Result<Vec<&'a str>, Unmapped> {
     let refuse = || unusable(format!("the claim `{path}` is not a list of strings"));
-    let found = claim(payload, path).map_err(|astray| unusable(format!("the token has no claim `{path}`: {astray}")))?;
+    let found =
+        claim(payload, path).map_err(|astray| unusable(format!("the token has no claim `{path}`: {astray}")))?;
     match found {
         None => Ok(Vec::new()),
         Some(Kind::String(scope)) if path.last_name().is_some_and(is_words) => Ok(words(scope).collect()),
@@ -299,7 +298,10 @@ pub(super) fn attributes(
             None => payload.fields.get(name).map(|value| (Some(name.as_str()), value)),
             Some(path) => {
                 let found = path.find(|name| payload.fields.get(name)).map_err(|astray| {
-                    Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is read from the claim `{path}`: {astray}"))
+                    Unmapped::new(
+                        UnmappedKind::Attribute,
+                        format!("`{place}` is read from the claim `{path}`: {astray}"),
+                    )
                 })?;
                 found.map(|value| (path.last_name(), value))
             }
@@ -333,12 +335,7 @@ pub(super) fn context(fields: &RecordType, payload: &Struct<'_>, place: &Place<'
 }
 
 /// A claim as a value of its declared type. `name` is its own name, if it has one.
-fn typed(
-    ty: &Type,
-    name: Option<&str>,
-    value: &StructValue<'_>,
-    place: &Place<'_>,
-) -> Result<Option<Value>, Unmapped> {
+fn typed(ty: &Type, name: Option<&str>, value: &StructValue<'_>, place: &Place<'_>) -> Result<Option<Value>, Unmapped> {
     match (ty, &value.kind) {
         (Type::Set(member), Some(Kind::String(scope))) if name.is_some_and(is_words) => {
             let members: Result<Vec<_>, _> = words(scope).map(|word| convert::text(member, word, place)).collect();

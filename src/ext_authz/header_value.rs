@@ -48,7 +48,9 @@ fn scalar<'a>(kind: &Kind<'a>) -> Result<Cow<'a, str>, &'static str> {
         Kind::Bool(value) => Ok(Cow::Borrowed(if *value { "true" } else { "false" })),
         Kind::Number(number) => match convert::integral(*number) {
             Some(integer) => Ok(Cow::Owned(integer.to_string())),
-            None => Err("a number that is not an exact integer below 2^53, and may have been another one; as a string it can"),
+            None => Err(
+                "a number that is not an exact integer below 2^53, and may have been another one; as a string it can",
+            ),
         },
         Kind::Struct(_) => Err("an object"),
         Kind::Null | Kind::List(_) => Err(NOT_SCALAR),
@@ -131,7 +133,9 @@ mod tests {
         assert_eq!(header(&Kind::Null), Ok(None));
         assert_eq!(header(&list(&[])), Ok(None));
         assert_eq!(header(&list(&[String::new()])), Ok(Some(String::new())));
-        for kind in [None, Some(Kind::Null), Some(Kind::Struct(Default::default())), Some(list(&[])), Some(Kind::Number(0.5))] {
+        for kind in
+            [None, Some(Kind::Null), Some(Kind::Struct(Default::default())), Some(list(&[])), Some(Kind::Number(0.5))]
+        {
             assert!(header(&Kind::List(ListValue { values: vec![StructValue { kind }] })).is_err());
         }
         assert!(header(&Kind::Struct(Default::default())).is_err());

@@ -305,8 +305,9 @@ fn principal(uid: EntityUid, attributes: Record, mut parents: Vec<EntityUid>, pr
 fn complete<'a>(identity: Identity<'a>, action: &ActionType, snapshot: &Snapshot) -> Identity<'a> {
     let principal = &identity.principal;
     let fields = action.principal(principal.uid.type_name()).into_iter().flatten();
-    let mut missing =
-        fields.filter(|(name, field)| field.required && !principal.attributes.contains_key(*name)).map(|(name, _)| name);
+    let mut missing = fields
+        .filter(|(name, field)| field.required && !principal.attributes.contains_key(*name))
+        .map(|(name, _)| name);
     let incomplete = match missing.next() {
         // An entity of a bundle was validated when the bundle was loaded.
         Some(name) if !snapshot.knows(&principal.uid) => Some(name.clone()),

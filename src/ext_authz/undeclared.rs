@@ -32,7 +32,9 @@ pub(super) fn undeclared(attributes: &[Attribute], types: &Types, known: &[&str]
         let hint = match (yaml::nearest(&wanted, &all), attribute.of()) {
             (Some(nearest), _) => format!("did you mean `{nearest}`?"),
             (None, Of::Context) => "declare it in the `context` of an action, in the schema of a bundle".to_owned(),
-            (None, Of::Principal) => "declare it in the entity type of the principal, in the schema of a bundle".to_owned(),
+            (None, Of::Principal) => {
+                "declare it in the entity type of the principal, in the schema of a bundle".to_owned()
+            }
         };
         let message = format!("`decision_log.attributes`: no bundle declares `{wanted}`, so it is never logged");
         problems.push(Problem::warning(message).hint(hint));

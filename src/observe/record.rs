@@ -234,7 +234,9 @@ impl Attribute {
             return Err(Invalid::new(format!("`{text}` is a credential and never logged")).hint(hint));
         }
         if path.steps().iter().any(|step| matches!(step, Step::Item(_))) {
-            return Err(Invalid::new(format!("`{text}`: a set has no items with numbers")).hint("name the set as a whole"));
+            return Err(
+                Invalid::new(format!("`{text}`: a set has no items with numbers")).hint("name the set as a whole")
+            );
         }
         match of {
             Of::Principal if !path.steps().is_empty() => {

@@ -250,7 +250,8 @@ impl Snapshot {
     /// The denial of a principal whose type requires attributes that nobody says of it. Policies were validated as if they
     /// were there, so none is evaluated.
     pub fn unknown_principal(&self) -> Decision {
-        let ruling = self.base.silent.unknown_principal.get_or_init(|| self.deny(Reason::UnknownPrincipal, &[], &[], None));
+        let ruling =
+            self.base.silent.unknown_principal.get_or_init(|| self.deny(Reason::UnknownPrincipal, &[], &[], None));
         self.stands(ruling)
     }
 

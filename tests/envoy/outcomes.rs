@@ -133,24 +133,9 @@ async fn every_outcome_in_both_failure_modes() {
         ("ready", get("/overflow/-1"), Through, json!(["allow", "policy", ["lab/all"]])),
         ("ready", get("/overflow/1"), Denied(403, "ask the lab"), json!(["deny", "policy_error", ["lab/overflows"]])),
         // What cannot be mapped.
-        (
-            "ready",
-            get("/open;v=1"),
-            Denied(400, "bad request: path"),
-            json!(["deny", "path", []]),
-        ),
-        (
-            "ready",
-            Request::new("PURGE", "/open"),
-            Denied(400, "bad request: action"),
-            json!(["deny", "action", []]),
-        ),
-        (
-            "ready",
-            get("/overflow/x"),
-            Denied(400, "bad request: attribute"),
-            json!(["deny", "attribute", []]),
-        ),
+        ("ready", get("/open;v=1"), Denied(400, "bad request: path"), json!(["deny", "path", []])),
+        ("ready", Request::new("PURGE", "/open"), Denied(400, "bad request: action"), json!(["deny", "action", []])),
+        ("ready", get("/overflow/x"), Denied(400, "bad request: attribute"), json!(["deny", "attribute", []])),
         (
             "ready",
             get("/open").header("host", "evil.example"),
@@ -158,12 +143,7 @@ async fn every_outcome_in_both_failure_modes() {
             json!(["deny", "host", []]),
         ),
         ("small", get("/open"), Through, json!(["allow", "policy", ["lab/all"]])),
-        (
-            "small",
-            large,
-            Denied(400, "bad request: too_large"),
-            json!(["deny", "too_large", []]),
-        ),
+        ("small", large, Denied(400, "bad request: too_large"), json!(["deny", "too_large", []])),
         // Nobody decides.
         (
             "undecided",
