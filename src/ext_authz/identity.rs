@@ -22,6 +22,7 @@ const STATUS_HEADER: &str = "x-jwt-signature-verified";
 #[derive(Debug, Clone, PartialEq, Eq, Deserr, Serialize)]
 #[deserr(error = Faults, tag = "from", deny_unknown_fields, validate = Source::validate -> Faults)]
 #[serde(tag = "from", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "a configuration has a handful of them")]
 pub enum Source {
     /// A token that Envoy's `jwt_authn` verified and wrote into dynamic metadata.
     #[deserr(rename = "jwt_metadata")]
