@@ -10,7 +10,7 @@ use stockade::problem::SourceFile;
 use stockade::yaml;
 
 use crate::cli::{dir, run};
-use crate::fixture::{Court, by_token, compile, holds, lines, metadata, raw, request, shop, sound, with};
+use crate::fixture::{Court, EVERYTHING, by_token, compile, holds, lines, metadata, raw, request, shop, sound, with};
 use crate::support::Stockade;
 
 const GATEWAY: &str = "spiffe://cluster.local/ns/edge/sa/gateway";
@@ -533,6 +533,13 @@ fn attributes_that_no_bundle_declares_are_warned_of() {
         let expected = format!("no bundle declares `{attribute}`, so it is never logged");
         assert!(warnings.len() == 1 && warnings[0].contains(&expected) && warnings[0].contains(hint), "{warnings:?}");
     }
+    // The same for attributes that are read from claims of other names.
+    let renamed = "identity: [{from: jwt_metadata, attributes: {departement: dept, department: dept}}]";
+    let renamed = Court::new(&[shop(&[("schema.cedarschema", schema), ("policies/all.cedar", EVERYTHING)])], renamed);
+    let warnings = lines(&renamed.judge.mapping.undeclared(&renamed.snapshot));
+    let expected = "no principal has an attribute `departement`, so the claim `dept` is not read";
+    let hint = "did you mean `department`?";
+    assert!(warnings.len() == 1 && warnings[0].contains(expected) && warnings[0].contains(hint), "{warnings:?}");
     // What is the same for all is logged whatever an action declares.
     let mut view = request();
     let http = view.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();

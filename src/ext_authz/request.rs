@@ -98,11 +98,14 @@ impl Mapping {
         Self { service, action_type: "Action".parse().expect("an entity type"), paths, identity, logged }
     }
 
-    /// What of `decision_log.attributes` would never be logged under a snapshot, since no bundle declares it.
+    /// What of `decision_log.attributes` would never be logged under a snapshot, and what of `identity` never read, since no bundle
+    /// declares it.
     pub fn undeclared(&self, snapshot: &Snapshot) -> Vec<Problem> {
         let peers = self.identity.iter().any(|source| matches!(source, Source::Peer { .. }));
         let known: &[&str] = if peers { &identity::WORKLOAD } else { &[] };
-        undeclared::undeclared(&self.logged.all, snapshot.types(), known)
+        let mut problems = undeclared::undeclared(&self.logged.all, snapshot.types(), known);
+        problems.extend(undeclared::unread(&self.identity, snapshot.types()));
+        problems
     }
 
     /// Maps a request under the schema and the routes of a snapshot.

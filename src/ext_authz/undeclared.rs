@@ -1,7 +1,8 @@
-//! What `decision_log.attributes` names and no bundle declares: it would never be logged, and nobody would know why.
+//! What a configuration names and no bundle declares: it would never be logged or read, and nobody would know why.
 
 use std::collections::BTreeSet;
 
+use super::identity::Source;
 use crate::claim_path::{ClaimPath, Step};
 use crate::model::{ContextType, Root, Type};
 use crate::observe::decision_log::{Attribute, Of};
@@ -40,6 +41,26 @@ pub(super) fn undeclared(attributes: &[Attribute], types: &Types, known: &[&str]
         problems.push(Problem::warning(message).hint(hint));
     }
     problems
+}
+
+/// A warning for each attribute that an identity source reads from a claim, and that no principal has.
+pub(super) fn unread(sources: &[Source], types: &Types) -> Vec<Problem> {
+    let known: BTreeSet<&str> = types.principal_attributes().collect();
+    let known: Vec<&str> = known.into_iter().collect();
+    let renamed = sources.iter().filter_map(|source| match source {
+        Source::JwtMetadata { attributes, .. } => Some(&attributes.0),
+        _ => None,
+    });
+    let unread = renamed.flatten().filter(|(name, _)| !known.contains(&name.as_str()));
+    let warning = |(name, path): (&String, &ClaimPath)| {
+        let message = format!("`identity`: no principal has an attribute `{name}`, so the claim `{path}` is not read");
+        let hint = match yaml::nearest(name, &known) {
+            Some(nearest) => format!("did you mean `{nearest}`?"),
+            None => "declare it in the entity type of the principal, in the schema of a bundle".to_owned(),
+        };
+        Problem::warning(message).hint(hint)
+    };
+    unread.map(warning).collect()
 }
 
 fn is_fixed(path: &ClaimPath) -> bool {
