@@ -9,13 +9,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic_health::server::HealthReporter;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, Readiness};
 use crate::config::{AdminListen, Config};
 use crate::decision::cache::Cache;
 use crate::decision::freshness::LastProof;
 use crate::ext_authz::checker::Checker;
+use crate::ext_authz::judge::Judge;
 use crate::ext_authz::service::Authorization;
 use crate::ext_authz::{json, server};
 use crate::feed::Status;
@@ -38,6 +39,7 @@ const LOG_FLUSH: Duration = Duration::from_secs(5);
 
 /// A sidecar that is built and bound, but does not run yet: a taken port is found here, before anything moves.
 pub struct App {
+    judge: Arc<Judge>,
     listeners: Vec<Listener>,
     admin: Option<(Listener, axum::Router)>,
     service: Authorization,
@@ -113,8 +115,13 @@ impl App {
             .map_err(|error| StartError::new("the configuration cannot be shown", error))?;
         let router = admin::router(Admin {
             summary: {
-                let snapshots = snapshots.clone();
-                Arc::new(move || snapshots.borrow().as_ref().map(|snapshot| snapshot.summary()))
+                let (snapshots, judge) = (snapshots.clone(), Arc::clone(&judge));
+                Arc::new(move || {
+                    let snapshot = snapshots.borrow().clone()?;
+                    let mut summary = snapshot.summary();
+                    summary.warnings.extend(judge.mapping.undeclared(&snapshot).iter().map(ToString::to_string));
+                    Some(summary)
+                })
             },
             status: status.clone(),
             ready,
@@ -138,6 +145,7 @@ impl App {
             },
         });
         Ok(Self {
+            judge,
             listeners,
             admin: admin_listener.map(|listener| (listener, router)),
             service,
@@ -165,6 +173,7 @@ impl App {
         // What only follows along ends with the process; what serves is waited for.
         let mut followers = JoinSet::new();
         followers.spawn(watch_readiness(phase, snapshots.clone(), status.clone(), readiness, metrics.clone(), health));
+        followers.spawn(warn_of_attributes(snapshots.clone(), self.judge));
         followers.spawn(count_loads(snapshots, status, self.proof, metrics));
         followers.spawn(upkeep(self.prometheus));
         followers.spawn(self.feed);
@@ -244,6 +253,23 @@ async fn watch_readiness(
             changed = status.changed() => changed,
         };
         if changed.is_err() {
+            return;
+        }
+    }
+}
+
+/// Warns of attributes that should be logged and that no bundle declares, once for each change of what these are.
+async fn warn_of_attributes(mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>, judge: Arc<Judge>) {
+    let mut last = Vec::new();
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        let warnings = snapshot.map(|snapshot| judge.mapping.undeclared(&snapshot)).unwrap_or_default();
+        let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        if warnings != last {
+            warnings.iter().for_each(|warning| warn!("{warning}"));
+            last = warnings;
+        }
+        if snapshots.changed().await.is_err() {
             return;
         }
     }

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 #[cfg(feature = "nats")]
+mod assumed;
 mod beacon;
 mod check_config;
 mod completions;

@@ -14,7 +14,7 @@ use crate::decision::freshness::LastProof;
 use crate::ext_authz::identity::{self, Source};
 use crate::ext_authz::judge::Judge;
 use crate::ext_authz::request::{Mapping, ServiceName};
-use crate::ext_authz::response::{Answers, HeaderName, HeaderSource, UndecidedAnswer};
+use crate::ext_authz::response::{Answers, Errors, HeaderName, HeaderSource, UndecidedAnswer};
 use crate::ext_authz::{path, server, service};
 #[cfg(feature = "nats")]
 use crate::nats;
@@ -61,6 +61,9 @@ pub struct Config {
     /// How Undecided looks on the wire.
     #[deserr(default)]
     pub undecided: UndecidedAnswer,
+    /// What clients learn of refusals.
+    #[deserr(default)]
+    pub errors: Errors,
     /// Headers that the upstream gets with an allowed request; copies that the client sent are replaced or removed.
     #[deserr(default)]
     pub upstream_headers: Table<HeaderName, HeaderSource>,
@@ -258,6 +261,7 @@ impl Config {
             ),
             answers: Answers {
                 undecided: self.undecided,
+                errors: self.errors,
                 upstream_headers: self.upstream_headers.0.clone(),
                 remove_headers: self.remove_headers.clone(),
             },

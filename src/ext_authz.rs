@@ -2,9 +2,11 @@
 //! in here.
 
 pub mod checker;
+mod claims;
 mod convert;
 mod encode;
 mod grpc;
+mod header_value;
 mod headers;
 pub mod identity;
 pub mod json;
@@ -14,5 +16,6 @@ pub mod request;
 pub mod response;
 pub mod server;
 pub mod service;
+mod undeclared;
 pub mod view;
 pub mod wire;

@@ -33,6 +33,7 @@ pub mod config;
 pub mod listener;
 pub mod shutdown;
 
+pub mod claim_path;
 pub mod problem;
 pub mod units;
 pub mod varint;

@@ -284,6 +284,36 @@ impl Root {
     }
 }
 
+impl Root {
+    /// The type of what it holds, where that is the same for every request; `None` where a schema has to say it.
+    pub fn fixed(self) -> Option<Type> {
+        let record = |fields: &[(&str, Type)]| {
+            let field = |(name, ty): &(&str, Type)| ((*name).into(), AttributeType { ty: ty.clone(), required: false });
+            Type::Record(fields.iter().map(field).collect())
+        };
+        let peer = [
+            ("address", Type::Extension(Extension::Ipaddr)),
+            ("certificate", Type::String),
+            ("port", Type::Long),
+            ("principal", Type::String),
+        ];
+        match self {
+            Self::Method | Self::Path | Self::Host | Self::Scheme | Self::Protocol | Self::Identity => {
+                Some(Type::String)
+            }
+            Self::BodyPartial => Some(Type::Bool),
+            Self::BodySize => Some(Type::Long),
+            Self::Time => Some(Type::Extension(Extension::Datetime)),
+            // What `labels` a destination has is the operator's to say.
+            Self::Source | Self::Destination => Some(record(&peer)),
+            Self::Tls => Some(record(&[("sni", Type::String)])),
+            Self::Grpc => Some(record(&[("method", Type::String), ("service", Type::String)])),
+            Self::Headers | Self::Query | Self::Params | Self::Extensions => None,
+            Self::Metadata | Self::RouteMetadata | Self::Body | Self::Claims => None,
+        }
+    }
+}
+
 // === What became of it ===
 
 /// Everything that can become of a request. There is no fourth case: an answer is built from this and nothing else.
@@ -434,11 +464,24 @@ pub enum Reason {
     NotApplicable,
     /// No route names the request, and the bundles have routes: denied.
     Unrouted,
+    /// Its type requires attributes, and neither the proof of identity nor a bundle says them of this principal: denied,
+    /// and nothing is evaluated.
+    UnknownPrincipal,
     /// A `forbid` in scope could not be evaluated. Cedar skips it, which would open access: denied.
     PolicyError,
 }
 
 impl Reason {
+    /// All reasons for which something is denied, for metrics that exist from the start.
+    pub const DENIALS: [Self; 6] = [
+        Self::Policy,
+        Self::DefaultDeny,
+        Self::NotApplicable,
+        Self::Unrouted,
+        Self::UnknownPrincipal,
+        Self::PolicyError,
+    ];
+
     /// The word for it in metrics, records and metadata.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -446,6 +489,7 @@ impl Reason {
             Self::DefaultDeny => "default_deny",
             Self::NotApplicable => "not_applicable",
             Self::Unrouted => "unrouted",
+            Self::UnknownPrincipal => "unknown_principal",
             Self::PolicyError => "policy_error",
         }
     }

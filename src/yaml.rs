@@ -174,11 +174,17 @@ impl DeserializeError for Faults {
 
 /// "did you mean" for a word that is close to one of `known`, else all of them.
 pub fn suggest(word: &str, known: &[&str]) -> String {
-    let nearest = known.iter().map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate)).min();
-    match nearest {
-        Some((distance, candidate)) if distance <= 2.max(candidate.len() / 3) => format!("did you mean `{candidate}`?"),
-        _ => format!("known here: {}", known.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")),
+    match nearest(word, known) {
+        Some(candidate) => format!("did you mean `{candidate}`?"),
+        None => format!("known here: {}", known.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")),
     }
+}
+
+/// The word that was probably meant, if any of them is near.
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let nearest = known.iter().map(|candidate| (strsim::damerau_levenshtein(word, candidate), *candidate)).min();
+    let near = |(distance, candidate): &(usize, &str)| *distance <= 2.max(candidate.len() / 3);
+    nearest.filter(near).map(|(_, candidate)| candidate)
 }
 
 fn one_of(words: &[&str]) -> String {

@@ -11,6 +11,7 @@ mod engine;
 mod envoy;
 mod examples;
 mod footprint;
+mod identity;
 mod mapping;
 mod memory;
 mod names;

@@ -1,13 +1,16 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use std::sync::Arc;
+
+use super::{decide, validate};
 use crate::config::Config;
-use crate::problem;
+use crate::problem::{self, Problem};
 
 /// Check a configuration file.
 ///
-/// Prints every problem of the file with its place and a hint. Nothing is bound and no bundle is read: `stockade
-/// validate` does that.
+/// Prints every problem of the file with its place and a hint. Nothing is bound. With `--bundles` the directories of its bundles are
+/// read as well, and what the configuration names and no bundle declares is a warning.
 ///
 /// Exit status: 0 if the file is good, 2 if it is not.
 #[derive(Debug, clap::Args)]
@@ -18,10 +21,13 @@ pub(super) struct Args {
     /// Print the effective configuration, with every default, as JSON.
     #[arg(long)]
     print: bool,
+    /// Read the bundles that it names, too.
+    #[arg(long)]
+    bundles: bool,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
-    match Config::load(&args.file) {
+    match Config::load(&args.file).and_then(|config| if args.bundles { with_bundles(config) } else { Ok(config) }) {
         Ok(config) if args.print => match serde_json::to_string_pretty(&config) {
             Ok(text) => {
                 println!("{text}");
@@ -41,4 +47,17 @@ pub(super) fn run(args: &Args) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Reads the bundles of a configuration, and prints what it names that they do not have.
+fn with_bundles(config: Config) -> Result<Config, Vec<Problem>> {
+    if config.store.is_some() {
+        let problem = Problem::error("`--bundles`: the bundles come from a store");
+        return Err(vec![problem.hint("`stockade pull` brings them into a directory, for `stockade validate`")]);
+    }
+    let snapshot = Arc::new(validate::load(&config.directories())?);
+    let warnings = decide::judge(&config, Arc::clone(&snapshot))?.mapping.undeclared(&snapshot);
+    eprint!("{}", problem::render(&snapshot.warnings));
+    eprint!("{}", problem::render(&warnings));
+    Ok(config)
 }

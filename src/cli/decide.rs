@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::assumed::{self, ConfigArgs};
 use super::validate;
 use crate::config::Config;
 use crate::decision::cache::{self, Cache};
@@ -15,8 +16,7 @@ use crate::ext_authz::judge::{Judge, Verdict};
 use crate::model::{Effect, Outcome, PolicyError};
 use crate::observe::{self, Metrics};
 use crate::policy::Snapshot;
-use crate::problem::{self, Problem, SourceFile};
-use crate::yaml;
+use crate::problem::{self, Problem};
 
 /// Show what becomes of one request.
 ///
@@ -30,9 +30,8 @@ pub(super) struct Args {
     /// The bundle's directory; may be given several times.
     #[arg(long, value_name = "DIR", required = true)]
     bundle: Vec<PathBuf>,
-    /// A configuration file, for the service's name, identity, paths and answers; its bundles are not used.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -60,12 +59,15 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 fn verdict(args: &Args) -> Result<Verdict, Vec<Problem>> {
-    let config = match &args.config {
-        Some(file) => Config::load(file)?,
-        // The defaults, with a bundle that nothing reads, since the command line names them.
-        None => yaml::parse(&SourceFile::new("defaults", "bundles: [{directory: .}]"))?,
+    let config = match args.config.given()? {
+        Some(config) => config,
+        None => {
+            let config = assumed::defaults()?;
+            eprintln!("assumed {}; `--config` names a sidecar's own", assumed::describe(&config));
+            config
+        }
     };
-    let snapshot = validate::load(&args.bundle)?;
+    let snapshot = Arc::new(validate::load(&args.bundle)?);
     let one = |message: String| vec![Problem::error(message)];
     let mut input = String::new();
     std::io::stdin()
@@ -74,7 +76,9 @@ fn verdict(args: &Args) -> Result<Verdict, Vec<Problem>> {
     let request = json::check_request(&input).map_err(|message| {
         vec![Problem::error(message).hint("a CheckRequest in protobuf JSON, as Envoy's access to it is documented")]
     })?;
-    Ok(judge(&config, Arc::new(snapshot))?.request(&request, "decide"))
+    let judge = judge(&config, Arc::clone(&snapshot))?;
+    eprint!("{}", problem::render(&judge.mapping.undeclared(&snapshot)));
+    Ok(judge.request(&request, "decide"))
 }
 
 /// What judges requests under a snapshot that stays, and remembers nothing.
@@ -132,7 +136,8 @@ fn text(verdict: &Verdict) -> String {
         Value::Null => {}
         Value::String(value) => text.push_str(&format!("{name:<22}{value}\n")),
         Value::Array(items) if items.is_empty() => text.push_str(&format!("{name:<22}none\n")),
-        Value::Array(items) if items.iter().all(Value::is_string) => {
+        // An id that has a comma is shown as JSON: two ids would look the same.
+        Value::Array(items) if items.iter().all(|item| item.as_str().is_some_and(|text| !text.contains(", "))) => {
             let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
             text.push_str(&format!("{name:<22}{}\n", items.join(", ")));
         }

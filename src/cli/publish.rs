@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::SystemTime;
 
+use super::assumed::ConfigArgs;
 use super::store::{Session, SignArgs, StoreArgs, TrustArgs, compile, run as run_command};
 use super::wait::{Ear, WaitArgs};
 use super::{test, validate};
@@ -46,6 +47,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = bytes)]
     max_bytes: Bytes,
     #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
     sign: SignArgs,
     #[command(flatten)]
     wait: WaitArgs,
@@ -69,12 +72,13 @@ pub(super) fn run(args: &Args) -> ExitCode {
         }
     };
     eprint!("{}", problem::render(&snapshot.warnings));
-    match test::run_tests(&files) {
+    let tested = args.config.given().and_then(|config| test::run_tests(&files, config.as_ref()));
+    match tested {
         Ok(0) => {}
         Ok(passed) => println!("{passed} tests of the bundle passed"),
         Err(problems) => {
             eprint!("{}", problem::render(&problems));
-            eprintln!("nothing was published: tests of the bundle fail");
+            eprintln!("nothing was published: tests of the bundle fail, or cannot be run");
             return ExitCode::FAILURE;
         }
     }

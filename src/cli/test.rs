@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use deserr::Deserr;
 
+use super::assumed::{self, ConfigArgs};
 use super::{decide, validate};
 use crate::config::Config;
+use crate::ext_authz::identity::Source;
 use crate::ext_authz::json;
 use crate::ext_authz::judge::{Judge, Verdict};
 use crate::ext_authz::request::ServiceName;
@@ -13,7 +15,7 @@ use crate::model::Outcome;
 use crate::observe;
 use crate::policy::{Files, Snapshot};
 use crate::problem::{self, Problem, SourceFile};
-use crate::yaml::{self, Faults};
+use crate::yaml::{self, AtLeastOne, Faults};
 
 /// Run the tests of a bundle.
 ///
@@ -26,15 +28,20 @@ pub(super) struct Args {
     /// The bundle's directory, or several.
     #[arg(value_name = "DIR", required = true)]
     directories: Vec<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
 }
 
 /// A file of tests.
 #[derive(Debug, Deserr)]
 #[deserr(error = Faults, deny_unknown_fields)]
 struct Suite {
-    /// The service that the sidecar stands beside, as in its configuration. Default: `default`.
-    #[deserr(default = ServiceName("default".to_owned()))]
-    service: ServiceName,
+    /// The service that the sidecar stands beside, as in its configuration. Default: that of `--config`, else `default`.
+    #[deserr(default)]
+    service: Option<ServiceName>,
+    /// Proofs of identity, as in the sidecar's configuration. Default: those of `--config`, else a sidecar's own default.
+    #[deserr(default)]
+    identity: Option<AtLeastOne<Source>>,
     /// What is tested.
     tests: Vec<Case>,
 }
@@ -74,7 +81,9 @@ impl Expect {
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
-    let outcome = validate::read(&args.directories).and_then(|(files, _)| run_tests(&files));
+    let given = args.config.given();
+    let outcome = given
+        .and_then(|config| validate::read(&args.directories).and_then(|(files, _)| run_tests(&files, config.as_ref())));
     match outcome {
         Ok(0) => {
             eprintln!("there are no tests: write `tests/*.yaml`, as policies/README.md shows");
@@ -92,11 +101,11 @@ pub(super) fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// Runs the tests of bundles that are known to be good; how many passed.
+/// Runs the tests of bundles that are known to be good, as a sidecar of this configuration would decide; how many passed.
 ///
 /// # Errors
 /// Each test that failed, and each file that cannot be read.
-pub(super) fn run_tests(files: &[Files]) -> Result<usize, Vec<Problem>> {
+pub(super) fn run_tests(files: &[Files], given: Option<&Config>) -> Result<usize, Vec<Problem>> {
     let mut passed = 0;
     let mut problems = Vec::new();
     let mut snapshot = None;
@@ -115,8 +124,20 @@ pub(super) fn run_tests(files: &[Files]) -> Result<usize, Vec<Problem>> {
                 Some(snapshot) => Arc::clone(snapshot),
                 None => Arc::clone(snapshot.insert(Arc::new(Snapshot::compile(files, 1)?))),
             };
-            let config: Config = yaml::parse(&SourceFile::new("defaults", "bundles: [{directory: .}]"))?;
-            let judge = decide::judge(&Config { service: suite.service, ..config }, snapshot)?;
+            let config = match configured(&suite, given) {
+                Ok(config) => config,
+                Err(why) => {
+                    problems.push(Problem::error(why).in_file(&source));
+                    continue;
+                }
+            };
+            if given.is_none() && (suite.service.is_none() || suite.identity.is_none()) {
+                let described = assumed::describe(&config);
+                eprintln!(
+                    "{path}: assumed {described}; `--config` names a sidecar's own, and so do `service` and `identity` here"
+                );
+            }
+            let judge = decide::judge(&config, snapshot)?;
             for case in &suite.tests {
                 match check(&judge, case, bundle) {
                     Ok(()) => passed += 1,
@@ -126,6 +147,22 @@ pub(super) fn run_tests(files: &[Files]) -> Result<usize, Vec<Problem>> {
         }
     }
     if problems.is_empty() { Ok(passed) } else { Err(problems) }
+}
+
+/// The configuration that a suite is run under. What it says and what `--config` says must be the same: one of them would have no
+/// effect otherwise.
+fn configured(suite: &Suite, given: Option<&Config>) -> Result<Config, String> {
+    let config = match given {
+        Some(given) => given.clone(),
+        None => assumed::defaults().map_err(|problems| problem::render(&problems))?,
+    };
+    let service = suite.service.clone().unwrap_or_else(|| config.service.clone());
+    let identity = suite.identity.clone().unwrap_or_else(|| config.identity.clone());
+    if given.is_some() && (service != config.service || identity.0 != config.identity.0) {
+        let what = if service == config.service { "identity" } else { "service" };
+        return Err(format!("`{what}` is not the one of `--config`: leave it out of one of them"));
+    }
+    Ok(Config { service, identity, ..config })
 }
 
 /// Whether a test passes, or why not.

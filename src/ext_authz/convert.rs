@@ -150,7 +150,7 @@ pub fn metadata_record(fields: &RecordType, value: &Struct<'_>, place: &Place<'_
 }
 
 /// A double as an integer, if it is exactly one.
-fn integral(number: f64) -> Option<i64> {
+pub fn integral(number: f64) -> Option<i64> {
     let exact = number.fract() == 0.0 && number.abs() <= EXACT;
     #[expect(clippy::cast_possible_truncation, reason = "integral and within 2^53, so nothing is cut off")]
     exact.then_some(number as i64)

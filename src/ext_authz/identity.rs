@@ -1,42 +1,53 @@
 //! Who asks. Principals are proved, not claimed (design, decision 6): the first proof in the configured order counts,
 //! and a proof that is there but not usable is a refusal, never a reason to try the next.
 
-use std::collections::BTreeMap;
-
 use deserr::{Deserr, ValuePointerRef};
 use ipnet::IpNet;
 use serde::Serialize;
 use smol_str::SmolStr;
 
-use super::convert::{self, Place};
+use super::claims::{self, JWT_AUTHN, Keys, Tokens};
+use super::convert::Place;
 use super::headers::Headers;
-use super::view::{Attributes, Kind, Struct};
-use crate::model::{
-    EntityId, EntityTypeName, EntityUid, Principal, Proof, Record, RecordType, Unmapped, UnmappedKind, Value,
-};
+use super::view::{Attributes, Struct};
+use crate::claim_path::ClaimPath;
+use crate::model::{EntityId, EntityTypeName, EntityUid, Principal, Proof, Record, Unmapped, UnmappedKind, Value};
 use crate::policy::{ActionType, Snapshot};
 use crate::yaml::{Faults, Invalid, Table};
+
+/// Envoy's own name for `verification_status_header`.
+const STATUS_HEADER: &str = "x-jwt-signature-verified";
 
 /// One entry of `identity:` in the configuration, in the order in which proofs count.
 #[derive(Debug, Clone, PartialEq, Eq, Deserr, Serialize)]
 #[deserr(error = Faults, tag = "from", deny_unknown_fields, validate = Source::validate -> Faults)]
 #[serde(tag = "from", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "a configuration has a handful of them")]
 pub enum Source {
     /// A token that Envoy's `jwt_authn` verified and wrote into dynamic metadata.
     #[deserr(rename = "jwt_metadata")]
     JwtMetadata {
         /// Metadata namespace; default `envoy.filters.http.jwt_authn`.
-        #[deserr(default = "envoy.filters.http.jwt_authn".to_owned())]
+        #[deserr(default = JWT_AUTHN.to_owned())]
         namespace: String,
-        /// `payload_in_metadata` of the filter; default `jwt_payload`.
-        #[deserr(default = "jwt_payload".to_owned())]
-        payload_key: String,
-        /// The claim that is the principal's id; default `sub`.
-        #[deserr(default = "sub".to_owned())]
-        id_claim: String,
-        /// The claim that lists the principal's groups; default `groups`.
-        #[deserr(default = "groups".to_owned())]
-        groups_claim: String,
+        /// `payload_in_metadata` of the filter, one key or a list; default `jwt_payload`, as Envoy's documentation has it, and
+        /// `payload`, as Istio has it.
+        #[deserr(default)]
+        payload_key: Keys,
+        /// Keys of the namespace that say nothing about who asks, such as `header_in_metadata` of the filter; default
+        /// `jwt_header`. Any other key may be a token that nobody reads, and is a refusal.
+        #[deserr(default = vec!["jwt_header".to_owned()])]
+        other_keys: Vec<String>,
+        /// The header in which the filter's `extract_only_without_validation` says that a token was not verified; default
+        /// `x-jwt-signature-verified`. A request that has it, with anything but `true`, is refused.
+        #[deserr(default = STATUS_HEADER.to_owned())]
+        verification_status_header: String,
+        /// The claim that is the principal's id, as a path such as `sub` or `identity.id`; default `sub`.
+        #[deserr(default = ClaimPath::of("sub"))]
+        id_claim: ClaimPath,
+        /// The claim that lists the principal's groups, as a path such as `realm_access.roles`; default `groups`.
+        #[deserr(default = ClaimPath::of("groups"))]
+        groups_claim: ClaimPath,
         /// The principal's entity type; default `User`.
         #[deserr(default = TypeName::of("User"), rename = "type")]
         #[serde(rename = "type")]
@@ -44,10 +55,10 @@ pub enum Source {
         /// The entity type of its groups; default `Group`.
         #[deserr(default = TypeName::of("Group"))]
         group_type: TypeName,
-        /// Attributes of the entity type that are read from a claim of another name; default: none, each attribute that
-        /// the schema declares is read from the claim of its name.
+        /// Attributes of the entity type that are read from a claim of another name, as a path; default: none, each
+        /// attribute that the schema declares is read from the claim of its name.
         #[deserr(default)]
-        attributes: Table<String, String>,
+        attributes: Table<String, ClaimPath>,
     },
     /// The certificate of the mTLS peer, as Envoy verified it.
     #[deserr(rename = "peer")]
@@ -91,11 +102,13 @@ pub enum Source {
 impl Source {
     /// What a field cannot see alone.
     fn validate(self, location: ValuePointerRef<'_>) -> Result<Self, Faults> {
-        let Self::TrustedHeader { header, peers, addresses, .. } = &self else { return Ok(self) };
         let fault = |message: String, hint: &str| Err(Faults::new(message, Some(hint.to_owned()), location));
-        if http::HeaderName::from_bytes(header.as_bytes()).is_err() {
+        if let Self::TrustedHeader { header, .. } | Self::JwtMetadata { verification_status_header: header, .. } = &self
+            && http::HeaderName::from_bytes(header.as_bytes()).is_err()
+        {
             return fault(format!("`{header}` is not a header name"), "letters, digits and `-`");
         }
+        let Self::TrustedHeader { header, peers, addresses, .. } = &self else { return Ok(self) };
         if peers.is_empty() && addresses.is_empty() {
             let message = format!("the header `{header}` is trusted from nobody");
             return fault(message, "list `peers` or `addresses` that set it, and no others");
@@ -108,10 +121,12 @@ impl Source {
 pub fn default_sources() -> Vec<Source> {
     vec![
         Source::JwtMetadata {
-            namespace: "envoy.filters.http.jwt_authn".to_owned(),
-            payload_key: "jwt_payload".to_owned(),
-            id_claim: "sub".to_owned(),
-            groups_claim: "groups".to_owned(),
+            namespace: JWT_AUTHN.to_owned(),
+            payload_key: Keys::default(),
+            other_keys: vec!["jwt_header".to_owned()],
+            verification_status_header: STATUS_HEADER.to_owned(),
+            id_claim: ClaimPath::of("sub"),
+            groups_claim: ClaimPath::of("groups"),
             entity_type: TypeName::of("User"),
             group_type: TypeName::of("Group"),
             attributes: Table::default(),
@@ -178,6 +193,8 @@ pub struct Identity<'a> {
     pub claims: Option<&'a Struct<'a>>,
     /// Those of its attributes that may be logged.
     pub logged: Record,
+    /// An attribute that its type requires, and that neither the proof nor a bundle says.
+    pub incomplete: Option<SmolStr>,
 }
 
 /// Finds the first proof.
@@ -197,20 +214,25 @@ pub fn identify<'a>(
             Source::JwtMetadata {
                 namespace,
                 payload_key,
+                other_keys,
+                verification_status_header,
                 id_claim,
                 groups_claim,
                 entity_type,
                 group_type,
                 attributes: renamed,
             } => {
-                let Some(payload) = payload(attributes, namespace, payload_key)? else { continue };
-                let id = match payload.fields.get(id_claim.as_str()).and_then(|value| value.kind.as_ref()) {
-                    Some(Kind::String(id)) if !id.is_empty() => id,
-                    _ => return Err(unusable(format!("the token has no claim `{id_claim}` that is a text"))),
+                let tokens = Tokens {
+                    namespace,
+                    payload: payload_key,
+                    other: other_keys,
+                    status_header: verification_status_header,
                 };
-                let uid = EntityUid::from_type_name_and_id(entity_type.meant(snapshot).clone(), EntityId::new(id));
+                let Some(payload) = tokens.payload(attributes, headers, sources)? else { continue };
+                let id = EntityId::new(claims::id(payload, id_claim)?);
+                let uid = EntityUid::from_type_name_and_id(entity_type.meant(snapshot).clone(), id);
                 let own = match action.principal(entity_type.meant(snapshot)) {
-                    Some(fields) => claims(fields, payload, &renamed.0, snapshot.knows(&uid))?,
+                    Some(fields) => claims::attributes(fields, payload, renamed, &PRINCIPAL)?,
                     None => Record::new(),
                 };
                 let logged = match logged {
@@ -219,15 +241,15 @@ pub fn identify<'a>(
                         let declared = snapshot.types().entity(entity_type.meant(snapshot)).into_iter().flatten();
                         let declared = declared.filter(|(name, _)| logged.contains(name));
                         let declared = declared.map(|(name, field)| (name.clone(), field.clone())).collect();
-                        // What is only logged may be missing or misfit without anyone minding.
-                        claims(&declared, payload, &renamed.0, true).unwrap_or_default()
+                        // What is only logged may be misfit without anyone minding.
+                        claims::attributes(&declared, payload, renamed, &PRINCIPAL).unwrap_or_default()
                     }
                 };
-                let parents = groups(payload, groups_claim)?.into_iter().map(|group| {
+                let parents = claims::groups(payload, groups_claim)?.into_iter().map(|group| {
                     EntityUid::from_type_name_and_id(group_type.meant(snapshot).clone(), EntityId::new(group))
                 });
                 let principal = principal(uid, own, parents.collect(), Proof::Jwt);
-                Identity { principal, claims: Some(payload), logged }
+                Identity { principal, claims: Some(payload), logged, incomplete: None }
             }
             Source::Peer { entity_type } => {
                 let peer = attributes.source.as_ref().map_or(b"".as_slice(), |source| source.principal);
@@ -242,7 +264,8 @@ pub fn identify<'a>(
                 // Only what the schema names; the type may have been declared anew by a bundle.
                 let fields = action.principal(entity_type.meant(snapshot));
                 own.retain(|name, _| fields.is_some_and(|fields| fields.contains_key(name)));
-                Identity { principal: principal(uid, own, Vec::new(), Proof::Peer), claims: None, logged: told }
+                let principal = principal(uid, own, Vec::new(), Proof::Peer);
+                Identity { principal, claims: None, logged: told, incomplete: None }
             }
             Source::TrustedHeader { header, peers, addresses, entity_type } => {
                 if !trusted(attributes, peers, addresses) {
@@ -258,6 +281,7 @@ pub fn identify<'a>(
                             principal: principal(uid, Record::new(), Vec::new(), Proof::TrustedHeader),
                             claims: None,
                             logged: Record::new(),
+                            incomplete: None,
                         }
                     }
                 }
@@ -268,10 +292,11 @@ pub fn identify<'a>(
                     principal: principal(uid, Record::new(), Vec::new(), Proof::None),
                     claims: None,
                     logged: Record::new(),
+                    incomplete: None,
                 }
             }
         };
-        return complete(found, action, snapshot);
+        return Ok(complete(found, action, snapshot));
     }
     Err(unusable("the request proves no identity"))
 }
@@ -282,75 +307,28 @@ fn principal(uid: EntityUid, attributes: Record, mut parents: Vec<EntityUid>, pr
     Principal { uid, attributes, parents, proof }
 }
 
-/// Holds a principal against its schema: what strict validation of policies relies on must be there.
-fn complete<'a>(identity: Identity<'a>, action: &ActionType, snapshot: &Snapshot) -> Result<Identity<'a>, Unmapped> {
+/// Holds a principal against its schema: what strict validation of policies relies on must be there. Where it is not, a
+/// bundle has yet to say it: that is no fault of the request, and nothing is evaluated.
+fn complete<'a>(identity: Identity<'a>, action: &ActionType, snapshot: &Snapshot) -> Identity<'a> {
     let principal = &identity.principal;
-    // An entity of a bundle was validated when the bundle was loaded.
-    if let Some(fields) = action.principal(principal.uid.type_name())
-        && !snapshot.knows(&principal.uid)
-    {
-        let missing = fields.iter().find(|(name, field)| field.required && !principal.attributes.contains_key(*name));
-        if let Some((name, _)) = missing {
-            return Err(convert::missing(&PRINCIPAL.of(name)));
-        }
-    }
-    Ok(identity)
+    let fields = action.principal(principal.uid.type_name()).into_iter().flatten();
+    let mut missing = fields
+        .filter(|(name, field)| field.required && !principal.attributes.contains_key(*name))
+        .map(|(name, _)| name);
+    let incomplete = match missing.next() {
+        // An entity of a bundle was validated when the bundle was loaded.
+        Some(name) if !snapshot.knows(&principal.uid) => Some(name.clone()),
+        _ => None,
+    };
+    Identity { incomplete, ..identity }
 }
 
 fn unusable(detail: impl Into<String>) -> Unmapped {
     Unmapped::new(UnmappedKind::Identity, detail)
 }
 
-/// The payload of the token that `jwt_authn` verified; `None` if it verified none.
-fn payload<'a>(attributes: &'a Attributes<'a>, namespace: &str, key: &str) -> Result<Option<&'a Struct<'a>>, Unmapped> {
-    let space = attributes.metadata_context.as_ref().and_then(|all| all.filter_metadata.get(namespace));
-    match space.and_then(|space| space.fields.get(key)?.kind.as_ref()) {
-        None => Ok(None),
-        Some(Kind::Struct(payload)) => Ok(Some(payload)),
-        Some(_) => Err(unusable(format!("`{key}` in the metadata of `{namespace}` is not a token's payload"))),
-    }
-}
-
-/// Attributes of the principal from claims, by the schema of its type. Those that are required may come from the bundle.
-fn claims(
-    fields: &RecordType,
-    payload: &Struct<'_>,
-    renamed: &BTreeMap<String, String>,
-    known: bool,
-) -> Result<Record, Unmapped> {
-    let mut record = Record::new();
-    for (name, field) in fields {
-        let claim = renamed.get(name.as_str()).map_or(name.as_str(), String::as_str);
-        let place = PRINCIPAL.of(name);
-        let value = payload.fields.get(claim).map(|value| convert::metadata(&field.ty, value, &place)).transpose()?;
-        match value.flatten() {
-            Some(value) => {
-                record.insert(name.clone(), value);
-            }
-            None if field.required && !known => return Err(convert::missing(&place)),
-            None => {}
-        }
-    }
-    Ok(record)
-}
-
-/// The groups of a token: a list of texts, or one text.
-fn groups<'a>(payload: &'a Struct<'a>, claim: &str) -> Result<Vec<&'a str>, Unmapped> {
-    let refuse = || unusable(format!("the claim `{claim}` is not a list of texts"));
-    match payload.fields.get(claim).and_then(|value| value.kind.as_ref()) {
-        None | Some(Kind::Null) => Ok(Vec::new()),
-        Some(Kind::String(group)) => Ok(vec![group]),
-        Some(Kind::List(list)) => list
-            .values
-            .iter()
-            .map(|value| match &value.kind {
-                Some(Kind::String(group)) => Ok(*group),
-                _ => Err(refuse()),
-            })
-            .collect(),
-        Some(_) => Err(refuse()),
-    }
-}
+/// The attributes that a SPIFFE id can say of a workload.
+pub(super) const WORKLOAD: [&str; 3] = ["namespace", "service_account", "trust_domain"];
 
 /// Attributes of a workload from its SPIFFE id (<https://spiffe.io/docs/latest/spiffe-specs/spiffe-id/>); none for other
 /// identities. Namespace and service account are Istio's and SPIRE's convention `/ns/<namespace>/sa/<account>`.

@@ -213,9 +213,20 @@ pub fn check_response(response: &CheckResponse) -> Value {
     json
 }
 
+/// By name, as the wire carries them: a list where several lines have one name.
 fn headers(options: &[HeaderValueOption]) -> Map<String, Value> {
-    let headers = options.iter().filter_map(|option| option.header.as_ref());
-    headers.map(|header| (header.key.clone(), header.value.clone().into())).collect()
+    let mut headers = Map::new();
+    for header in options.iter().filter_map(|option| option.header.as_ref()) {
+        let line = Value::from(header.value.clone());
+        match headers.get_mut(&header.key) {
+            None => {
+                headers.insert(header.key.clone(), line);
+            }
+            Some(Value::Array(lines)) => lines.push(line),
+            Some(first) => *first = Value::Array(vec![first.take(), line]),
+        }
+    }
+    headers
 }
 
 fn struct_json(own: &pb::Struct) -> Value {

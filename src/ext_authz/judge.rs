@@ -60,18 +60,29 @@ impl Judge {
             Err(undecided) => return self.verdict(Outcome::Undecided(undecided), None, None, decision_id, grpc),
         };
         match self.mapping.map(request, &snapshot) {
-            Ok(Mapped { query, claims, logged, token }) => {
-                let outcome = match self.authorizer.decide(&snapshot, &query, token) {
+            Ok(Mapped { query, claims, logged, incomplete, token }) => {
+                let decided = match (incomplete, self.answers.sendable(claims)) {
+                    (_, Err(unmapped)) => return self.unmapped(unmapped, decision_id, grpc),
+                    (Some(attribute), Ok(())) => {
+                        let principal = &query.principal.uid;
+                        tracing::debug!(%principal, %attribute, "denied: no bundle says this attribute of the principal");
+                        Ok(snapshot.unknown_principal())
+                    }
+                    (None, Ok(())) => self.authorizer.decide(&snapshot, &query, token),
+                };
+                let outcome = match decided {
                     Ok(decision) => Outcome::Decided(Decision { freshness, ..decision }),
                     Err(undecided) => Outcome::Undecided(undecided),
                 };
                 Verdict { logged, ..self.verdict(outcome, Some(query), claims, decision_id, grpc) }
             }
-            Err(unmapped) => {
-                tracing::debug!(%unmapped, "a request could not be mapped");
-                self.verdict(Outcome::Unmapped(unmapped), None, None, decision_id, grpc)
-            }
+            Err(unmapped) => self.unmapped(unmapped, decision_id, grpc),
         }
+    }
+
+    fn unmapped(&self, unmapped: Unmapped, decision_id: &str, grpc: bool) -> Verdict {
+        tracing::debug!(%unmapped, "a request could not be mapped");
+        self.verdict(Outcome::Unmapped(unmapped), None, None, decision_id, grpc)
     }
 
     /// What the cache has for a request; nothing is decided.
@@ -82,7 +93,12 @@ impl Judge {
         let frame = request.encode_to_vec();
         let request = CheckRequest::decode(&frame).map_err(|error| error.to_string())?;
         let snapshot = self.authorizer.current().map_err(|undecided| undecided.as_str().to_owned())?;
-        let Mapped { query, .. } = self.mapping.map(&request, &snapshot).map_err(|unmapped| unmapped.to_string())?;
+        let Mapped { query, incomplete, .. } =
+            self.mapping.map(&request, &snapshot).map_err(|unmapped| unmapped.to_string())?;
+        if let Some(attribute) = incomplete {
+            let principal = &query.principal.uid;
+            return Err(format!("{principal} is denied and nothing is remembered: no bundle says its `{attribute}`"));
+        }
         let explanation = self.authorizer.explain(&snapshot, &query);
         Ok((query, explanation))
     }

@@ -12,16 +12,20 @@ use deserr::Deserr;
 use serde::Serialize;
 use smol_str::SmolStr;
 
+use super::claims;
 use super::convert::{self, Pairs, Place};
 use super::headers::Headers;
 use super::identity::{self, Identity, Source};
 use super::path;
+use super::undeclared;
 use super::view::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct};
+use crate::claim_path::{ClaimPath, Step};
 use crate::model::{
     AttributeType, EntityId, EntityUid, Extension, Query, Record, RecordType, Root, Type, Unmapped, UnmappedKind, Value,
 };
-use crate::observe::decision_log::Attribute;
+use crate::observe::decision_log::{Attribute, Of};
 use crate::policy::{self, ActionType, Matched, Snapshot};
+use crate::problem::Problem;
 use crate::yaml::{Faults, Invalid};
 
 /// How requests are mapped, from the configuration.
@@ -36,10 +40,14 @@ pub struct Mapping {
 /// What of a request may be logged, beside what policies read.
 #[derive(Debug, Clone, Default)]
 struct Logged {
+    /// All of it, as the configuration has it.
+    all: Vec<Attribute>,
     /// Attributes of the principal.
     principal: Vec<SmolStr>,
-    /// Places in the context, as dotted paths.
-    context: Vec<String>,
+    /// Places in the context whose types a schema says.
+    context: Vec<ClaimPath>,
+    /// The others, cut down to what is named.
+    fixed: Vec<(Root, AttributeType)>,
 }
 
 /// `service:` of the configuration: the resource of requests that no route gives another one.
@@ -69,6 +77,8 @@ pub struct Mapped<'a> {
     pub claims: Option<&'a Struct<'a>>,
     /// What may be logged, under `principal` and `context`.
     pub logged: Record,
+    /// An attribute that the type of the principal requires and nobody says of it: nothing may be evaluated.
+    pub incomplete: Option<SmolStr>,
     /// Until when the token is good that proved the principal; `None` if it does not say, or there is none.
     pub token: Option<SystemTime>,
 }
@@ -79,13 +89,25 @@ impl Mapping {
     pub fn new(service: &ServiceName, paths: path::Config, identity: Vec<Source>, logged: &[Attribute]) -> Self {
         let service_type = "Service".parse().expect("an entity type");
         let service = EntityUid::from_type_name_and_id(service_type, EntityId::new(&service.0));
-        let under = |root: &str| {
-            let rests = logged.iter().filter_map(move |name| name.as_str().strip_prefix(root)?.strip_prefix('.'));
-            rests.map(str::to_owned).collect::<Vec<_>>()
-        };
-        let principal = under("principal").into_iter().map(SmolStr::from).collect();
-        let logged = Logged { principal, context: under("context") };
+        let under = |root: Of| logged.iter().filter(move |attribute| attribute.of() == root).map(Attribute::path);
+        let principal = under(Of::Principal).map(|path| path.name().into()).collect();
+        let context: Vec<ClaimPath> = under(Of::Context).cloned().collect();
+        let fixed = Root::ALL.into_iter().filter_map(|root| {
+            let ty = narrow(&root.fixed()?, &below(root, &context))?;
+            Some((root, AttributeType { ty, required: false }))
+        });
+        let logged = Logged { all: logged.to_vec(), principal, fixed: fixed.collect(), context };
         Self { service, paths, identity, logged }
+    }
+
+    /// What of `decision_log.attributes` would never be logged under a snapshot, and what of `identity` never read, since no bundle
+    /// declares it.
+    pub fn undeclared(&self, snapshot: &Snapshot) -> Vec<Problem> {
+        let peers = self.identity.iter().any(|source| matches!(source, Source::Peer { .. }));
+        let known: &[&str] = if peers { &identity::WORKLOAD } else { &[] };
+        let mut problems = undeclared::undeclared(&self.logged.all, snapshot.types(), known);
+        problems.extend(undeclared::unread(&self.identity, snapshot.types()));
+        problems
     }
 
     /// Maps a request under the schema and the routes of a snapshot.
@@ -105,12 +127,13 @@ impl Mapping {
         let context = reader.context(action)?;
         let mut logged = Record::new();
         if !self.logged.context.is_empty() {
-            logged.insert("context".into(), Value::Record(reader.logged(action, &self.logged.context)));
+            logged.insert("context".into(), Value::Record(reader.logged(action, &self.logged)));
         }
         if !identity.logged.is_empty() {
             logged.insert("principal".into(), Value::Record(std::mem::take(&mut identity.logged)));
         }
         Ok(Mapped {
+            incomplete: identity.incomplete,
             token: identity.claims.and_then(token_end),
             logged,
             query: Query {
@@ -264,16 +287,22 @@ impl ContextReader<'_, '_> {
         Ok(context)
     }
 
-    /// What may be logged of the context, by the types that the schema declares. What does not fit is left out: the log
-    /// is no reason to refuse a request.
-    fn logged(&self, action: &ActionType, places: &[String]) -> Record {
+    /// What may be logged of the context, by the types that the schema declares, or that are the same for all. What does not fit is
+    /// left out: the log is no reason to refuse a request.
+    fn logged(&self, action: &ActionType, logged: &Logged) -> Record {
         let mut record = Record::new();
-        for (root, attribute) in &action.declared {
-            let rests = rests(root.as_str(), places.iter().map(String::as_str));
-            let Some(ty) = narrow(&attribute.ty, &rests) else { continue };
-            let narrowed = AttributeType { ty, required: false };
-            if let Ok(Some(value)) = self.root(*root, &narrowed, &Place::new(root.as_str())) {
+        let mut add = |root: Root, narrowed: &AttributeType| {
+            if let Ok(Some(value)) = self.root(root, narrowed, &Place::new(root.as_str())) {
                 record.insert(root.as_str().into(), value);
+            }
+        };
+        logged.fixed.iter().for_each(|(root, narrowed)| add(*root, narrowed));
+        for (root, attribute) in &action.declared {
+            if logged.fixed.iter().any(|(fixed, _)| fixed == root) {
+                continue;
+            }
+            if let Some(ty) = narrow(&attribute.ty, &below(*root, &logged.context)) {
+                add(*root, &AttributeType { ty, required: false });
             }
         }
         record
@@ -345,7 +374,7 @@ impl ContextReader<'_, '_> {
             Root::Claims => self
                 .identity
                 .claims
-                .map(|claims| convert::metadata_record(fields, claims, place))
+                .map(|claims| claims::context(fields, claims, place))
                 .transpose()?
                 .map(Value::Record),
             Root::Body => self.body(fields, place)?,
@@ -444,22 +473,25 @@ impl ContextReader<'_, '_> {
     }
 }
 
-/// What is left of dotted paths below a name; the empty text if the name itself is meant.
-fn rests<'a>(name: &str, places: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let below = places.filter_map(|place| place.strip_prefix(name));
-    below.filter_map(|rest| if rest.is_empty() { Some(rest) } else { rest.strip_prefix('.') }).collect()
+/// What is left of the paths that lead through a root.
+fn below(root: Root, paths: &[ClaimPath]) -> Vec<&[Step]> {
+    paths.iter().filter(|path| path.name() == root.as_str()).map(ClaimPath::steps).collect()
 }
 
-/// A type cut down to these dotted paths, with nothing required; `None` if nothing is left.
-fn narrow(ty: &Type, places: &[&str]) -> Option<Type> {
-    if places.contains(&"") {
+/// A type cut down to these paths, with nothing required; `None` if nothing is left.
+fn narrow(ty: &Type, paths: &[&[Step]]) -> Option<Type> {
+    if paths.iter().any(|path| path.is_empty()) {
         return Some(ty.clone());
     }
     let Type::Record(fields) = ty else { return None };
     let narrowed: RecordType = fields
         .iter()
         .filter_map(|(name, field)| {
-            let ty = narrow(&field.ty, &rests(name, places.iter().copied()))?;
+            let rests = paths.iter().filter_map(|path| match path.split_first() {
+                Some((Step::Name(first), rest)) if first == name => Some(rest),
+                _ => None,
+            });
+            let ty = narrow(&field.ty, &rests.collect::<Vec<_>>())?;
             Some((name.clone(), AttributeType { ty, required: false }))
         })
         .collect();

@@ -17,9 +17,12 @@ use prost::{DecodeError, Message as _};
 use serde::Serialize;
 use tonic::Status;
 
+use super::claims;
 use super::encode::Message;
-use super::view::{Kind, Struct, StructValue};
-use crate::model::{CacheState, Decision, Denial, Effect, Outcome, Query, Undecided, Unmapped};
+use super::header_value::HeaderText;
+use super::view::Struct;
+use crate::claim_path::ClaimPath;
+use crate::model::{CacheState, Decision, Denial, Effect, Outcome, Query, Undecided, Unmapped, UnmappedKind};
 use crate::observe::words;
 use crate::yaml::{Faults, Invalid};
 
@@ -28,6 +31,8 @@ use crate::yaml::{Faults, Invalid};
 pub struct Answers {
     /// How Undecided looks on the wire.
     pub undecided: UndecidedAnswer,
+    /// What clients learn of refusals.
+    pub errors: Errors,
     /// Headers that the upstream gets with an allowed request.
     pub upstream_headers: BTreeMap<HeaderName, HeaderSource>,
     /// Headers that the upstream does not get.
@@ -46,6 +51,28 @@ pub enum UndecidedAnswer {
     /// A gRPC error, for proxies that do not know `error_response` and would take its status for a denial.
     #[deserr(rename = "grpc_status")]
     GrpcStatus,
+}
+
+/// `errors:` what clients learn of refusals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserr, Serialize)]
+#[deserr(error = Faults, deny_unknown_fields)]
+pub struct Errors {
+    /// What the body of a 400 says: `reason`, a word of a bounded number, or `full`, which names the attribute or the form that
+    /// was refused, and so what policies read. Records and the log always say all of it. Default `reason`.
+    #[deserr(default)]
+    pub detail: Detail,
+}
+
+/// What the body of a 400 says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserr, Serialize)]
+#[deserr(error = Faults, rename_all = lowercase)]
+#[serde(rename_all = "lowercase")]
+pub enum Detail {
+    /// The reason, in a word.
+    #[default]
+    Reason,
+    /// What exactly was refused.
+    Full,
 }
 
 /// A header that Stockade may set or remove.
@@ -86,7 +113,7 @@ pub enum HeaderSource {
     /// The revision it was made under.
     Revision,
     /// A claim of the token.
-    Claim(String),
+    Claim(ClaimPath),
 }
 
 impl HeaderSource {
@@ -97,10 +124,10 @@ impl HeaderSource {
             "decision_id" => Self::DecisionId,
             "revision" => Self::Revision,
             other => match other.strip_prefix("claim:") {
-                Some(claim) if !claim.is_empty() => Self::Claim(claim.to_owned()),
-                _ => {
+                Some(claim) => Self::Claim(claim.parse()?),
+                None => {
                     return Err(Invalid::new(format!("`{text}` is not something a header can be set to"))
-                        .hint("`principal`, `principal_id`, `decision_id`, `revision` or `claim:<name>`"));
+                        .hint("`principal`, `principal_id`, `decision_id`, `revision` or `claim:<path>`"));
                 }
             },
         })
@@ -216,7 +243,7 @@ impl Answers {
                 },
                 Outcome::Unmapped(unmapped) => {
                     status(response, PERMISSION_DENIED);
-                    let message = unmapped_message(unmapped);
+                    let message = unmapped_message(unmapped, self.errors.detail);
                     response.message(field::DENIED_RESPONSE, |denied| plain(denied, 400, &message));
                 }
                 Outcome::Undecided(undecided) => {
@@ -229,6 +256,26 @@ impl Answers {
         }))
     }
 
+    /// Whether every claim that is to become a header can be one. It is asked before anything is decided: a claim that cannot
+    /// be told from another one is no reason to send the app nothing, or something else.
+    ///
+    /// # Errors
+    /// The first that cannot.
+    pub fn sendable(&self, claims: Option<&Struct<'_>>) -> Result<(), Unmapped> {
+        let Some(claims) = claims else { return Ok(()) };
+        for (name, source) in &self.upstream_headers {
+            let HeaderSource::Claim(path) = source else { continue };
+            let refuse = |why: String| {
+                let detail = format!("the claim `{path}` cannot be sent as the header `{}`: {why}", name.0);
+                Unmapped::new(UnmappedKind::Attribute, detail)
+            };
+            if let Some(kind) = claims::claim(claims, path).map_err(|astray| refuse(astray.to_string()))? {
+                HeaderText::claim(kind).map_err(|what| refuse(format!("it is {what}")))?;
+            }
+        }
+        Ok(())
+    }
+
     /// What the upstream gets. A header that we own is set, or removed if it has no value: what the client sent under
     /// its name never survives. Envoy applies removals after sets, so a name is in one of the two only.
     fn allow(&self, ok: &mut Message<'_>, answered: &Answered<'_>, decision: &Decision) {
@@ -236,7 +283,7 @@ impl Answers {
         const HEADERS_TO_REMOVE: u64 = 5;
         for (name, source) in &self.upstream_headers {
             match header_value(source, answered, decision) {
-                Some(value) => ok.message(HEADERS, |option| header(option, &name.0, Visible(&value))),
+                Some(value) => ok.message(HEADERS, |option| header(option, &name.0, value)),
                 None => ok.text(HEADERS_TO_REMOVE, &name.0),
             }
         }
@@ -255,38 +302,17 @@ fn status(response: &mut Message<'_>, code: u64) {
     });
 }
 
-fn header_value<'a>(source: &HeaderSource, answered: &Answered<'a>, decision: &'a Decision) -> Option<Cow<'a, str>> {
+/// `None` where there is no such value; [`Answers::sendable`] has refused what is there and cannot be one.
+fn header_value<'a>(source: &HeaderSource, answered: &Answered<'a>, decision: &'a Decision) -> Option<HeaderText<'a>> {
     let value: Cow<'_, str> = match source {
         HeaderSource::Principal => answered.query?.principal.uid.to_string().into(),
         HeaderSource::PrincipalId => answered.query?.principal.uid.id().unescaped().into(),
         HeaderSource::DecisionId => answered.decision_id.into(),
         HeaderSource::Revision => decision.revision.id.as_str().into(),
-        HeaderSource::Claim(claim) => claim_text(answered.claims?.fields.get(claim)?)?.into(),
+        HeaderSource::Claim(path) => return HeaderText::claim(claims::claim(answered.claims?, path).ok()??).ok()?,
     };
-    (!value.is_empty()).then_some(value)
+    (!value.is_empty()).then_some(HeaderText::One(value))
 }
-
-/// A claim as a header: texts, numbers and truth values as they are, lists of texts joined with `,`.
-fn claim_text(value: &StructValue<'_>) -> Option<String> {
-    match value.kind.as_ref()? {
-        Kind::String(text) => Some((*text).to_owned()),
-        Kind::Number(number) => Some(number.to_string()),
-        Kind::Bool(value) => Some(value.to_string()),
-        Kind::List(list) => Some(list.values.iter().map(claim_text).collect::<Option<Vec<_>>>()?.join(",")),
-        Kind::Null | Kind::Struct(_) => None,
-    }
-}
-
-/// A value that every HTTP implementation takes: what is not visible ASCII, and `%` itself, is percent-encoded.
-struct Visible<'a>(&'a str);
-
-impl fmt::Display for Visible<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        percent_encoding::utf8_percent_encode(self.0, HIDDEN).fmt(f)
-    }
-}
-
-const HIDDEN: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b'%');
 
 /// One header, as a `HeaderValueOption`. `append: false` counts in Envoy 1.40 and `append_action` in 1.37, where the
 /// default appends to what the client sent (contract, finding 4).
@@ -318,8 +344,11 @@ fn plain(response: &mut Message<'_>, status: u16, body: &str) {
     response.text(3, body);
 }
 
-fn unmapped_message(unmapped: &Unmapped) -> String {
-    format!("bad request: {unmapped}")
+fn unmapped_message(unmapped: &Unmapped, detail: Detail) -> String {
+    match detail {
+        Detail::Reason => format!("bad request: {}", unmapped.kind.as_str()),
+        Detail::Full => format!("bad request: {unmapped}"),
+    }
 }
 
 fn undecided_message(undecided: Undecided) -> String {

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use super::lines::{Lines, Lost};
 use super::metrics::DecisionLogMetrics;
-pub use super::record::{Attribute, ErrorRecord, Parts, Record, ShadowRecord, attributes};
+pub use super::record::{Attribute, ErrorRecord, Of, Parts, Record, ShadowRecord, attributes};
 use crate::model::{Effect, Outcome};
 use crate::units::Bytes;
 use crate::yaml::{Faults, Invalid, suggest};

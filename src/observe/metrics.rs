@@ -507,6 +507,7 @@ struct Decisions {
     default_deny: Counter,
     not_applicable: Counter,
     unrouted: Counter,
+    unknown_principal: Counter,
     policy_error: Counter,
     unmapped: Vec<(UnmappedKind, Counter)>,
     undecided: Vec<(Undecided, Counter)>,
@@ -523,6 +524,7 @@ impl Decisions {
             default_deny: deny(Reason::DefaultDeny),
             not_applicable: deny(Reason::NotApplicable),
             unrouted: deny(Reason::Unrouted),
+            unknown_principal: deny(Reason::UnknownPrincipal),
             policy_error: deny(Reason::PolicyError),
             unmapped: UnmappedKind::ALL.into_iter().map(unmapped).collect(),
             undecided: Undecided::ALL.into_iter().map(undecided).collect(),
@@ -538,6 +540,7 @@ impl Decisions {
                 (Effect::Deny, Reason::DefaultDeny) => &self.default_deny,
                 (Effect::Deny, Reason::NotApplicable) => &self.not_applicable,
                 (Effect::Deny, Reason::Unrouted) => &self.unrouted,
+                (Effect::Deny, Reason::UnknownPrincipal) => &self.unknown_principal,
                 (Effect::Deny, Reason::PolicyError) => &self.policy_error,
             }),
             Outcome::Unmapped(unmapped) => {
@@ -551,10 +554,8 @@ impl Decisions {
 
     /// The labels of all of them, for the reference.
     fn labels() -> Vec<(&'static str, &'static str, &'static str)> {
-        let denials =
-            [Reason::Policy, Reason::DefaultDeny, Reason::NotApplicable, Reason::Unrouted, Reason::PolicyError];
         let mut labels = vec![("decided", "allow", Reason::Policy.as_str())];
-        labels.extend(denials.map(|reason| ("decided", "deny", reason.as_str())));
+        labels.extend(Reason::DENIALS.map(|reason| ("decided", "deny", reason.as_str())));
         labels.extend(UnmappedKind::ALL.map(|kind| ("unmapped", "deny", kind.as_str())));
         labels.extend(Undecided::ALL.map(|reason| ("undecided", "undecided", reason.as_str())));
         labels
@@ -655,10 +656,8 @@ mod tests {
     }
 
     fn outcomes() -> Vec<Outcome> {
-        let denials =
-            [Reason::Policy, Reason::DefaultDeny, Reason::NotApplicable, Reason::Unrouted, Reason::PolicyError];
         let mut outcomes = vec![Outcome::Decided(decision(Effect::Allow, Reason::Policy, &[]))];
-        outcomes.extend(denials.map(|reason| Outcome::Decided(decision(Effect::Deny, reason, &[]))));
+        outcomes.extend(Reason::DENIALS.map(|reason| Outcome::Decided(decision(Effect::Deny, reason, &[]))));
         outcomes.extend(UnmappedKind::ALL.map(|kind| Outcome::Unmapped(Unmapped::new(kind, "why"))));
         outcomes.extend(Undecided::ALL.map(Outcome::Undecided));
         outcomes

@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime};
 use deserr::Deserr;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value as Json};
+use smol_str::SmolStr;
 
 use super::tracing::TraceId;
 use super::words;
+use crate::claim_path::{Below, ClaimPath, Node, Step};
 use crate::model::{
-    self, CacheState, EntityUid, Freshness, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Value,
+    self, CacheState, EntityUid, Freshness, Outcome, PolicyError, PolicyId, Query, Revision, Root, Shadow, Type, Value,
 };
 use crate::yaml::{Faults, Invalid, suggest};
 
@@ -113,10 +115,23 @@ pub struct ErrorRecord<'a> {
     pub message: &'a str,
 }
 
-/// The name of an attribute that may be logged.
-#[derive(Debug, Clone, PartialEq, Eq, Deserr, Serialize)]
+/// An attribute that may be logged, such as `context.source.address` or `principal.department`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserr)]
 #[deserr(error = Faults, try_from(String) = Attribute::try_from_text -> Invalid)]
-pub struct Attribute(String);
+pub struct Attribute {
+    of: Of,
+    /// From there on.
+    path: ClaimPath,
+}
+
+/// What an attribute is one of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    /// The principal.
+    Principal,
+    /// The context.
+    Context,
+}
 
 // === impl Record ===
 
@@ -190,29 +205,92 @@ fn texts<T: fmt::Display, S: Serializer>(values: &[T], serializer: S) -> Result<
 // === attributes ===
 
 impl Attribute {
-    /// `context.source.address`
-    pub fn as_str(&self) -> &str {
-        &self.0
+    /// What it is one of.
+    pub fn of(&self) -> Of {
+        self.of
     }
 
-    fn try_from_text(name: String) -> Result<Self, Invalid> {
-        if name.split('.').any(is_credential) {
-            let hint = "whoever reads the log could use it; log the principal or a claim instead";
-            return Err(Invalid::new(format!("`{name}` is a credential and never logged")).hint(hint));
-        }
-        match name.split_once('.') {
-            Some(("principal", rest)) if !rest.is_empty() => Ok(Self(name)),
-            Some(("context", rest)) => {
-                let roots = Root::ALL.map(Root::as_str);
-                let root = rest.split('.').next().unwrap_or(rest);
-                let unknown =
-                    || Invalid::new(format!("`{name}`: a context has no `{root}`")).hint(suggest(root, &roots));
-                if roots.contains(&root) { Ok(()) } else { Err(unknown()) }?;
-                Ok(Self(name))
+    /// Where it is from there on: the name of an attribute, and for some what is in it.
+    pub fn path(&self) -> &ClaimPath {
+        &self.path
+    }
+
+    fn try_from_text(text: String) -> Result<Self, Invalid> {
+        let (of, rest) = match text.split_once('.') {
+            Some(("principal", rest)) => (Of::Principal, rest),
+            Some(("context", rest)) => (Of::Context, rest),
+            _ => {
+                return Err(Invalid::new(format!("`{text}` is not an attribute of the principal or the context"))
+                    .hint("like `context.source.address` or `principal.department`"));
             }
-            _ => Err(Invalid::new(format!("`{name}` is not an attribute of the principal or the context"))
-                .hint("like `context.source.address` or `principal.department`")),
+        };
+        let path: ClaimPath = rest.parse()?;
+        let names = path.steps().iter().filter_map(|step| match step {
+            Step::Name(name) => Some(name.as_str()),
+            Step::Item(_) => None,
+        });
+        if names.chain([path.name()]).any(is_credential) {
+            let hint = "whoever reads the log could use it; log the principal or a claim instead";
+            return Err(Invalid::new(format!("`{text}` is a credential and never logged")).hint(hint));
         }
+        if path.steps().iter().any(|step| matches!(step, Step::Item(_))) {
+            return Err(
+                Invalid::new(format!("`{text}`: a set has no items with numbers")).hint("name the set as a whole")
+            );
+        }
+        match of {
+            Of::Principal if !path.steps().is_empty() => {
+                let hint = format!("name the attribute as a whole: `principal.{}`", ClaimPath::of(path.name()));
+                Err(Invalid::new(format!("`{text}`: attributes of the principal are logged whole")).hint(hint))
+            }
+            Of::Context => possible(&text, &path).map(|()| Self { of, path }),
+            Of::Principal => Ok(Self { of, path }),
+        }
+    }
+}
+
+/// Whether a context can have this at all; whether a schema declares the rest is seen when bundles are loaded.
+fn possible(text: &str, path: &ClaimPath) -> Result<(), Invalid> {
+    let Some(root) = Root::ALL.into_iter().find(|root| root.as_str() == path.name()) else {
+        let unknown = Invalid::new(format!("`{text}`: a context has no `{}`", path.name()));
+        return Err(unknown.hint(suggest(path.name(), &Root::ALL.map(Root::as_str))));
+    };
+    let (Some(fixed), Some(Step::Name(first))) = (root.fixed(), path.steps().first()) else { return Ok(()) };
+    let Type::Record(fields) = fixed else {
+        let fault = Invalid::new(format!("`{text}`: `context.{}` is one value", root.as_str()));
+        return Err(fault.hint(format!("name it as a whole: `context.{}`", root.as_str())));
+    };
+    let labels = root == Root::Destination && first == "labels";
+    match (labels || fields.contains_key(first), path.steps().len()) {
+        (true, 1) => Ok(()),
+        (true, _) if labels => Ok(()),
+        (true, _) => Err(Invalid::new(format!("`{text}`: `{first}` is one value"))),
+        (false, _) => {
+            let names: Vec<&str> = fields.keys().map(SmolStr::as_str).collect();
+            Err(Invalid::new(format!("`{text}`: `context.{}` has no `{first}`", root.as_str()))
+                .hint(suggest(first, &names)))
+        }
+    }
+}
+
+impl Of {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Principal => "principal",
+            Self::Context => "context",
+        }
+    }
+}
+
+impl fmt::Display for Attribute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.of.as_str(), self.path)
+    }
+}
+
+impl Serialize for Attribute {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -225,18 +303,21 @@ fn is_credential(name: &str) -> bool {
 /// The values of the named attributes, those that the request has. Only what the request itself brought: the entities of
 /// the bundles are in the bundles.
 pub fn attributes(names: &[Attribute], logged: &model::Record) -> Map<String, Json> {
-    let value = |name: &Attribute| find(logged, &name.0).map(|value| (name.0.clone(), json(value)));
+    let value = |name: &Attribute| {
+        let Some(Value::Record(under)) = logged.get(name.of.as_str()) else { return None };
+        let found = name.path.find(|top| under.get(top)).ok()??;
+        Some((name.to_string(), json(found)))
+    };
     names.iter().filter_map(value).collect()
 }
 
-/// The value at a dotted path. Names may have dots in them, such as the claim `https://example.com/role`.
-fn find<'a>(record: &'a model::Record, path: &str) -> Option<&'a Value> {
-    record.get(path).or_else(|| {
-        record.iter().find_map(|(name, value)| match value {
-            Value::Record(inner) => find(inner, path.strip_prefix(name.as_str())?.strip_prefix('.')?),
-            _ => None,
-        })
-    })
+impl Node for &Value {
+    fn below(self, step: &Step) -> Below<Self> {
+        match (self, step) {
+            (Value::Record(fields), Step::Name(name)) => fields.get(name).map_or(Below::Absent, Below::There),
+            _ => Below::Misfit,
+        }
+    }
 }
 
 fn json(value: &Value) -> Json {
@@ -343,14 +424,14 @@ pub(super) mod tests {
     #[test]
     fn attributes_are_those_that_are_named_and_there() {
         let names = names(&[
-            "principal.https://example.com/role",
+            "principal.\"https://example.com/role\"",
             "principal.groups",
             "context.source.address",
             "context.headers",
             "context.source.port",
         ]);
         let expected = json!({
-            "principal.https://example.com/role": "admin",
+            "principal.\"https://example.com/role\"": "admin",
             "principal.groups": [true, "Group::\"g\""],
             "context.source.address": "10.0.0.1",
             "context.headers": {"x-id": 7},

@@ -156,6 +156,17 @@ impl Types {
         self.entities.get(name)
     }
 
+    /// What each action declares of its context.
+    pub fn contexts(&self) -> impl Iterator<Item = &ContextType> {
+        self.actions.values().map(|action| &action.declared)
+    }
+
+    /// The attributes of every entity type that is a principal of an action.
+    pub fn principal_attributes(&self) -> impl Iterator<Item = &str> {
+        let principals = self.actions.values().flat_map(|action| &action.principals);
+        principals.filter_map(|name| self.entities.get(name)).flatten().map(|(name, _)| name.as_str())
+    }
+
     /// All actions, sorted, for hints.
     pub fn action_ids(&self) -> Vec<&EntityUid> {
         let mut ids: Vec<&EntityUid> = self.actions.keys().collect();
@@ -233,36 +244,31 @@ fn root(
     (faults.len() == before).then_some((root, attribute))
 }
 
-const PEER: [(&str, &str); 4] =
-    [("address", "ipaddr"), ("certificate", "String"), ("port", "Long"), ("principal", "String")];
-
 /// Reports where a type asks for something that the root cannot provide.
 fn provided(root: Root, place: &str, ty: &Type, faults: &mut Vec<String>) {
-    match root {
-        Root::Method | Root::Path | Root::Host | Root::Scheme | Root::Protocol | Root::Identity => {
-            exactly("String", place, ty, faults);
-        }
-        Root::BodyPartial => exactly("Bool", place, ty, faults),
-        Root::BodySize => exactly("Long", place, ty, faults),
-        Root::Time => exactly("datetime", place, ty, faults),
-        Root::Source => parts(&PEER, place, ty, faults),
-        Root::Destination => {
-            let own = [PEER.as_slice(), &[("labels", "record")]].concat();
-            parts(&own, place, ty, faults);
-            if let Type::Record(fields) = ty
-                && let Some(labels) = fields.get("labels")
-            {
-                texts(&format!("{place}.labels"), &labels.ty, faults);
+    match (root.fixed(), ty) {
+        (Some(Type::Record(mut known)), _) => {
+            if root == Root::Destination {
+                let own = record_of(ty).and_then(|fields| fields.get("labels"));
+                if let Some(labels) = own {
+                    texts(&format!("{place}.labels"), &labels.ty, faults);
+                }
+                let labels = AttributeType { ty: Type::Record(RecordType::new()), required: false };
+                known.insert("labels".into(), own.cloned().unwrap_or(labels));
             }
+            return parts(&known, place, ty, faults);
         }
-        Root::Tls => parts(&[("sni", "String")], place, ty, faults),
-        Root::Grpc => parts(&[("method", "String"), ("service", "String")], place, ty, faults),
+        (Some(fixed), _) => return exactly(&fixed, place, ty, faults),
+        (None, _) => {}
+    }
+    match root {
         Root::Headers | Root::Query | Root::Params | Root::Extensions => texts(place, ty, faults),
         Root::Metadata | Root::RouteMetadata => match ty {
             Type::Record(namespaces) if namespaces.values().all(|space| matches!(space.ty, Type::Record(_))) => {}
             _ => faults.push(format!("`{place}` must be a record of records: namespaces, and what they hold")),
         },
-        Root::Body | Root::Claims => {
+        // Bodies and claims; the others are fixed.
+        _ => {
             if !matches!(ty, Type::Record(_)) {
                 faults.push(format!("`{place}` must be a record, not `{ty}`"));
             }
@@ -270,22 +276,26 @@ fn provided(root: Root, place: &str, ty: &Type, faults: &mut Vec<String>) {
     }
 }
 
-fn exactly(expected: &str, place: &str, ty: &Type, faults: &mut Vec<String>) {
-    if ty.to_string() != expected {
+fn record_of(ty: &Type) -> Option<&RecordType> {
+    if let Type::Record(fields) = ty { Some(fields) } else { None }
+}
+
+fn exactly(expected: &Type, place: &str, ty: &Type, faults: &mut Vec<String>) {
+    if ty != expected {
         faults.push(format!("`{place}` is a `{expected}`, not `{ty}`"));
     }
 }
 
 /// A record with these attributes and no others.
-fn parts(known: &[(&str, &str)], place: &str, ty: &Type, faults: &mut Vec<String>) {
+fn parts(known: &RecordType, place: &str, ty: &Type, faults: &mut Vec<String>) {
     let Type::Record(fields) = ty else {
         faults.push(format!("`{place}` must be a record, not `{ty}`"));
         return;
     };
-    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+    let names: Vec<&str> = known.keys().map(SmolStr::as_str).collect();
     for (name, field) in fields {
-        match known.iter().find(|(candidate, _)| candidate == name) {
-            Some((_, expected)) => exactly(expected, &format!("{place}.{name}"), &field.ty, faults),
+        match known.get(name) {
+            Some(expected) => exactly(&expected.ty, &format!("{place}.{name}"), &field.ty, faults),
             None => faults.push(format!("`{place}.{name}` does not exist; {}", suggest(name, &names))),
         }
     }

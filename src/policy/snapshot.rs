@@ -65,6 +65,7 @@ pub(super) struct Silent {
     default_deny: OnceLock<Arc<Ruling>>,
     not_applicable: OnceLock<Arc<Ruling>>,
     unrouted: OnceLock<Arc<Ruling>>,
+    unknown_principal: OnceLock<Arc<Ruling>>,
 }
 
 /// A decision, and what else came out of making it.
@@ -245,6 +246,14 @@ impl Snapshot {
     /// Whether the bundles hold this entity.
     pub fn knows(&self, uid: &EntityUid) -> bool {
         self.base.entities.contains(uid)
+    }
+
+    /// The denial of a principal whose type requires attributes that nobody says of it. Policies were validated as if they
+    /// were there, so none is evaluated.
+    pub fn unknown_principal(&self) -> Decision {
+        let ruling =
+            self.base.silent.unknown_principal.get_or_init(|| self.deny(Reason::UnknownPrincipal, &[], &[], None));
+        self.stands(ruling)
     }
 
     /// Decides a Query: Cedar's decision and reasons, from the policies whose scope it meets.

@@ -67,12 +67,7 @@ async fn grpc_clients_get_grpc_statuses() {
         // A redirect means nothing to such a client.
         ("ready", "Redirected", Code::PermissionDenied, "access denied"), // 403
         ("ready", "Un%2fmapped", Code::Internal, ""),                     // 400
-        (
-            "ready",
-            "Un;mapped",
-            Code::Internal,
-            "bad request: path: the path is in a form that is refused: path_parameters",
-        ), // 400
+        ("ready", "Un;mapped", Code::Internal, "bad request: path"),      // 400
         ("undecided", "Allowed", Code::Unavailable, "authorization unavailable: not_ready"), // 503
         ("down", "Allowed", Code::Unavailable, ""),                       // 503
     ];

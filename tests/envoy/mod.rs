@@ -2,6 +2,7 @@
 //! anywhere in full; these tests are where a new version of it shows that it does something else.
 
 mod bodies;
+mod claims;
 mod configs;
 mod grpc;
 mod headers;

@@ -133,40 +133,17 @@ async fn every_outcome_in_both_failure_modes() {
         ("ready", get("/overflow/-1"), Through, json!(["allow", "policy", ["lab/all"]])),
         ("ready", get("/overflow/1"), Denied(403, "ask the lab"), json!(["deny", "policy_error", ["lab/overflows"]])),
         // What cannot be mapped.
-        (
-            "ready",
-            get("/open;v=1"),
-            Denied(400, "bad request: path: the path is in a form that is refused: path_parameters"),
-            json!(["deny", "path", []]),
-        ),
-        (
-            "ready",
-            Request::new("PURGE", "/open"),
-            Denied(400, "bad request: action: no schema declares Action::\"PURGE\""),
-            json!(["deny", "action", []]),
-        ),
-        (
-            "ready",
-            get("/overflow/x"),
-            Denied(
-                400,
-                "bad request: attribute: `context.params.n` is declared as `Long`, found a text that is not one",
-            ),
-            json!(["deny", "attribute", []]),
-        ),
+        ("ready", get("/open;v=1"), Denied(400, "bad request: path"), json!(["deny", "path", []])),
+        ("ready", Request::new("PURGE", "/open"), Denied(400, "bad request: action"), json!(["deny", "action", []])),
+        ("ready", get("/overflow/x"), Denied(400, "bad request: attribute"), json!(["deny", "attribute", []])),
         (
             "ready",
             get("/open").header("host", "evil.example"),
-            Denied(400, "bad request: host: the host is not a host"),
+            Denied(400, "bad request: host"),
             json!(["deny", "host", []]),
         ),
         ("small", get("/open"), Through, json!(["allow", "policy", ["lab/all"]])),
-        (
-            "small",
-            large,
-            Denied(400, "bad request: too_large: the CheckRequest is larger than 2KiB"),
-            json!(["deny", "too_large", []]),
-        ),
+        ("small", large, Denied(400, "bad request: too_large"), json!(["deny", "too_large", []])),
         // Nobody decides.
         (
             "undecided",

@@ -215,6 +215,10 @@ async fn what_a_sidecar_would_refuse_is_not_published() {
     fs::write(bundle.join("tests/a.yaml"), "tests: [{name: gone, request: gone.json, expect: allow}]").unwrap();
     let ran = desk.run(&["publish", "untrue"]).await;
     assert!(ran.code == 1 && ran.stderr.contains("nothing was published: tests of the bundle fail"), "{ran:?}");
+    // The tests are those of a sidecar with this configuration, which must be one.
+    fs::write(desk.dir.path().join("bad.yaml"), "servce: shop").unwrap();
+    let ran = desk.run(&["publish", "untrue", "--config", "bad.yaml"]).await;
+    assert!(ran.code == 1 && ran.stderr.contains("unknown key `servce`"), "{ran:?}");
     assert_eq!(desk.good(&["history"]).await.stdout, "nothing was ever published\n");
     let mut server = desk.server;
     server.kill().await;
