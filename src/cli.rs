@@ -17,6 +17,7 @@ mod issue;
 mod keygen;
 #[cfg(feature = "nats")]
 mod overlays;
+mod probe;
 #[cfg(feature = "nats")]
 mod prune;
 #[cfg(feature = "nats")]
@@ -62,6 +63,7 @@ struct Cli {
 enum Command {
     Serve(serve::Args),
     CheckConfig(check_config::Args),
+    Probe(probe::Args),
     Validate(validate::Args),
     Decide(decide::Args),
     Footprint(footprint::Args),
@@ -108,6 +110,7 @@ pub fn run() -> ExitCode {
     match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Validate(args) => validate::run(&args),
         Command::Decide(args) => decide::run(&args),
         Command::Footprint(args) => footprint::run(&args),

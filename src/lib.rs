@@ -30,10 +30,12 @@ pub mod observe;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod descriptors;
 pub mod listener;
 pub mod shutdown;
 
 pub mod problem;
 pub mod units;
 pub mod varint;
+pub mod waiting;
 pub mod yaml;
