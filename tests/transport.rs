@@ -381,7 +381,7 @@ async fn silent_connections_keep_nobody_out() {
     let again = async {
         loop {
             let stream = TcpStream::connect(stockade.tcp()).await.unwrap();
-            let Ok((sender, connection)) = h2::client::handshake::<_, Bytes>(stream).await else { continue };
+            let Ok((sender, connection)) = h2::client::handshake(stream).await else { continue };
             let connection = tokio::spawn(connection);
             if answers(sender).await {
                 return;
@@ -471,7 +471,7 @@ async fn tls_is_bounded_and_asks_for_certificates() {
         let mut decided = false;
         // With TLS 1.3 a client learns that it was refused when it reads.
         if let Ok(stream) = authority.client(identity).connect("localhost".try_into().unwrap(), stream).await
-            && let Ok((sender, connection)) = h2::client::handshake::<_, Bytes>(stream).await
+            && let Ok((sender, connection)) = h2::client::handshake(stream).await
         {
             tokio::spawn(connection);
             decided = answers(sender).await;
