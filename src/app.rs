@@ -250,7 +250,8 @@ impl Connections {
         }
         let [checks, admin, probes] = shared;
         let one = checks / listeners.max(1);
-        let handshakes = server::HANDSHAKES.min(one / 4).max(1);
+        // Where there is less than that, most of it is for those that ask.
+        let handshakes = one.saturating_sub(configured).max(one / 4).clamp(1, server::HANDSHAKES);
         let each = server::Places { connections: one.saturating_sub(handshakes).clamp(1, configured), handshakes };
         Self { each, admin, probes }
     }

@@ -144,7 +144,7 @@ fn refused(line: &Json) -> bool {
 }
 
 /// Waits until so many versions were put in force since the start.
-async fn enforced(stockade: &mut Stockade, versions: usize) {
+pub(crate) async fn enforced(stockade: &mut Stockade, versions: usize) {
     let is_one = |line: &&Json| line["message"] == "bundles loaded and put in force";
     while stockade.seen.iter().filter(is_one).count() < versions {
         assert!(stockade.next_line().await.is_some(), "stockade ended: {:#?}", stockade.seen);
@@ -174,7 +174,9 @@ pub(crate) struct Answer {
 impl Raw {
     pub(crate) async fn connect(stockade: &Stockade) -> Self {
         let stream = TcpStream::connect(stockade.tcp()).await.unwrap();
-        let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+        // Answers may pile up here.
+        let (sender, connection) =
+            h2::client::Builder::new().data_frame_budget(1 << 20).handshake(stream).await.unwrap();
         tokio::spawn(connection);
         Self(sender)
     }

@@ -213,11 +213,12 @@ impl Stockade {
 
 /// A configuration on port 0 for this bundle. Its drain is short: no test waits for Envoy to notice.
 pub fn config(bundle: &Path, more: &str) -> String {
-    let listen = if more.contains("listen:") { "" } else { "listen: [\"tcp://127.0.0.1:0\"]\n" };
+    let has = |key: &str| more.lines().any(|line| line.starts_with(key));
+    let listen = if has("listen:") { "" } else { "listen: [\"tcp://127.0.0.1:0\"]\n" };
     let service = if more.contains("service:") { "" } else { "service: bookstore\n" };
     let log = if more.contains("decision_log:") { "" } else { "decision_log: {output: none}\n" };
     let shutdown = if more.contains("shutdown:") { "" } else { "shutdown: {grace: 0s, drain: 5s}\n" };
-    let admin = if more.contains("admin:") { "" } else { "admin: {listen: \"tcp://127.0.0.1:0\"}\n" };
+    let admin = if has("admin:") { "" } else { "admin: {listen: \"tcp://127.0.0.1:0\"}\n" };
     format!(
         "{service}{listen}{log}{shutdown}{admin}workers: 2\nbundles: [{{directory: {}}}]\nlog: {{format: json}}\n{more}\n",
         bundle.display()
