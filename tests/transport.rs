@@ -365,6 +365,7 @@ async fn silent_connections_keep_nobody_out() {
     }
     comes_to(&stockade, &closed("ext_authz", "shed"), 300.0 - 64.0).await;
     still_decides(&stockade).await;
+    comes_to(&stockade, "stockade_connections{listener=\"ext_authz\"}", 64.0).await;
 
     // Those that ask are as many as may be, and stay.
     let mut first = Raw::connect(&stockade).await;
