@@ -1,15 +1,15 @@
 //! The operator's HTTP endpoint: probes, metrics, what is in force, and the decision cache with its switch, which is all
-//! that it can change. `app` binds it, on loopback unless told otherwise.
+//! that it can change. `app` binds it, on loopback unless told otherwise. Beside it, a router with nothing but the probes.
 
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use serde_json::json;
@@ -23,8 +23,12 @@ use crate::policy::Summary;
 use crate::shutdown::Phase;
 
 mod cache;
+pub mod guard;
 mod page;
+mod server;
 mod store;
+
+pub use server::serve;
 
 /// What there is: path and meaning.
 const ROUTES: [(&str, &str); 7] = [
@@ -59,6 +63,8 @@ pub struct Admin {
     pub lookup: Arc<Lookup>,
     /// The effective configuration, without secrets.
     pub config: Arc<serde_json::Value>,
+    /// What requests may call us.
+    pub hosts: Arc<guard::Hosts>,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
     /// Brings metrics up to date that only time changes; runs before each rendering.
@@ -111,7 +117,26 @@ pub fn router(state: Admin) -> Router {
         .route("/cache/lookup", post(cache::lookup))
         .route("/config", get(config))
         .fallback(not_found)
+        .layer(middleware::from_fn_with_state(Arc::clone(&state.hosts), guard::check))
         .with_state(state)
+}
+
+/// What a listener for the kubelet's probes has: yes or no, and nothing that should stay in the pod.
+pub fn probes(ready: watch::Receiver<Readiness>) -> Router {
+    let readyz = move || {
+        let is_ready = ready.borrow().ready;
+        async move {
+            let (status, text) = match is_ready {
+                true => (StatusCode::OK, "ready\n"),
+                false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+            };
+            (status, text)
+        }
+    };
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "nothing here; there is /livez and /readyz\n") })
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
@@ -259,6 +284,7 @@ mod tests {
             cache: Arc::new(Cache::new(Default::default())),
             lookup: Arc::new(|text| Err(format!("not JSON: {text}"))),
             config: Arc::new(json!({"log": {"level": "info"}})),
+            hosts: Arc::new(guard::Hosts::new(Some([127, 0, 0, 1].into()), &[])),
             metrics: Metrics::new(&metrics::Config::default()).expect("metrics").1,
             refresh: Arc::new(|| {}),
         }
@@ -422,10 +448,52 @@ mod tests {
                 (&json!(0), &json!(0), &json!(0))
             );
         }
-        for path in ["/cache?enabled=false", "/cache/clear"] {
-            let request = Request::post(path).header(header::ORIGIN, "http://127.0.0.1:9192").body(Body::empty());
-            let response = router(admin.clone()).oneshot(request.expect("request")).await.expect("infallible");
-            assert_eq!((response.status(), admin.cache.is_enabled()), (StatusCode::FORBIDDEN, true), "{path}");
+        let from_a_page = [("origin", "http://127.0.0.1:9192"), ("origin", "null"), ("sec-fetch-site", "same-origin")];
+        for (name, value) in from_a_page {
+            for path in ["/cache?enabled=false", "/cache/clear", "/cache/lookup"] {
+                let request = Request::post(path).header(name, value).body(Body::empty());
+                let response = router(admin.clone()).oneshot(request.expect("request")).await.expect("infallible");
+                assert_eq!((response.status(), admin.cache.is_enabled()), (StatusCode::FORBIDDEN, true), "{path}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_another_host_is_refused() {
+        for (host, expected) in [
+            ("127.0.0.1:9192", StatusCode::OK),
+            ("localhost", StatusCode::OK),
+            ("attacker.example", StatusCode::MISDIRECTED_REQUEST),
+            ("127.0.0.1.attacker.example:9192", StatusCode::MISDIRECTED_REQUEST),
+        ] {
+            for path in ["/config", "/nothing"] {
+                let request = Request::get(path).header(header::HOST, host).body(Body::empty()).expect("request");
+                let response = router(in_force()).oneshot(request).await.expect("infallible");
+                let expected =
+                    if path == "/nothing" && expected == StatusCode::OK { StatusCode::NOT_FOUND } else { expected };
+                assert_eq!(response.status(), expected, "{host} {path}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_listener_for_probes_says_yes_or_no() {
+        for (ready, status, text) in
+            [(true, StatusCode::OK, "ready\n"), (false, StatusCode::SERVICE_UNAVAILABLE, "not ready\n")]
+        {
+            let readiness = Readiness { ready, reasons: vec!["a secret".to_owned()], freshness: Some("stale") };
+            let router = probes(watch::channel(readiness).1);
+            for (path, expected) in [
+                ("/readyz", (status, text)),
+                ("/livez", (StatusCode::OK, "ok\n")),
+                ("/config", (StatusCode::NOT_FOUND, "nothing here; there is /livez and /readyz\n")),
+            ] {
+                let request = Request::get(path).header(header::HOST, "10.0.0.9:9193").body(Body::empty());
+                let response = router.clone().oneshot(request.expect("request")).await.expect("infallible");
+                let found = response.status();
+                let body = response.into_body().collect().await.expect("body").to_bytes();
+                assert_eq!((found, &*body), (expected.0, expected.1.as_bytes()), "{path}");
+            }
         }
     }
 }

@@ -12,9 +12,10 @@ use tonic_health::server::HealthReporter;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, Readiness};
-use crate::config::{AdminListen, Config};
+use crate::config::{AdminListen, Config, ProbesListen};
 use crate::decision::cache::Cache;
 use crate::decision::freshness::LastProof;
+use crate::descriptors;
 use crate::ext_authz::checker::Checker;
 use crate::ext_authz::judge::Judge;
 use crate::ext_authz::service::Authorization;
@@ -27,9 +28,10 @@ use crate::feed::{follower::Follower, jetstream::Jetstream};
 use crate::listener::{self, Listener};
 use crate::observe::decision_log::Writer;
 use crate::observe::store::StoreState;
+use crate::observe::transport::Role;
 use crate::observe::{DecisionLog, Metrics};
 use crate::policy::{Files, Snapshot};
-use crate::shutdown::{Drain, Lifecycle, Phase, Signals};
+use crate::shutdown::{Lifecycle, Phase, Signals};
 
 /// How often what only time changes is brought up to date: the histograms' buffers, above all.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -37,11 +39,17 @@ const UPKEEP: Duration = Duration::from_secs(1);
 /// How long the decision log may take to write what is queued, after the last answer.
 const LOG_FLUSH: Duration = Duration::from_secs(5);
 
+/// How many probes may be answered at once; beyond it, the oldest is closed.
+const PROBES: usize = 32;
+
 /// A sidecar that is built and bound, but does not run yet: a taken port is found here, before anything moves.
 pub struct App {
     judge: Arc<Judge>,
     listeners: Vec<Listener>,
-    admin: Option<(Listener, axum::Router)>,
+    /// What is served over HTTP/1.1, and over how many connections each.
+    http: Vec<(Role, Listener, axum::Router, usize)>,
+    /// How many connections each listener for checks may have.
+    connections: server::Places,
     service: Authorization,
     http2: server::Config,
     health: HealthReporter,
@@ -86,10 +94,14 @@ impl App {
         }
         let admin_listener = match &config.admin.listen {
             AdminListen::None => None,
-            AdminListen::At(listen) => {
-                Some(listener::bind(listen).await.map_err(|error| StartError(format!("admin: {error}")))?)
-            }
+            AdminListen::At(listen) => Some(bind_http(Role::Admin, listen).await?),
         };
+        let probes_listener = match &config.probes.listen {
+            ProbesListen::None => None,
+            ProbesListen::At(listen) => Some(bind_http(Role::Probes, listen).await?),
+        };
+        let Connections { each: connections, admin: admin_connections, probes: probe_connections } =
+            Connections::share(&config, listeners.len(), probes_listener.is_some());
         let (metrics, prometheus) =
             Metrics::new(&config.metrics).map_err(|error| StartError::new("metrics cannot be set up", error))?;
         let (log, log_writer) = DecisionLog::start(&config.decision_log, metrics.decision_log())
@@ -105,7 +117,7 @@ impl App {
         let checker = Arc::new(Checker::new(Arc::clone(&judge), log, metrics.clone()));
         let (others, health) =
             server::others(&config.http2).map_err(|error| StartError::new("reflection cannot be set up", error))?;
-        let service = Authorization::new(checker, &config.limits, others);
+        let service = Authorization::new(checker, &config.limits, others, metrics.clone());
         // A health service says that all is well until it is told otherwise, and the sockets are bound already.
         server::report(&health, false).await;
 
@@ -124,7 +136,7 @@ impl App {
                 })
             },
             status: status.clone(),
-            ready,
+            ready: ready.clone(),
             cache: Arc::clone(&cache),
             lookup: {
                 let judge = Arc::clone(&judge);
@@ -134,20 +146,28 @@ impl App {
                 })
             },
             config: Arc::new(effective),
+            hosts: {
+                let address = admin_listener.as_ref().and_then(Listener::ip);
+                Arc::new(admin::guard::Hosts::new(address, &config.admin.hosts))
+            },
             metrics: prometheus.clone(),
             refresh: {
                 let (metrics, status, proof) = (metrics.clone(), status.clone(), Arc::clone(&proof));
-                let snapshots = snapshots.clone();
+                let (snapshots, waiting) = (snapshots.clone(), service.waiting());
                 Arc::new(move || {
+                    metrics.messages(waiting.usage());
                     following(&metrics, &status.borrow(), &proof, snapshots.borrow().as_deref());
                     metrics.cache(&cache.usage());
                 })
             },
         });
+        let admin = admin_listener.map(|listener| (Role::Admin, listener, router, admin_connections));
+        let probes = probes_listener.map(|listener| (Role::Probes, listener, admin::probes(ready), probe_connections));
         Ok(Self {
             judge,
             listeners,
-            admin: admin_listener.map(|listener| (listener, router)),
+            http: admin.into_iter().chain(probes).collect(),
+            connections,
             service,
             http2: config.http2,
             health,
@@ -174,26 +194,22 @@ impl App {
         let mut followers = JoinSet::new();
         followers.spawn(watch_readiness(phase, snapshots.clone(), status.clone(), readiness, metrics.clone(), health));
         followers.spawn(warn_of_attributes(snapshots.clone(), self.judge));
-        followers.spawn(count_loads(snapshots, status, self.proof, metrics));
+        followers.spawn(count_loads(snapshots, status, self.proof, metrics.clone()));
         followers.spawn(upkeep(self.prometheus));
         followers.spawn(self.feed);
 
-        let mut servers: JoinSet<Result<(), StartError>> = JoinSet::new();
+        let mut servers = JoinSet::new();
         for listener in self.listeners {
-            info!(listener = "ext_authz", address = listener.local_address(), "listening");
+            info!(listener = Role::ExtAuthz.as_str(), address = listener.local_address(), "listening");
             let (service, http2, drain) = (self.service.clone(), self.http2.clone(), lifecycle.hold());
-            servers.spawn(async move {
-                let held = drain.clone();
-                let served = server::serve(listener, service, http2, drain).await;
-                drop(held);
-                served.map_err(|error| StartError::new("the ext_authz server failed", error))
-            });
+            let (connections, metrics) = (self.connections, metrics.connections(Role::ExtAuthz));
+            servers.spawn(async move { server::serve(listener, service, &http2, connections, metrics, drain).await });
         }
         // The service holds the decision log; it ends, and flushes, when the last clone is gone.
         drop(self.service);
-        if let Some((listener, router)) = self.admin {
-            info!(listener = "admin", address = listener.local_address(), "listening");
-            servers.spawn(serve_admin(listener, router, lifecycle.hold()));
+        for (role, listener, router, connections) in self.http {
+            info!(listener = role.as_str(), address = listener.local_address(), "listening");
+            servers.spawn(admin::serve(listener, router, connections, metrics.connections(role), lifecycle.hold()));
         }
         lifecycle.running();
 
@@ -202,7 +218,8 @@ impl App {
             ended = servers.join_next() => ended,
         };
         if let Some(ended) = failed {
-            return ended.unwrap_or_else(|error| Err(StartError::new("a server ended", error)));
+            // A server goes on until it is told to end.
+            return ended.map_err(|error| StartError::new("a server ended", error));
         }
         let drained = lifecycle.shut_down().await;
         servers.abort_all();
@@ -215,13 +232,38 @@ impl App {
     }
 }
 
-async fn serve_admin(listener: Listener, router: axum::Router, drain: Drain) -> Result<(), StartError> {
-    let (incoming, _) = listener.into_incoming();
-    let draining = drain.clone();
-    axum::serve(incoming, router)
-        .with_graceful_shutdown(async move { draining.draining().await })
-        .await
-        .map_err(|error| StartError::new("the admin server failed", error))
+async fn bind_http(role: Role, listen: &listener::Config) -> Result<Listener, StartError> {
+    listener::bind(listen).await.map_err(|error| StartError::new(role.as_str(), error))
+}
+
+/// How many connections there may be, by listener.
+struct Connections {
+    each: server::Places,
+    admin: usize,
+    probes: usize,
+}
+
+impl Connections {
+    /// As configured, if there are file descriptors for it; so that no listener takes those of another.
+    fn share(config: &Config, listeners: usize, has_probes: bool) -> Self {
+        let limit = descriptors::raise();
+        let configured = config.limits.connections.get();
+        let probes = if has_probes { PROBES } else { 0 };
+        let checks = configured.saturating_add(server::HANDSHAKES).saturating_mul(listeners);
+        let wanted = [checks, config.admin.connections.get(), probes];
+        let shared = descriptors::share(limit, wanted);
+        if wanted != shared {
+            let ([ext_authz, admin, probes], hint) =
+                (shared, "raise the limit of open files, or lower `limits.connections`");
+            warn!(open_files = limit, ext_authz, admin, probes, hint, "too few file descriptors: fewer connections");
+        }
+        let [checks, admin, probes] = shared;
+        let one = checks / listeners.max(1);
+        // Where there is less than that, most of it is for those that ask.
+        let handshakes = one.saturating_sub(configured).max(one / 4).clamp(1, server::HANDSHAKES);
+        let each = server::Places { connections: one.saturating_sub(handshakes).clamp(1, configured), handshakes };
+        Self { each, admin, probes }
+    }
 }
 
 /// Keeps `/readyz`, gRPC health and the gauge on what phase, snapshot and feed amount to.

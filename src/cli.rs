@@ -18,6 +18,7 @@ mod issue;
 mod keygen;
 #[cfg(feature = "nats")]
 mod overlays;
+mod probe;
 #[cfg(feature = "nats")]
 mod prune;
 #[cfg(feature = "nats")]
@@ -63,6 +64,7 @@ struct Cli {
 enum Command {
     Serve(serve::Args),
     CheckConfig(check_config::Args),
+    Probe(probe::Args),
     Validate(validate::Args),
     Decide(decide::Args),
     Footprint(footprint::Args),
@@ -109,6 +111,7 @@ pub fn run() -> ExitCode {
     match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Validate(args) => validate::run(&args),
         Command::Decide(args) => decide::run(&args),
         Command::Footprint(args) => footprint::run(&args),

@@ -1,6 +1,7 @@
 //! The configuration file: composes what the components own, resolves paths, and reports every problem at once.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use deserr::{Deserr, ValuePointerRef};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::admin::guard::HostName;
 use crate::decision::authorizer::Authorizer;
 use crate::decision::cache::{self, Cache};
 use crate::decision::freshness::LastProof;
@@ -88,6 +90,9 @@ pub struct Config {
     /// The operator's HTTP endpoint.
     #[deserr(default)]
     pub admin: AdminConfig,
+    /// The kubelet's HTTP probes.
+    #[deserr(default)]
+    pub probes: ProbesConfig,
     /// The program's own log.
     #[deserr(default)]
     pub log: tracing::Config,
@@ -132,6 +137,13 @@ pub struct AdminConfig {
     /// Where; `none` for nowhere.
     #[deserr(default = AdminConfig::default().listen)]
     pub listen: AdminListen,
+    /// How many connections it serves; beyond it, the oldest is closed. Default `32`.
+    #[deserr(default = AdminConfig::default().connections)]
+    pub connections: NonZeroUsize,
+    /// Names that requests may ask for in `host`, beside `localhost` and the address itself: without such a list, a page in an
+    /// operator's browser could rename itself to our address (DNS rebinding). Default: none.
+    #[deserr(default)]
+    pub hosts: Vec<HostName>,
 }
 
 /// Where the operator's endpoint listens.
@@ -171,7 +183,54 @@ impl Serialize for AdminListen {
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self { listen: AdminListen::At(loopback(9192)) }
+        Self { listen: AdminListen::At(loopback(9192)), connections: ADMIN_CONNECTIONS, hosts: Vec::new() }
+    }
+}
+
+const ADMIN_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(32).unwrap();
+
+/// `probes:`
+#[derive(Debug, Clone, Default, Deserr, Serialize)]
+#[deserr(error = Faults, deny_unknown_fields)]
+pub struct ProbesConfig {
+    /// An address with nothing but `/livez` and `/readyz`, for `httpGet` probes of the kubelet, which does not get to loopback.
+    /// It may be reachable from other machines, since it says no more than yes or no. Default: `none`.
+    #[deserr(default)]
+    pub listen: ProbesListen,
+}
+
+/// Where the kubelet's probes are answered.
+#[derive(Debug, Clone, Default)]
+pub enum ProbesListen {
+    /// Nowhere.
+    #[default]
+    None,
+    /// There.
+    At(listener::Config),
+}
+
+impl Deserr<Faults> for ProbesListen {
+    fn deserialize_from_value<V: deserr::IntoValue>(
+        value: deserr::Value<V>,
+        location: ValuePointerRef<'_>,
+    ) -> Result<Self, Faults> {
+        let address = String::deserialize_from_value(value, location)?;
+        if address == "none" {
+            return Ok(Self::None);
+        }
+        listener::Config::parse_open(&address).map(Self::At).map_err(|invalid| {
+            let hint = "`none`, or an address like `tcp://0.0.0.0:9193`".to_owned();
+            Faults::new(invalid, Some(hint), location)
+        })
+    }
+}
+
+impl Serialize for ProbesListen {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::None => serializer.serialize_str("none"),
+            Self::At(listen) => serializer.collect_str(listen),
+        }
     }
 }
 

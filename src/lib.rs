@@ -30,6 +30,7 @@ pub mod observe;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod descriptors;
 pub mod listener;
 pub mod shutdown;
 
@@ -37,4 +38,5 @@ pub mod claim_path;
 pub mod problem;
 pub mod units;
 pub mod varint;
+pub mod waiting;
 pub mod yaml;

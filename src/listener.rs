@@ -9,19 +9,24 @@ use std::fmt;
 use std::fs::{self, Permissions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::time::{Sleep, sleep};
-use tonic::codegen::tokio_stream::Stream;
-use tonic::transport::server::Connected;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tracing::warn;
 
 pub use config::{Config, Group, Mode, Tls};
@@ -53,11 +58,16 @@ impl Failure {
 }
 
 /// A bound socket: clients can connect from now on, and wait until it is served.
-#[derive(Debug)]
 pub struct Listener {
     socket: Socket,
     local_address: String,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<TlsAcceptor>,
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Listener").field(&self.local_address).finish()
+    }
 }
 
 #[derive(Debug)]
@@ -88,9 +98,17 @@ impl Listener {
         &self.local_address
     }
 
+    /// The address that it listens on; `None` for a Unix socket.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().ok().map(|address| address.ip()),
+            Socket::Unix { .. } => None,
+        }
+    }
+
     /// The connections, and what is to be done with each before it is served: they are not TLS yet. Whoever cannot do
     /// TLS must not serve them if it is asked for.
-    pub fn into_incoming(self) -> (Incoming, Option<ServerTlsConfig>) {
+    pub fn into_incoming(self) -> (Incoming, Option<TlsAcceptor>) {
         (Incoming { socket: self.socket, pause: None }, self.tls)
     }
 }
@@ -206,24 +224,41 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 // === TLS ===
 
-/// How long a client may take for its part of the handshake. Until it is done, the connection costs a task and nothing
-/// else bounds it.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-
-fn load_tls(tls: &Tls) -> Result<ServerTlsConfig, Failure> {
+fn load_tls(tls: &Tls) -> Result<TlsAcceptor, Failure> {
     let certificate = load_pem(&tls.certificate, "CERTIFICATE-----")?;
     let key = load_pem(&tls.private_key, "PRIVATE KEY-----")?;
-    let mut config = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key)).timeout(HANDSHAKE);
-    if let Some(client_ca) = &tls.client_ca {
-        config = config.client_ca_root(Certificate::from_pem(load_pem(client_ca, "CERTIFICATE-----")?));
-    }
-    // Trying it is the only way to learn that the files do not fit together.
-    Server::builder().tls_config(config.clone()).map_err(|error| {
+    let client_ca = tls.client_ca.as_ref().map(|path| load_pem(path, "CERTIFICATE-----")).transpose()?;
+    let config = server_config(&certificate, &key, client_ca.as_deref()).map_err(|error| {
         let files = [Some(&tls.certificate), Some(&tls.private_key), tls.client_ca.as_ref()];
         let files = files.iter().flatten().map(|file| format!("`{file}`")).collect::<Vec<_>>().join(", ");
-        let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-        Failure::new(format!("{files} cannot be used together: {cause}"), "the key must be that of the certificate")
+        Failure::new(format!("{files} cannot be used together: {error}"), "the key must be that of the certificate")
     })?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// What gRPC asks of TLS: HTTP/2, agreed on in the handshake.
+fn server_config(
+    certificate: &str,
+    key: &str,
+    client_ca: Option<&str>,
+) -> Result<ServerConfig, Box<dyn std::error::Error + Send + Sync>> {
+    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder = match client_ca {
+        None => builder.with_no_client_auth(),
+        Some(client_ca) => {
+            let mut roots = RootCertStore::empty();
+            for authority in CertificateDer::pem_slice_iter(client_ca.as_bytes()) {
+                roots.add(authority?)?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }
 
@@ -239,8 +274,7 @@ fn load_pem(path: &str, label: &str) -> Result<String, Failure> {
 
 // === accepting ===
 
-/// The connections of a listener: a stream for tonic, a listener for axum. It never ends and never fails; dropping it
-/// closes the socket and removes its file.
+/// The connections of a listener. It never ends and never fails; dropping it closes the socket and removes its file.
 #[derive(Debug)]
 pub struct Incoming {
     socket: Socket,
@@ -252,18 +286,21 @@ pub struct Incoming {
 const PAUSE: Duration = Duration::from_millis(50);
 
 impl Incoming {
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<(Connection, Option<SocketAddr>)> {
+    /// The next connection.
+    pub async fn accept(&mut self) -> Connection {
+        std::future::poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Connection> {
         loop {
             if let Some(pause) = &mut self.pause {
                 ready!(pause.as_mut().poll(cx));
                 self.pause = None;
             }
             let accepted = match &self.socket {
-                Socket::Tcp(listener) => {
-                    ready!(listener.poll_accept(cx)).map(|(stream, peer)| (Connection::from(stream), Some(peer)))
-                }
+                Socket::Tcp(listener) => ready!(listener.poll_accept(cx)).map(|(stream, _)| Connection::from(stream)),
                 Socket::Unix { listener, .. } => {
-                    ready!(listener.poll_accept(cx)).map(|(stream, _)| (Connection::Unix(stream), None))
+                    ready!(listener.poll_accept(cx)).map(|(stream, _)| Connection::Unix(stream))
                 }
             };
             match accepted {
@@ -279,29 +316,27 @@ impl Incoming {
     }
 }
 
-impl Stream for Incoming {
-    type Item = io::Result<Connection>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll_accept(cx).map(|(connection, _)| Some(Ok(connection)))
+/// Serves each connection in a task of its own until `draining` is over, then waits for those that are open: their watchers
+/// tell them.
+pub async fn serve<S>(
+    mut incoming: Incoming,
+    draining: impl Future<Output = ()>,
+    each: impl Fn(Connection, Watcher) -> S,
+) where
+    S: Future<Output = ()> + Send + 'static,
+{
+    let connections = GracefulShutdown::new();
+    let mut draining = pin!(draining);
+    loop {
+        let connection = tokio::select! {
+            connection = incoming.accept() => connection,
+            () = &mut draining => break,
+        };
+        tokio::spawn(each(connection, connections.watcher()));
     }
-}
-
-impl axum::serve::Listener for Incoming {
-    type Io = Connection;
-    /// `None` on a Unix socket.
-    type Addr = Option<SocketAddr>;
-
-    async fn accept(&mut self) -> (Connection, Option<SocketAddr>) {
-        std::future::poll_fn(|cx| self.poll_accept(cx)).await
-    }
-
-    fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
-        match &self.socket {
-            Socket::Tcp(listener) => listener.local_addr().map(Some),
-            Socket::Unix { .. } => Ok(None),
-        }
-    }
+    // The socket is closed before what is in flight is waited for: nobody is to queue up at it.
+    drop(incoming);
+    connections.shutdown().await;
 }
 
 /// An accepted connection.
@@ -319,13 +354,6 @@ impl From<TcpStream> for Connection {
         let _ = stream.set_nodelay(true);
         Self::Tcp(stream)
     }
-}
-
-/// Nobody asks who is connected: identities come with the request, or are TLS's business.
-impl Connected for Connection {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
 }
 
 impl AsyncRead for Connection {
@@ -375,13 +403,8 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::get;
     use tempfile::TempDir;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::timeout;
-    use tonic::transport::{Channel, ClientTlsConfig};
-    use tonic_health::pb::HealthCheckRequest;
-    use tonic_health::pb::health_client::HealthClient;
 
     use super::*;
 
@@ -481,22 +504,6 @@ mod tests {
         assert_eq!(find_group("root:x:0:\nenvoy:x:1337:a,b\nbad", "bad"), None);
     }
 
-    #[tokio::test]
-    async fn axum_serves_a_unix_socket() {
-        let dir = TempDir::new().expect("a directory");
-        let path = dir.path().join("s");
-        let (incoming, tls) = bind(&unix(&path)).await.expect("bound").into_incoming();
-        assert!(tls.is_none());
-        let router = axum::Router::new().route("/", get(|| async { "hello" }));
-        let server = tokio::spawn(async move { axum::serve(incoming, router).await });
-        let mut client = UnixStream::connect(&path).await.expect("connected");
-        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("sent");
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.expect("answered");
-        assert!(answer.ends_with("hello"), "{answer}");
-        server.abort();
-    }
-
     /// Runs in a process of its own, started by the test below: no other test would survive it.
     #[tokio::test]
     #[ignore = "takes away file descriptors"]
@@ -508,10 +515,9 @@ mod tests {
         let (mut incoming, _) = listener.into_incoming();
         let before = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..before }).expect("less");
-        let accept = axum::serve::Listener::accept(&mut incoming);
-        assert!(timeout(PAUSE * 3, accept).await.is_err(), "there is no descriptor for it");
+        assert!(timeout(PAUSE * 3, incoming.accept()).await.is_err(), "there is no descriptor for it");
         setrlimit(Resource::Nofile, before).expect("as before");
-        timeout(PAUSE * 40, axum::serve::Listener::accept(&mut incoming)).await.expect("accepted after all");
+        timeout(PAUSE * 40, incoming.accept()).await.expect("accepted after all");
     }
 
     #[test]
@@ -538,30 +544,6 @@ mod tests {
         let (certificate, private_key, client_ca) = (path(certificate), path(private_key), Some(path(client_ca)));
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         Config::Tcp { address, allow_remote: false, tls: Some(Tls { certificate, private_key, client_ca }) }
-    }
-
-    #[tokio::test]
-    async fn tonic_serves_mutual_tls() {
-        let dir = TempDir::new().expect("a directory");
-        let listener = bind(&tls(dir.path(), ["certificate", "key", "ca"])).await.expect("bound");
-        let address = listener.local_address().replace("tcp://127.0.0.1", "https://localhost");
-        let (incoming, tls) = listener.into_incoming();
-        let (_reporter, health) = tonic_health::server::health_reporter();
-        let server = Server::builder().tls_config(tls.expect("TLS")).expect("a good pair").add_service(health);
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let stopped = async { drop(stopped.await) };
-        let served = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopped));
-
-        let trust = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem("CERTIFICATE", CA)));
-        let identity = Identity::from_pem(pem("CERTIFICATE", CERTIFICATE), pem("PRIVATE KEY", KEY));
-        for (config, expected) in [(trust.clone(), false), (trust.identity(identity), true)] {
-            let endpoint = Channel::from_shared(address.clone()).expect("a URI").tls_config(config).expect("TLS");
-            let mut client = HealthClient::new(endpoint.connect_lazy());
-            let answer = client.check(HealthCheckRequest::default()).await;
-            assert_eq!(answer.is_ok(), expected, "{answer:?}");
-        }
-        drop(stop);
-        served.await.expect("no panic").expect("served");
     }
 
     #[tokio::test]

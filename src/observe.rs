@@ -10,6 +10,7 @@ mod record;
 pub mod sparingly;
 pub mod store;
 pub mod tracing;
+pub mod transport;
 
 pub use decision_log::DecisionLog;
 pub use metrics::Metrics;

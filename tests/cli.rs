@@ -229,7 +229,10 @@ fn the_effective_configuration_is_printed_and_is_a_configuration() {
     assert_eq!(config["admin"]["listen"]["address"], "tcp://127.0.0.1:9192");
     assert_eq!(config["undecided"], "error_response");
     assert_eq!(config["paths"], json!({"allow": []}));
-    assert_eq!(config["limits"], json!({"in_flight": 4096, "message": "1MiB", "deadline": "1s"}));
+    assert_eq!(
+        config["limits"],
+        json!({"in_flight": 4096, "message": "1MiB", "waiting_bytes": "64MiB", "deadline": "15s", "connections": 256})
+    );
     assert_eq!(config["http2"]["reflection"], false);
     assert_eq!(config["decision_log"]["attributes"], json!([]));
     let sources: Vec<&str> =

@@ -22,4 +22,5 @@ mod serve;
 mod smoke;
 #[cfg(feature = "nats")]
 mod store;
+mod transport;
 mod wire;

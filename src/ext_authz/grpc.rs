@@ -5,15 +5,14 @@
 //! way, so its bytes can stay where hyper put them. What breaks the protocol is told as [`Unmapped`], since a gRPC error
 //! is something that fails open under `failure_mode_allow`.
 
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 
 use crate::model::{Unmapped, UnmappedKind};
 use crate::units;
@@ -21,39 +20,69 @@ use crate::units;
 /// What stands before a message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
-/// Takes the one message out of a request's body, which is read to its end.
-///
-/// # Errors
-/// If there is none or more than one, if it is compressed, or larger than `limit`; with no more than the limit read.
-pub async fn message<B>(body: B, limit: units::Bytes) -> Result<Bytes, Unmapped>
-where
-    B: Body<Data = Bytes>,
-    B::Error: std::fmt::Display,
-{
-    let mut body = pin!(body);
-    // Nearly always the whole of it comes in one piece, and stays there.
-    let mut first = Bytes::new();
-    let mut whole = BytesMut::new();
-    while !body.is_end_stream() {
-        let Some(frame) = body.frame().await else { break };
-        let frame = frame.map_err(|error| malformed(format!("the message broke off: {error}")))?;
-        let Ok(data) = frame.into_data() else { continue };
-        if first.is_empty() && whole.is_empty() {
-            first = data;
-        } else {
-            if whole.is_empty() {
-                whole.extend_from_slice(&std::mem::take(&mut first));
+/// The one message of a request's body, as far as it is here.
+#[derive(Debug)]
+pub struct Message {
+    limit: units::Bytes,
+    /// Nearly always the whole of it comes in one piece, and stays where it is.
+    first: Bytes,
+    whole: BytesMut,
+}
+
+impl Message {
+    /// A message of which nothing is here yet, and that may be so large.
+    pub fn new(limit: units::Bytes) -> Self {
+        Self { limit, first: Bytes::new(), whole: BytesMut::new() }
+    }
+
+    /// Reads what is there, and returns the message when the body is at its end.
+    ///
+    /// # Errors
+    /// If there is none or more than one, if it is compressed, or larger than the limit; with no more than the limit read.
+    pub fn poll<B>(&mut self, cx: &mut Context<'_>, mut body: Pin<&mut B>) -> Poll<Result<Bytes, Unmapped>>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: std::fmt::Display,
+    {
+        while !body.is_end_stream() {
+            let Some(frame) = ready!(body.as_mut().poll_frame(cx)) else { break };
+            let frame = frame.map_err(|error| malformed(format!("the message broke off: {error}")))?;
+            if let Ok(data) = frame.into_data() {
+                self.push(data)?;
             }
-            whole.extend_from_slice(&data);
         }
-        let here: &[u8] = if whole.is_empty() { &first } else { &whole };
+        let first = std::mem::take(&mut self.first);
+        let whole = std::mem::take(&mut self.whole);
+        Poll::Ready(unframe(if whole.is_empty() { first } else { whole.freeze() }))
+    }
+
+    fn push(&mut self, data: Bytes) -> Result<(), Unmapped> {
+        if self.first.is_empty() && self.whole.is_empty() {
+            self.first = data;
+        } else {
+            self.detach();
+            self.whole.extend_from_slice(&data);
+        }
+        let here: &[u8] = if self.whole.is_empty() { &self.first } else { &self.whole };
         // By what the frame declares, before it is all here.
         let declared = prefix(here).map_or(0, |(_, length)| u64::from(length));
-        if declared > limit.0 || here.len() > limit.as_usize().saturating_add(PREFIX) {
-            return Err(too_large(limit));
+        if declared > self.limit.0 || here.len() > self.limit.as_usize().saturating_add(PREFIX) {
+            return Err(too_large(self.limit));
+        }
+        Ok(())
+    }
+
+    /// Copies what is here out of the connection's buffer, which would be kept alive as a whole.
+    pub fn detach(&mut self) {
+        if self.whole.is_empty() {
+            self.whole.extend_from_slice(&std::mem::take(&mut self.first));
         }
     }
-    unframe(if whole.is_empty() { first } else { whole.freeze() })
+
+    /// The memory that it holds, once it is detached.
+    pub fn held(&self) -> usize {
+        self.whole.capacity()
+    }
 }
 
 /// Whether a message is compressed, and its length; `None` if not all of that is here.
@@ -71,6 +100,15 @@ fn unframe(mut body: Bytes) -> Result<Bytes, Unmapped> {
         return Err(malformed("the message is not as long as its frame says"));
     }
     Ok(body)
+}
+
+/// A message in its frame.
+pub fn frame(message: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(PREFIX + message.len());
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    frame.put_slice(message);
+    frame.freeze()
 }
 
 fn malformed(detail: impl Into<String>) -> Unmapped {
@@ -140,7 +178,9 @@ pub fn timeout(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::StreamBody;
+    use std::pin::pin;
+
+    use http_body_util::{BodyExt, StreamBody};
 
     use super::*;
 
@@ -164,8 +204,10 @@ mod tests {
     /// A body whose DATA frames are these.
     async fn read(pieces: &[&'static [u8]]) -> Result<Bytes, String> {
         let frames = pieces.iter().map(|piece| Ok::<_, String>(Frame::data(Bytes::from_static(piece))));
-        let body = StreamBody::new(tokio_stream::iter(frames.collect::<Vec<_>>()));
-        message(body, units::Bytes(8)).await.map_err(|unmapped| unmapped.to_string())
+        let mut body = pin!(StreamBody::new(tokio_stream::iter(frames.collect::<Vec<_>>())));
+        let mut message = Message::new(units::Bytes(8));
+        let read = std::future::poll_fn(|cx| message.poll(cx, body.as_mut())).await;
+        read.map_err(|unmapped| unmapped.to_string())
     }
 
     #[tokio::test]

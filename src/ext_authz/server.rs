@@ -1,34 +1,49 @@
 //! The gRPC server around the service: HTTP/2 limits set on purpose, health, reflection, and an orderly end.
 
-use std::pin::pin;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use axum::serve::Listener as _;
 use deserr::Deserr;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::Watcher;
 use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsAcceptor;
 use tonic::service::Routes;
-use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use super::service::Authorization;
-use crate::listener::{Incoming, Listener};
+use super::service::{Authorization, SMALL_MESSAGE};
+use crate::listener::{self, Connection, Listener};
+use crate::observe::sparingly::Sparingly;
+use crate::observe::transport::{Closed, ConnectionMetrics};
 use crate::shutdown::Drain;
 use crate::units::{Bytes, Span};
+use crate::waiting::{Entry, Waiting};
 use crate::yaml::Faults;
 
 /// `http2:` of the configuration. Envoy opens one connection per worker thread and multiplexes checks on it.
 #[derive(Debug, Clone, Deserr, Serialize)]
 #[deserr(error = Faults, deny_unknown_fields)]
 pub struct Config {
-    /// How many checks one connection may have in flight. Default `1024`; without a limit of ours there is none.
+    /// How many checks one connection may have in flight. Default `1024`, which is Envoy's own default too: whoever sends more
+    /// than was agreed on has them reset.
     #[deserr(default = Config::default().max_concurrent_streams)]
     pub max_concurrent_streams: u32,
-    /// The size of all headers of one call, decoded. Envoy sends well under 1 KiB. Default `16KiB`.
+    /// The size of all headers of one call, decoded. Envoy's tracers forward the client's `tracestate` and `baggage`, and
+    /// headers beyond this limit fail the check: keep it well above `max_request_headers_kb` of Envoy (60 KiB by default).
+    /// Default `256KiB`.
     #[deserr(default = Config::default().header_list)]
     pub header_list: Bytes,
+    /// How long a new connection may take until it speaks HTTP/2, TLS included. Default `5s`.
+    #[deserr(default = Config::default().handshake_timeout)]
+    pub handshake_timeout: Span,
     /// How often an idle connection is probed, so that one that is dead but not closed is noticed. Default `30s`.
     #[deserr(default = Config::default().keep_alive_interval)]
     pub keep_alive_interval: Span,
@@ -44,7 +59,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             max_concurrent_streams: 1024,
-            header_list: Bytes(16 << 10),
+            header_list: Bytes(256 << 10),
+            handshake_timeout: Span::seconds(5),
             keep_alive_interval: Span::seconds(30),
             keep_alive_timeout: Span::seconds(10),
             reflection: false,
@@ -64,14 +80,15 @@ const SERVICES: [&str; 2] = ["", "envoy.service.auth.v3.Authorization"];
 /// If the built-in descriptors cannot be read.
 pub fn others(config: &Config) -> Result<(Routes, HealthReporter), String> {
     let (reporter, health) = tonic_health::server::health_reporter();
-    let mut routes = Routes::new(health);
+    // What a caller declares is allocated before it is there.
+    let mut routes = Routes::new(health.max_decoding_message_size(SMALL_MESSAGE));
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|error| error.to_string())?;
-        routes = routes.add_service(reflection);
+        routes = routes.add_service(reflection.max_decoding_message_size(SMALL_MESSAGE));
     }
     Ok((routes, reporter))
 }
@@ -84,57 +101,201 @@ pub async fn report(reporter: &HealthReporter, ready: bool) {
     }
 }
 
+/// How many connections of a listener may be in their handshake at once; beyond it, the oldest of them is closed.
+pub const HANDSHAKES: usize = 64;
+
+/// How many connections a listener may have.
+#[derive(Debug, Clone, Copy)]
+pub struct Places {
+    /// That are served.
+    pub connections: usize,
+    /// That are in their handshake.
+    pub handshakes: usize,
+}
+
+/// How many checks may be given up before we have got to them, for each one that a connection may have in flight. Envoy gives up
+/// what takes longer than its timeout and asks anew, so while we stand still there are as many rounds as timeouts fit into it; and
+/// the answer to too many would be the end of the connection, and of all the checks on it that are in time.
+const GIVEN_UP: usize = 16;
+
 /// Serves one listener until the drain, then finishes what is in flight.
-///
-/// # Errors
-/// If TLS cannot be set up, or the server fails as a whole.
 pub async fn serve(
     listener: Listener,
     service: Authorization,
-    config: Config,
+    config: &Config,
+    places: Places,
+    metrics: ConnectionMetrics,
     drain: Drain,
-) -> Result<(), tonic::transport::Error> {
+) {
     let (incoming, tls) = listener.into_incoming();
-    let max_header_list = u32::try_from(config.header_list.0).unwrap_or(u32::MAX);
-    let Some(tls) = tls else {
-        plain(incoming, service, &config, max_header_list, &drain).await;
-        return Ok(());
-    };
-    Server::builder()
-        .tls_config(tls)?
-        .max_concurrent_streams(config.max_concurrent_streams)
-        .http2_max_header_list_size(max_header_list)
-        .http2_keepalive_interval(Some(config.keep_alive_interval.0))
-        .http2_keepalive_timeout(Some(config.keep_alive_timeout.0))
-        .serve_with_incoming_shutdown(service, incoming, async move { drain.draining().await })
-        .await
+    let server = Arc::new(Server {
+        http2: builder(config),
+        tls,
+        service,
+        handshake_timeout: config.handshake_timeout.0,
+        handshakes: Waiting::new(places.handshakes, 0),
+        places: Semaphore::new(places.connections.min(Semaphore::MAX_PERMITS)),
+        metrics,
+        told: Sparingly::new(Duration::from_secs(60), 16),
+    });
+    let each = |connection, watcher| Arc::clone(&server).connection(connection, watcher);
+    listener::serve(incoming, drain.draining(), each).await;
 }
 
-/// Without TLS, which is how a sidecar is asked, on hyper itself: tonic's transport puts each call through five boxes and
-/// a copy of the service, for layers that are not used here (docs/decisions/0005-hot-path.md).
-async fn plain(mut incoming: Incoming, service: Authorization, config: &Config, max_header_list: u32, drain: &Drain) {
+/// On hyper itself: tonic's transport puts each call through five boxes and a copy of the service, for layers that are not used
+/// here (docs/decisions/0005-hot-path.md).
+fn builder(config: &Config) -> http2::Builder<TokioExecutor> {
+    let streams = config.max_concurrent_streams;
+    let given_up = usize::try_from(streams).unwrap_or(usize::MAX).saturating_mul(GIVEN_UP);
     let mut http2 = http2::Builder::new(TokioExecutor::new());
     http2
         .timer(TokioTimer::new())
-        .max_concurrent_streams(config.max_concurrent_streams)
-        .max_header_list_size(max_header_list)
+        .max_concurrent_streams(streams)
+        .max_header_list_size(u32::try_from(config.header_list.0).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(given_up)
+        // Counted over the whole life of a connection. Nothing that Envoy sends leads there; what is broken must end some time.
+        .max_local_error_reset_streams(given_up)
         .keep_alive_interval(Some(config.keep_alive_interval.0))
         .keep_alive_timeout(config.keep_alive_timeout.0);
-    let connections = GracefulShutdown::new();
-    let mut draining = pin!(drain.draining());
-    loop {
-        let connection = tokio::select! {
-            (connection, _) = incoming.accept() => connection,
-            () = &mut draining => break,
+    http2
+}
+
+/// What the connections of a listener share.
+struct Server {
+    http2: http2::Builder<TokioExecutor>,
+    tls: Option<TlsAcceptor>,
+    service: Authorization,
+    handshake_timeout: Duration,
+    handshakes: Arc<Waiting>,
+    places: Semaphore,
+    metrics: ConnectionMetrics,
+    told: Sparingly<Closed>,
+}
+
+/// How a connection came to its end: `Some` if we closed it, `None` if the peer did, or in good order.
+type End = Option<Closed>;
+
+impl Server {
+    async fn connection(self: Arc<Self>, connection: Connection, watcher: Watcher) {
+        let _open = self.metrics.open();
+        let entry = self.handshakes.enter();
+        let deadline = Instant::now() + self.handshake_timeout;
+        let end = match &self.tls {
+            None => self.http2(connection, entry, deadline, watcher).await,
+            Some(tls) => self.tls(tls, connection, entry, deadline, watcher).await,
         };
-        let served = connections.watch(http2.serve_connection(TokioIo::new(connection), service.clone()));
-        tokio::spawn(async move {
-            if let Err(error) = served.await {
-                tracing::debug!(%error, "a connection broke off");
-            }
-        });
+        let Err(Some(why)) = end else { return };
+        self.metrics.closed(why);
+        if self.told.lets_pass(&why) {
+            let listener = self.metrics.role().as_str();
+            let hint = match why {
+                Closed::NotHttp2 => "give its cluster in Envoy `http2_protocol_options`",
+                Closed::Refused => "raise `limits.connections`, or see who connects",
+                _ => "see `stockade_connections_closed_total` for how often",
+            };
+            tracing::warn!(listener, reason = why.as_str(), hint, "connections are closed; said once a minute");
+        }
     }
-    // The socket is closed before what is in flight is waited for: nobody is to queue up at it.
-    drop(incoming);
-    connections.shutdown().await;
+
+    async fn tls(
+        &self,
+        tls: &TlsAcceptor,
+        connection: Connection,
+        mut entry: Entry,
+        deadline: Instant,
+        watcher: Watcher,
+    ) -> Result<(), End> {
+        let handshake = async { tls.accept(connection).await.map_err(|_| Some(Closed::Tls)) };
+        let stream = in_time(&mut entry, deadline, handshake).await?;
+        self.http2(stream, entry, deadline, watcher).await
+    }
+
+    async fn http2<T>(&self, stream: T, mut entry: Entry, deadline: Instant, watcher: Watcher) -> Result<(), End>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = in_time(&mut entry, deadline, begin(stream)).await?;
+        let _place = self.places.try_acquire().map_err(|_| Some(Closed::Refused))?;
+        drop(entry);
+        let served = watcher.watch(self.http2.serve_connection(TokioIo::new(stream), self.service.clone()));
+        served.await.map_err(|error| {
+            tracing::debug!(%error, "a connection broke off");
+            error.is_timeout().then_some(Closed::KeepAliveTimeout)
+        })
+    }
+}
+
+/// A step of a handshake, unless it takes too long or its place is needed.
+async fn in_time<T>(
+    entry: &mut Entry,
+    deadline: Instant,
+    step: impl Future<Output = Result<T, End>>,
+) -> Result<T, End> {
+    tokio::select! {
+        biased;
+        done = timeout_at(deadline, step) => done.unwrap_or(Err(Some(Closed::HandshakeTimeout))),
+        () = entry.shed() => Err(Some(Closed::Shed)),
+    }
+}
+
+/// What every HTTP/2 connection begins with.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Waits for the preface. hyper would wait for ever.
+async fn begin<T: AsyncRead + Unpin>(mut stream: T) -> Result<Begun<T>, End> {
+    let mut here = Vec::with_capacity(PREFACE.len());
+    while here.len() < PREFACE.len() {
+        let missing = (PREFACE.len() - here.len()) as u64;
+        match (&mut stream).take(missing).read_buf(&mut here).await {
+            Ok(0) | Err(_) => return Err(None),
+            Ok(_) if !PREFACE.starts_with(&here) => return Err(Some(Closed::NotHttp2)),
+            Ok(_) => {}
+        }
+    }
+    Ok(Begun { preface: PREFACE, stream })
+}
+
+/// A stream whose first bytes were read, and are there to be read again.
+struct Begun<T> {
+    /// What of them is to be read.
+    preface: &'static [u8],
+    stream: T,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Begun<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.preface.is_empty() {
+            let (now, later) = self.preface.split_at(self.preface.len().min(buf.remaining()));
+            buf.put_slice(now);
+            self.preface = later;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Begun<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }

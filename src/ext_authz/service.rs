@@ -1,18 +1,22 @@
 //! The service that the listeners share: limits around the one method, and everything else passed on.
+//!
+//! Whoever sends decides what comes, and when; not what that costs us, and not how we fail. A call waits for its message
+//! beside those that are in flight, within bounds of its own, until its deadline; and what is answered before its message is
+//! all there is read to its end, since a reset would count against the connection, and with it against all other checks on it.
 
 use std::convert::Infallible;
-use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Instant;
 
 use bytes::Bytes;
 use deserr::Deserr;
 use http::HeaderMap;
-use http_body_util::Either;
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -23,40 +27,81 @@ use tonic::service::Routes;
 use tower::Service;
 
 use super::checker::{Call, Checker};
-use super::grpc::{self, Reply};
+use super::grpc::{self, Message, Reply};
 use super::response::Answer;
 use crate::model::{Outcome, Undecided};
+use crate::observe::Metrics;
 use crate::observe::tracing::TraceParent;
 use crate::units::{self, Span};
-use crate::yaml::Faults;
+use crate::waiting::Waiting;
+use crate::yaml::{Faults, Invalid};
 
 /// `limits:` of the configuration.
 #[derive(Debug, Clone, Deserr, Serialize)]
-#[deserr(error = Faults, deny_unknown_fields)]
+#[deserr(error = Faults, deny_unknown_fields, validate = Config::checked -> Invalid)]
 pub struct Config {
     /// How many checks may be in flight at once, over all listeners; beyond it a check is Undecided at once. Default
-    /// `4096`, the circuit breaker of the Envoy configurations in `envoy/`.
+    /// `4096`, the circuit breaker of the Envoy configurations in `envoy/`. As many again may wait for their message.
     #[deserr(default = Config::default().in_flight)]
     pub in_flight: NonZeroUsize,
-    /// The largest CheckRequest. Envoy's headers take 60 KiB at most by default; raise it together with
-    /// `max_request_bytes` of `with_request_body`. Default `1MiB`.
+    /// The largest CheckRequest; a larger one is denied with 400. It holds the path twice and the headers once, so: twice
+    /// `max_request_headers_kb` of Envoy (60 KiB by default), `max_request_bytes` of `with_request_body`, and what metadata
+    /// and certificates take. Default `1MiB`.
     #[deserr(default = Config::default().message)]
     pub message: units::Bytes,
-    /// The longest that a check may take whose caller sets no deadline. Default `1s`.
+    /// What may be held of messages that are not all there yet, over all listeners. Beyond it, the call whose message has
+    /// been on its way for longest is Undecided. At least `message`. Default `64MiB`.
+    #[deserr(default = Config::default().waiting_bytes)]
+    pub waiting_bytes: units::Bytes,
+    /// The longest that a check may take, its message included; a caller's own deadline counts if it is shorter. It should
+    /// be longer than the `timeout` of the `grpc_service` in Envoy. Default `15s`.
     #[deserr(default = Config::default().deadline)]
     pub deadline: Span,
+    /// How many connections each listener serves. Envoy opens one for each of its worker threads. Default `256`.
+    #[deserr(default = Config::default().connections)]
+    pub connections: NonZeroUsize,
 }
 
 const IN_FLIGHT: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+const CONNECTIONS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 impl Default for Config {
     fn default() -> Self {
-        Self { in_flight: IN_FLIGHT, message: units::Bytes(1 << 20), deadline: Span::seconds(1) }
+        Self {
+            in_flight: IN_FLIGHT,
+            message: units::Bytes(1 << 20),
+            waiting_bytes: units::Bytes(64 << 20),
+            deadline: Span::seconds(15),
+            connections: CONNECTIONS,
+        }
+    }
+}
+
+impl Config {
+    /// A message that the budget does not hold could never come.
+    fn checked(self, _: deserr::ValuePointerRef<'_>) -> Result<Self, Invalid> {
+        if self.waiting_bytes < self.message {
+            let message = format!("`waiting_bytes` is {}, and one message may be {}", self.waiting_bytes, self.message);
+            return Err(Invalid::new(message).hint("several times `message`"));
+        }
+        Ok(self)
     }
 }
 
 /// The path of the one method.
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
+
+/// The health check that Envoy makes. It is answered at once, so there is no need to bound how many there are.
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+
+/// Reflection talks to and fro.
+const REFLECTION: &str = "/grpc.reflection.";
+
+/// The largest message of the other methods: the name of a service or of a symbol.
+pub(super) const SMALL_MESSAGE: usize = 4096;
+
+/// How many calls of the other methods may be open: those that watch our health, and people with grpcurl.
+const OTHER_CALLS: usize = 1024;
 
 type Response = http::Response<Either<Reply, Body>>;
 
@@ -69,89 +114,50 @@ pub struct Authorization(Arc<Shared>);
 struct Shared {
     checker: Arc<Checker>,
     config: Config,
-    /// A place for each check that may be in flight.
-    places: Semaphore,
+    /// Checks that have come and are not answered, without those that wait for their message.
+    in_flight: AtomicUsize,
+    waiting: Arc<Waiting>,
     others: Routes,
+    other_calls: Arc<Semaphore>,
+    metrics: Metrics,
 }
 
 impl Authorization {
     /// Puts the limits around the checker. `others` answers what is no check.
-    pub fn new(checker: Arc<Checker>, config: &Config, others: Routes) -> Self {
-        // More than a semaphore holds is as good as no limit.
-        let places = Semaphore::new(config.in_flight.get().min(Semaphore::MAX_PERMITS));
-        Self(Arc::new(Shared { checker, config: config.clone(), places, others: others.prepare() }))
+    pub fn new(checker: Arc<Checker>, config: &Config, others: Routes, metrics: Metrics) -> Self {
+        Self(Arc::new(Shared {
+            checker,
+            config: config.clone(),
+            in_flight: AtomicUsize::new(0),
+            waiting: Waiting::new(config.in_flight.get(), config.waiting_bytes.as_usize()),
+            others: others.prepare(),
+            other_calls: Arc::new(Semaphore::new(OTHER_CALLS)),
+            metrics,
+        }))
     }
 
-    async fn answer<B>(self, request: http::Request<B>) -> Result<Response, Infallible>
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: fmt::Display + Into<tower::BoxError>,
-    {
-        if request.uri().path() != CHECK {
-            let mut others = self.0.others.clone();
-            return Ok(others.call(request.map(Body::new)).await?.map(Either::Right));
-        }
-        Ok(respond(self.0.check(request).await))
-    }
-}
-
-impl Shared {
-    /// The method.
-    async fn check<B>(&self, request: http::Request<B>) -> Result<Answer, Status>
-    where
-        B: http_body::Body<Data = Bytes>,
-        B::Error: fmt::Display,
-    {
-        let Ok(_place) = self.places.try_acquire() else {
-            return self.checker.settle(Outcome::Undecided(Undecided::Overloaded), Call::now());
-        };
-        let call = self.call(request.headers());
-        // A message may be long in coming; its place is for others then.
-        let message = grpc::message(request.into_body(), self.config.message);
-        match timeout_at(call.deadline.into(), message).await {
-            Ok(Ok(message)) => self.checker.check(message, call),
-            // Whoever sent a body that is no message, or too large, chose to; that must not choose the fail-open path.
-            Ok(Err(unmapped)) => self.checker.settle(Outcome::Unmapped(unmapped), call),
-            Err(_) => self.checker.settle(Outcome::Undecided(Undecided::Deadline), call),
-        }
-    }
-
-    /// What the headers of a call say that came just now.
-    fn call(&self, headers: &HeaderMap) -> Call {
-        let arrived = Instant::now();
-        let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let timeout = header("grpc-timeout").and_then(grpc::timeout).unwrap_or(self.config.deadline.0);
-        Call {
-            arrived,
-            deadline: arrived.checked_add(timeout).unwrap_or(arrived),
-            trace: header("traceparent").and_then(TraceParent::parse),
-        }
+    /// The calls that wait for their message.
+    pub fn waiting(&self) -> Arc<Waiting> {
+        Arc::clone(&self.0.waiting)
     }
 }
 
-/// On hyper's own transport.
+/// On hyper's own transport. A call counts from here, where its headers have come, and not from when a thread gets to it.
 impl hyper::service::Service<http::Request<Incoming>> for Authorization {
     type Response = Response;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        Box::pin(self.clone().answer(request))
-    }
-}
-
-/// On tonic's transport.
-impl Service<http::Request<Body>> for Authorization {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        Box::pin(self.clone().answer(request))
+        let arrived = Instant::now();
+        let shared = Arc::clone(&self.0);
+        if request.uri().path() == CHECK {
+            let place = Place::try_take(shared);
+            return Box::pin(async move { Ok(respond(place.check(request, arrived).await)) });
+        }
+        Box::pin(async move {
+            Ok(shared.other(request, arrived).await.unwrap_or_else(|status| status.into_http()).map(Either::Right))
+        })
     }
 }
 
@@ -159,5 +165,146 @@ fn respond(answer: Result<Answer, Status>) -> Response {
     match answer {
         Ok(answer) => grpc::reply(answer.into_frame()).map(Either::Left),
         Err(status) => status.into_http::<Body>().map(Either::Right),
+    }
+}
+
+/// A check's place among those in flight, if there was one.
+struct Place {
+    shared: Arc<Shared>,
+    taken: bool,
+}
+
+impl Place {
+    fn try_take(shared: Arc<Shared>) -> Self {
+        let mut place = Self { shared, taken: false };
+        place.retake();
+        place
+    }
+
+    fn retake(&mut self) -> bool {
+        let before = self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.taken = true;
+        if before >= self.shared.config.in_flight.get() {
+            self.give_up();
+        }
+        self.taken
+    }
+
+    fn give_up(&mut self) {
+        if std::mem::take(&mut self.taken) {
+            self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The method.
+    async fn check(mut self, request: http::Request<Incoming>, arrived: Instant) -> Result<Answer, Status> {
+        let call = self.shared.call(request.headers(), arrived);
+        let mut body = request.into_body();
+        match self.message(&mut body, call.deadline).await {
+            Ok(message) => self.shared.checker.check(message, call),
+            Err(outcome) => {
+                read_to_the_end(body, call.deadline).await;
+                self.shared.checker.settle(outcome, call)
+            }
+        }
+    }
+
+    /// The message, which is nearly always there already; or what becomes of a check without one.
+    async fn message(&mut self, body: &mut Incoming, deadline: Instant) -> Result<Bytes, Outcome> {
+        const OVERLOADED: Outcome = Outcome::Undecided(Undecided::Overloaded);
+        if !self.taken {
+            return Err(OVERLOADED);
+        }
+        let mut message = Message::new(self.shared.config.message);
+        let read = poll_fn(|cx| Poll::Ready(message.poll(cx, Pin::new(&mut *body)))).await;
+        if let Poll::Ready(read) = read {
+            // Whoever sent a body that is no message, or too large, chose to; that must not choose the fail-open path.
+            return read.map_err(Outcome::Unmapped);
+        }
+        // It may be long in coming, and whoever does not send must not keep out those who do.
+        self.give_up();
+        let message = self.shared.wait(message, body, deadline).await?;
+        if self.retake() { Ok(message) } else { Err(OVERLOADED) }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+impl Shared {
+    /// Waits for the rest of a message, until the deadline or until there is no room for it any more.
+    async fn wait(&self, mut message: Message, body: &mut Incoming, deadline: Instant) -> Result<Bytes, Outcome> {
+        let mut entry = self.waiting.enter();
+        let read = poll_fn(|cx| {
+            let read = message.poll(cx, Pin::new(&mut *body));
+            if read.is_ready() {
+                return read.map_err(Outcome::Unmapped);
+            }
+            message.detach();
+            entry.weigh(message.held());
+            entry.poll_shed(cx).map(|()| {
+                self.metrics.message_shed();
+                Err(Outcome::Undecided(Undecided::Overloaded))
+            })
+        });
+        timeout_at(deadline.into(), read).await.unwrap_or(Err(Outcome::Undecided(Undecided::Deadline)))
+    }
+
+    /// What the headers of a call say.
+    fn call(&self, headers: &HeaderMap, arrived: Instant) -> Call {
+        let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let longest = self.config.deadline.0;
+        let timeout = header("grpc-timeout").and_then(grpc::timeout).map_or(longest, |timeout| timeout.min(longest));
+        Call {
+            arrived,
+            deadline: arrived.checked_add(timeout).unwrap_or(arrived),
+            trace: header("traceparent").and_then(TraceParent::parse),
+        }
+    }
+
+    /// The other methods: health, and reflection.
+    async fn other(&self, request: http::Request<Incoming>, arrived: Instant) -> Result<http::Response<Body>, Status> {
+        let mut others = self.others.clone();
+        let path = request.uri().path();
+        let place = match path {
+            HEALTH_CHECK => None,
+            _ => match Arc::clone(&self.other_calls).try_acquire_owned() {
+                Ok(place) => Some(place),
+                Err(_) => return Err(Status::resource_exhausted("too many calls are open")),
+            },
+        };
+        let request = if path.starts_with(REFLECTION) {
+            request.map(Body::new)
+        } else {
+            let deadline = self.call(request.headers(), arrived).deadline;
+            let (parts, mut body) = request.into_parts();
+            let message = Message::new(units::Bytes(SMALL_MESSAGE as u64));
+            let body = match self.wait(message, &mut body, deadline).await {
+                Ok(message) => Body::new(Full::new(grpc::frame(&message))),
+                // The method says what is wrong with it.
+                Err(Outcome::Unmapped(_)) => Body::empty(),
+                Err(_) => return Err(Status::deadline_exceeded("the message did not come in time")),
+            };
+            http::Request::from_parts(parts, body)
+        };
+        let Ok(response) = others.call(request).await;
+        // The call is open for as long as somebody reads what it sends.
+        Ok(response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _ = &place;
+                frame
+            }))
+        }))
+    }
+}
+
+/// Reads the rest of a body that is answered before it is all there, and forgets it. Does not wait for it.
+async fn read_to_the_end(mut body: Incoming, deadline: Instant) {
+    let mut rest = Box::pin(async move { while let Some(Ok(_)) = body.frame().await {} });
+    if poll_fn(|cx| Poll::Ready(rest.as_mut().poll(cx))).await.is_pending() {
+        tokio::spawn(timeout_at(deadline.into(), rest));
     }
 }

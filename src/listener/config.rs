@@ -101,6 +101,16 @@ impl Config {
             .map_err(|wrongs| wrongs.into_iter().map(|wrong| Problem::error(wrong.message).hint(wrong.hint)).collect())
     }
 
+    /// Reads the short form of an address that other machines may connect to, since nothing is to be had there.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse_open(address: &str) -> Result<Self, String> {
+        let is_tcp = address.starts_with("tcp://");
+        Self::try_from(Entry { address: address.to_owned(), allow_remote: is_tcp.then_some(true), ..Entry::default() })
+            .map_err(|wrongs| wrongs.into_iter().map(|wrong| wrong.message).collect::<Vec<_>>().join("; "))
+    }
+
     /// Whether it asks for TLS, which only the ext_authz service offers.
     pub fn has_tls(&self) -> bool {
         matches!(self, Self::Tcp { tls: Some(_), .. })

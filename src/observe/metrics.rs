@@ -13,7 +13,9 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use serde::Serialize;
 
 use super::store::{StoreHandles, StoreState};
+use super::transport::{ConnectionMetrics, Role, TransportHandles};
 use crate::model::{Decision, Effect, MissReason, Outcome, PolicyId, Reason, Undecided, UnmappedKind};
+use crate::waiting::Usage;
 use crate::yaml::Faults;
 
 /// `metrics:` what is counted beyond the default.
@@ -110,6 +112,11 @@ const EVALUATION_DURATION: &str = "stockade_evaluation_duration_seconds";
 const CANDIDATES: &str = "stockade_evaluation_candidates";
 const LOG_QUEUE: &str = "stockade_decision_log_queue_depth";
 const LOG_LOST: &str = "stockade_decision_log_lost_total";
+pub(super) const CONNECTIONS: &str = "stockade_connections";
+pub(super) const CONNECTIONS_CLOSED: &str = "stockade_connections_closed_total";
+pub(super) const MESSAGES_WAITING: &str = "stockade_messages_waiting";
+pub(super) const MESSAGES_WAITING_BYTES: &str = "stockade_messages_waiting_bytes";
+pub(super) const MESSAGES_SHED: &str = "stockade_messages_shed_total";
 const READY: &str = "stockade_ready";
 const BUILD_INFO: &str = "stockade_build_info";
 
@@ -210,6 +217,26 @@ pub const METRICS: &[Metric] = &[
         "Records that never reached the decision log. `queue_full`: they came faster than they could be written; \
          `write`: the disk was full, the pipe was closed.",
     ),
+    metric(CONNECTIONS, Kind::Gauge, &["listener"], "Connections that are open."),
+    metric(
+        CONNECTIONS_CLOSED,
+        Kind::Counter,
+        &["listener", "reason"],
+        "Connections that the sidecar closed. `refused`: `limits.connections` were open; `shed`: too many had not begun to ask, and \
+         this one had waited longest; `handshake_timeout`: TLS or the beginning of HTTP/2 took longer than \
+         `http2.handshake_timeout`; `tls`: the TLS handshake failed; `not_http2`: the cluster in Envoy lacks \
+         `http2_protocol_options`; `keep_alive_timeout`: the peer was gone; `request_timeout`: the request was not there, or \
+         its answer not read, in time.",
+    ),
+    metric(MESSAGES_WAITING, Kind::Gauge, &[], "Calls whose message is still on its way."),
+    metric(MESSAGES_WAITING_BYTES, Kind::Gauge, &[], "What is held of these messages."),
+    metric(
+        MESSAGES_SHED,
+        Kind::Counter,
+        &[],
+        "Calls whose message was on its way for longest when there were more than `limits.in_flight` of them, or more than \
+         `limits.waiting_bytes` in them; answered as `overloaded`.",
+    ),
     metric(READY, Kind::Gauge, &[], "1 if `/readyz` says so, else 0."),
     metric(BUILD_INFO, Kind::Gauge, &["version"], "Always 1."),
 ];
@@ -269,6 +296,7 @@ struct Handles {
     evaluation_duration: Histogram,
     candidates: Histogram,
     decision_log: DecisionLogMetrics,
+    transport: TransportHandles,
     ready: Gauge,
 }
 
@@ -376,6 +404,7 @@ impl Metrics {
                 lost_queue_full: registry.counter(LOG_LOST, &[("cause", "queue_full")]),
                 lost_write: registry.counter(LOG_LOST, &[("cause", "write")]),
             },
+            transport: TransportHandles::new(&registry),
             ready: registry.gauge(READY, &[]),
         };
         handles.age.set(f64::NAN);
@@ -387,6 +416,21 @@ impl Metrics {
         let gauge = self.0.in_flight.clone();
         gauge.increment(1.0);
         InFlight(gauge)
+    }
+
+    /// What is counted of the connections of such listeners.
+    pub fn connections(&self, role: Role) -> ConnectionMetrics {
+        self.0.transport.connections(role)
+    }
+
+    /// A call was shed while its message was on its way.
+    pub fn message_shed(&self) {
+        self.0.transport.message_shed();
+    }
+
+    /// What is on its way right now.
+    pub fn messages(&self, usage: Usage) {
+        self.0.transport.messages(usage);
     }
 
     /// A check was answered.

@@ -8,6 +8,7 @@ mod grpc;
 mod headers;
 mod identity;
 mod lab;
+mod limits;
 mod outcomes;
 mod paths;
 mod restart;

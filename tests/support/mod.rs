@@ -50,6 +50,9 @@ pub struct Stockade {
     /// `tcp://127.0.0.1:PORT` or `unix:///path`, in the order of the configuration.
     pub addresses: Vec<String>,
     admin: Option<String>,
+    /// `127.0.0.1:PORT` of the listener for probes.
+    #[allow(dead_code, reason = "the demo has none")]
+    pub probes: Option<String>,
     /// A directory of its own, which holds `stockade.yaml`.
     #[allow(dead_code, reason = "the demo looks into it")]
     pub dir: TempDir,
@@ -71,9 +74,21 @@ impl Stockade {
 
     /// Starts with this configuration, in this directory. Waits until it listens.
     pub async fn start(config: &str, dir: TempDir) -> Self {
+        Self::start_by(Command::new(binary()), config, dir).await
+    }
+
+    /// The same, with so many file descriptors at most.
+    #[allow(dead_code, reason = "the demo has enough")]
+    pub async fn start_with_open_files(limit: usize, config: &str, dir: TempDir) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\"")]).arg(binary());
+        Self::start_by(shell, config, dir).await
+    }
+
+    async fn start_by(mut command: Command, config: &str, dir: TempDir) -> Self {
         let file = dir.path().join("stockade.yaml");
         std::fs::write(&file, config).unwrap();
-        let mut child = Command::new(binary())
+        let mut child = command
             .arg("serve")
             .arg("--config")
             .arg(&file)
@@ -94,12 +109,13 @@ impl Stockade {
                 }
             }
         });
-        let mut stockade = Self { addresses: Vec::new(), admin: None, dir, child, log, seen: Vec::new() };
+        let mut stockade = Self { addresses: Vec::new(), admin: None, probes: None, dir, child, log, seen: Vec::new() };
         stockade.log_line(|line| line["message"] == "new phase").await;
         for line in stockade.seen.iter().filter(|line| line["message"] == "listening") {
             let address = line["address"].as_str().unwrap().to_owned();
             match line["listener"].as_str() {
                 Some("admin") => stockade.admin = Some(address),
+                Some("probes") => stockade.probes = address.strip_prefix("tcp://").map(str::to_owned),
                 _ => stockade.addresses.push(address),
             }
         }
@@ -197,12 +213,14 @@ impl Stockade {
 
 /// A configuration on port 0 for this bundle. Its drain is short: no test waits for Envoy to notice.
 pub fn config(bundle: &Path, more: &str) -> String {
-    let listen = if more.contains("listen:") { "" } else { "listen: [\"tcp://127.0.0.1:0\"]\n" };
+    let has = |key: &str| more.lines().any(|line| line.starts_with(key));
+    let listen = if has("listen:") { "" } else { "listen: [\"tcp://127.0.0.1:0\"]\n" };
     let service = if more.contains("service:") { "" } else { "service: bookstore\n" };
     let log = if more.contains("decision_log:") { "" } else { "decision_log: {output: none}\n" };
     let shutdown = if more.contains("shutdown:") { "" } else { "shutdown: {grace: 0s, drain: 5s}\n" };
+    let admin = if has("admin:") { "" } else { "admin: {listen: \"tcp://127.0.0.1:0\"}\n" };
     format!(
-        "{service}{listen}{log}{shutdown}workers: 2\nbundles: [{{directory: {}}}]\nadmin: {{listen: \"tcp://127.0.0.1:0\"}}\nlog: {{format: json}}\n{more}\n",
+        "{service}{listen}{log}{shutdown}{admin}workers: 2\nbundles: [{{directory: {}}}]\nlog: {{format: json}}\n{more}\n",
         bundle.display()
     )
 }
