@@ -182,7 +182,7 @@ impl Cache {
             Effect::Allow => (self.config.allow_ttl.0, bounds.allow),
             Effect::Deny => (self.config.deny_ttl.0, bounds.deny),
         };
-        let ttl = [bundle, bounds.policies, bounds.token].into_iter().flatten().fold(own, Duration::min);
+        let ttl = [bundle, bounds.policies, bounds.token, bounds.overlays].into_iter().flatten().fold(own, Duration::min);
         // Downwards only, by a tenth at most: a TTL is a bound.
         let ttl = ttl.mul_f64(1.0 - self.draw() / 10.0);
         if ttl.is_zero() {
@@ -242,6 +242,8 @@ pub struct Bounds {
     pub policies: Option<Duration>,
     /// What the principal's token has left.
     pub token: Option<Duration>,
+    /// How long the overlays in force stay the same.
+    pub overlays: Option<Duration>,
 }
 
 impl Entry {

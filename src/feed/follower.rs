@@ -79,7 +79,7 @@ pub trait Engine: Send + Sync + 'static {
     /// Every problem of every bundle.
     fn compile(&self, files: &[Files], published: Published) -> Result<Self::Base, Vec<Problem>>;
 
-    /// Puts a bundle behind what is in force, or first, with these overlays.
+    /// Puts a bundle behind what is in force, or first, with these overlays: those in force now, and those that will be.
     fn succeed(&self, previous: Option<&Self::Snapshot>, base: Self::Base, overlays: &[Overlay]) -> Self::Snapshot;
 
     /// The bundle that is in force, with these overlays. `published` is what the store says of it, if it says so anew.
@@ -162,6 +162,8 @@ struct Enforced {
     manifest: Option<(Head, Manifest)>,
     overlays: Option<Head>,
     active: Vec<Overlay>,
+    /// The overlays that will be in force later.
+    later: Vec<Overlay>,
     since: Option<SystemTime>,
     lead_time: Option<Duration>,
     overlays_lead_time: Option<Duration>,
@@ -194,6 +196,7 @@ struct Step<S> {
     blob: Option<Bytes>,
     overlays: Option<Head>,
     active: Vec<Overlay>,
+    later: Vec<Overlay>,
     /// What making the bundle ready took.
     took: Option<Duration>,
 }
@@ -460,7 +463,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
         let now = SystemTime::now();
         let previous = self.snapshots.borrow().clone();
         let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
-        let is_other = !self.ledger.active(now).eq(&self.enforced.active);
+        let is_other =
+            !self.ledger.active(now).eq(&self.enforced.active) || !self.ledger.later(now).eq(&self.enforced.later);
         let enforced = self.enforced.manifest.as_ref().map(|(head, _)| head.version);
         // What was overtaken on its way stays out.
         self.ready.take_if(|ready| enforced.is_some_and(|enforced| ready.head.version <= enforced));
@@ -472,14 +476,14 @@ impl<P: Source, E: Engine> Follower<P, E> {
         if manifest.is_none() && !is_other {
             // Other words for the same: nothing that decides has changed.
             if overlays != self.enforced.overlays {
-                self.in_force(None, overlays, self.enforced.active.clone());
+                self.in_force(None, overlays, self.enforced.active.clone(), self.enforced.later.clone());
             }
             return;
         }
-        let active: Vec<Overlay> = self.ledger.active(now).cloned().collect();
+        let (active, later) = self.standing(now);
         let took = ready.as_ref().filter(|ready| ready.base.is_some()).map(|ready| ready.took);
         let (base, blob) = ready.and_then(|ready| ready.base).unzip();
-        let (engine, own) = (Arc::clone(&self.engine), active.clone());
+        let (engine, own) = (Arc::clone(&self.engine), [active.clone(), later.clone()].concat());
         let step: Box<dyn FnOnce() -> E::Snapshot + Send> = match (base, previous) {
             (Some(base), previous) => Box::new(move || engine.succeed(previous.as_deref(), base, &own)),
             (None, Some(previous)) => {
@@ -493,7 +497,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
             // Comparing ten thousand policies takes milliseconds, which the checks shall not wait for.
             let made = task::spawn_blocking(step).await;
             Job::Succeeded(made.map(|snapshot| {
-                Box::new(Step { snapshot: Arc::new(snapshot), manifest, blob, overlays, active, took })
+                Box::new(Step { snapshot: Arc::new(snapshot), manifest, blob, overlays, active, later, took })
             }))
         });
     }
@@ -569,9 +573,9 @@ impl<P: Source, E: Engine> Follower<P, E> {
     }
 
     fn take(&mut self, step: Step<E::Snapshot>) {
-        let Step { snapshot, manifest, blob, overlays, active, took } = step;
+        let Step { snapshot, manifest, blob, overlays, active, later, took } = step;
         retire(self.snapshots.send_replace(Some(snapshot)));
-        self.in_force(manifest, overlays, active);
+        self.in_force(manifest, overlays, active, later);
         if let Some(took) = took {
             self.status.send_modify(|status| status.loaded(took));
         }
@@ -652,7 +656,19 @@ impl<P: Source, E: Engine> Follower<P, E> {
         self.store(|store| store.trouble = Some(why.to_owned()));
     }
 
-    fn in_force(&mut self, manifest: Option<(Head, Manifest)>, overlays: Option<Head>, active: Vec<Overlay>) {
+    /// The overlays that are in force at an instant, and those that will be. A snapshot is made with both: this loop may be late
+    /// for the beginning of one and for its end, and decisions are not.
+    fn standing(&self, now: SystemTime) -> (Vec<Overlay>, Vec<Overlay>) {
+        (self.ledger.active(now).cloned().collect(), self.ledger.later(now).cloned().collect())
+    }
+
+    fn in_force(
+        &mut self,
+        manifest: Option<(Head, Manifest)>,
+        overlays: Option<Head>,
+        active: Vec<Overlay>,
+        later: Vec<Overlay>,
+    ) {
         let now = SystemTime::now();
         self.changed = Instant::now();
         // What was there at the start was published long before, which says nothing of how fast changes arrive.
@@ -675,6 +691,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
             info!(overlays = names(&active), before = names(&self.enforced.active), "other overlays are in force");
             self.enforced.active = active;
         }
+        self.enforced.later = later;
         self.enforced.from_disk = false;
         self.tell_at = Instant::now();
         self.store_heads();
