@@ -164,7 +164,16 @@ impl App {
         let phase = lifecycle.phase();
         // What only follows along ends with the process; what serves is waited for.
         let mut followers = JoinSet::new();
-        followers.spawn(watch_readiness(phase, snapshots.clone(), status.clone(), readiness, metrics.clone(), health));
+        let log = self.log_writer.trouble();
+        followers.spawn(watch_readiness(
+            phase,
+            snapshots.clone(),
+            status.clone(),
+            log,
+            readiness,
+            metrics.clone(),
+            health,
+        ));
         followers.spawn(count_loads(snapshots, status, self.proof, metrics));
         followers.spawn(upkeep(self.prometheus));
         followers.spawn(self.feed);
@@ -215,11 +224,12 @@ async fn serve_admin(listener: Listener, router: axum::Router, drain: Drain) -> 
         .map_err(|error| StartError::new("the admin server failed", error))
 }
 
-/// Keeps `/readyz`, gRPC health and the gauge on what phase, snapshot and feed amount to.
+/// Keeps `/readyz`, gRPC health and the gauge on what phase, snapshot, feed and decision log amount to.
 async fn watch_readiness(
     mut phase: watch::Receiver<Phase>,
     mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     mut status: watch::Receiver<Status>,
+    mut log: watch::Receiver<Option<String>>,
     readiness: watch::Sender<Readiness>,
     metrics: Metrics,
     health: HealthReporter,
@@ -228,7 +238,7 @@ async fn watch_readiness(
     loop {
         let now = {
             let (phase, snapshot) = (*phase.borrow_and_update(), snapshots.borrow_and_update().is_some());
-            admin::readiness(phase, snapshot, &status.borrow_and_update())
+            admin::readiness(phase, snapshot, &status.borrow_and_update()).unless(log.borrow_and_update().clone())
         };
         let ready = now.ready;
         readiness.send_replace(now);
@@ -242,6 +252,7 @@ async fn watch_readiness(
             changed = phase.changed() => changed,
             changed = snapshots.changed() => changed,
             changed = status.changed() => changed,
+            changed = log.changed() => changed,
         };
         if changed.is_err() {
             return;

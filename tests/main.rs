@@ -10,6 +10,7 @@ mod corpus;
 mod engine;
 mod envoy;
 mod footprint;
+mod full_disk;
 mod mapping;
 mod memory;
 mod overlays;

@@ -109,7 +109,7 @@ impl Shared {
         // A message may be long in coming; its place is for others then.
         let message = grpc::message(request.into_body(), self.config.message);
         match timeout_at(call.deadline.into(), message).await {
-            Ok(Ok(message)) => self.checker.check(message, call),
+            Ok(Ok(message)) => self.checker.check(message, call).await,
             // Whoever sent a body that is no message, or too large, chose to; that must not choose the fail-open path.
             Ok(Err(unmapped)) => self.checker.settle(Outcome::Unmapped(unmapped), call),
             Err(_) => self.checker.settle(Outcome::Undecided(Undecided::Deadline), call),

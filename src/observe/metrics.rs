@@ -110,6 +110,7 @@ const EVALUATION_DURATION: &str = "stockade_evaluation_duration_seconds";
 const CANDIDATES: &str = "stockade_evaluation_candidates";
 const LOG_QUEUE: &str = "stockade_decision_log_queue_depth";
 const LOG_LOST: &str = "stockade_decision_log_lost_total";
+const LOG_FAILING: &str = "stockade_decision_log_failing";
 const READY: &str = "stockade_ready";
 const BUILD_INFO: &str = "stockade_build_info";
 
@@ -210,6 +211,13 @@ pub const METRICS: &[Metric] = &[
         "Records that never reached the decision log. `queue_full`: they came faster than they could be written; \
          `write`: the disk was full, the pipe was closed.",
     ),
+    metric(
+        LOG_FAILING,
+        Kind::Gauge,
+        &[],
+        "1 while Records cannot be written: the last attempt failed. With `when_full: undecided` no check is decided until \
+         one succeeds.",
+    ),
     metric(READY, Kind::Gauge, &[], "1 if `/readyz` says so, else 0."),
     metric(BUILD_INFO, Kind::Gauge, &["version"], "Always 1."),
 ];
@@ -308,6 +316,8 @@ pub struct DecisionLogMetrics {
     pub lost_queue_full: Counter,
     /// Records lost because they could not be written.
     pub lost_write: Counter,
+    /// Whether the last attempt to write failed.
+    pub failing: Gauge,
 }
 
 /// A check that is being answered, until it is dropped.
@@ -375,6 +385,7 @@ impl Metrics {
                 queue_depth: registry.gauge(LOG_QUEUE, &[]),
                 lost_queue_full: registry.counter(LOG_LOST, &[("cause", "queue_full")]),
                 lost_write: registry.counter(LOG_LOST, &[("cause", "write")]),
+                failing: registry.gauge(LOG_FAILING, &[]),
             },
             ready: registry.gauge(READY, &[]),
         };

@@ -5,6 +5,7 @@ mod feed;
 mod lab;
 mod many;
 mod outages;
+mod paused;
 mod permissions;
 
 use std::time::Duration;

@@ -71,9 +71,14 @@ impl Stockade {
 
     /// Starts with this configuration, in this directory. Waits until it listens.
     pub async fn start(config: &str, dir: TempDir) -> Self {
+        Self::start_by(Command::new(binary()), config, dir).await
+    }
+
+    /// The same, by a command that ends in running the binary with the arguments that are added to it.
+    pub async fn start_by(mut command: Command, config: &str, dir: TempDir) -> Self {
         let file = dir.path().join("stockade.yaml");
         std::fs::write(&file, config).unwrap();
-        let mut child = Command::new(binary())
+        let mut child = command
             .arg("serve")
             .arg("--config")
             .arg(&file)
