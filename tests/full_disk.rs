@@ -115,7 +115,10 @@ impl Pod {
             assert_eq!(self.ask().await, Answer::Undecided);
         }
         let (status, body) = self.sidecar.admin("/readyz").await;
-        assert!(status == 503 && body.contains("the decision log cannot be written: ") && body.contains(cause), "{body}");
+        assert!(
+            status == 503 && body.contains("the decision log cannot be written: ") && body.contains(cause),
+            "{body}"
+        );
         assert_eq!(self.metric("stockade_decision_log_failing").await, "1");
         assert_eq!(self.metric("stockade_ready").await, "0");
     }

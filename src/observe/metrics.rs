@@ -106,6 +106,8 @@ const CACHE_ENTRIES: &str = "stockade_cache_entries";
 const CACHE_BYTES: &str = "stockade_cache_bytes";
 const CACHE_CAPACITY: &str = "stockade_cache_capacity_bytes";
 const CACHE_EVICTIONS: &str = "stockade_cache_evictions_total";
+const CACHE_EXPIRATIONS: &str = "stockade_cache_expirations_total";
+const CACHE_REPLACEMENTS: &str = "stockade_cache_replacements_total";
 const EVALUATION_DURATION: &str = "stockade_evaluation_duration_seconds";
 const CANDIDATES: &str = "stockade_evaluation_candidates";
 const LOG_QUEUE: &str = "stockade_decision_log_queue_depth";
@@ -195,7 +197,25 @@ pub const METRICS: &[Metric] = &[
     metric(CACHE_ENTRIES, Kind::Gauge, &[], "Decisions that are remembered."),
     metric(CACHE_BYTES, Kind::Gauge, &[], "What they take, by the measure of `cache.size`."),
     metric(CACHE_CAPACITY, Kind::Gauge, &[], "What they may take: `cache.size`."),
-    metric(CACHE_EVICTIONS, Kind::Counter, &[], "Remembered decisions that had to make room for others."),
+    metric(
+        CACHE_EVICTIONS,
+        Kind::Counter,
+        &[],
+        "Remembered decisions that were still good and had to make room for others. One that grows says that `cache.size` is too small.",
+    ),
+    metric(
+        CACHE_EXPIRATIONS,
+        Kind::Counter,
+        &[],
+        "Remembered decisions whose time was over when another took their place, or their room.",
+    ),
+    metric(
+        CACHE_REPLACEMENTS,
+        Kind::Counter,
+        &[],
+        "Remembered decisions that were still good for a while when the same request was decided again, because the bundles had \
+         changed, or two checks came at once.",
+    ),
     metric(
         EVALUATION_DURATION,
         EVALUATION_SECONDS,
@@ -292,6 +312,8 @@ struct CacheHandles {
     bytes: Gauge,
     capacity: Gauge,
     evictions: Counter,
+    expirations: Counter,
+    replacements: Counter,
 }
 
 /// How full the decision cache is, and what it lost.
@@ -305,6 +327,10 @@ pub struct CacheUsage {
     pub capacity: u64,
     /// How many had to make room since the start.
     pub evictions: u64,
+    /// How many were over when something took their place.
+    pub expirations: u64,
+    /// How many were decided again before they were over.
+    pub replacements: u64,
 }
 
 /// What the decision log counts.
@@ -378,6 +404,8 @@ impl Metrics {
                 bytes: registry.gauge(CACHE_BYTES, &[]),
                 capacity: registry.gauge(CACHE_CAPACITY, &[]),
                 evictions: registry.counter(CACHE_EVICTIONS, &[]),
+                expirations: registry.counter(CACHE_EXPIRATIONS, &[]),
+                replacements: registry.counter(CACHE_REPLACEMENTS, &[]),
             },
             evaluation_duration: registry.histogram(EVALUATION_DURATION),
             candidates: registry.histogram(CANDIDATES),
@@ -489,6 +517,8 @@ impl Metrics {
         self.0.cache.bytes.set(usage.bytes as f64);
         self.0.cache.capacity.set(usage.capacity as f64);
         self.0.cache.evictions.absolute(usage.evictions);
+        self.0.cache.expirations.absolute(usage.expirations);
+        self.0.cache.replacements.absolute(usage.replacements);
     }
 
     /// A decision was made from so many policies in this time.
