@@ -36,6 +36,9 @@ const UPKEEP: Duration = Duration::from_secs(1);
 /// How long the decision log may take to write what is queued, after the last answer.
 const LOG_FLUSH: Duration = Duration::from_secs(5);
 
+/// How long the store may take to learn that this sidecar ends.
+const GOODBYE: Duration = Duration::from_secs(1);
+
 /// A sidecar that is built and bound, but does not run yet: a taken port is found here, before anything moves.
 pub struct App {
     listeners: Vec<Listener>,
@@ -49,6 +52,8 @@ pub struct App {
     status: watch::Receiver<Status>,
     readiness: watch::Sender<Readiness>,
     lifecycle: Lifecycle,
+    /// To the feed: the process is about to end.
+    leave: watch::Sender<bool>,
     metrics: Metrics,
     prometheus: PrometheusHandle,
     log_writer: Writer,
@@ -96,7 +101,8 @@ impl App {
         let (snapshot_sender, snapshots) = watch::channel(None::<Arc<Snapshot>>);
         let (status_sender, status) = watch::channel(Status::default());
         let proof = Arc::new(config.proof());
-        let feed = feed(&config, Arc::clone(&proof), snapshot_sender, status_sender).await?;
+        let leave = watch::Sender::new(false);
+        let feed = feed(&config, Arc::clone(&proof), snapshot_sender, status_sender, leave.subscribe()).await?;
 
         let cache = Arc::new(Cache::new(config.cache.clone()));
         let judge = Arc::new(config.judge(snapshots.clone(), Arc::clone(&proof), Arc::clone(&cache), metrics.clone()));
@@ -149,6 +155,7 @@ impl App {
             status,
             readiness,
             lifecycle,
+            leave,
             metrics,
             prometheus,
             log_writer,
@@ -174,7 +181,7 @@ impl App {
             metrics.clone(),
             health,
         ));
-        followers.spawn(count_loads(snapshots, status, self.proof, metrics));
+        followers.spawn(count_loads(snapshots, status.clone(), self.proof, metrics));
         followers.spawn(upkeep(self.prometheus));
         followers.spawn(self.feed);
 
@@ -204,7 +211,9 @@ impl App {
         if let Some(ended) = failed {
             return ended.unwrap_or_else(|error| Err(StartError::new("a server ended", error)));
         }
+        self.leave.send_replace(true);
         let drained = lifecycle.shut_down().await;
+        said_goodbye(status).await;
         servers.abort_all();
         while servers.join_next().await.is_some() {}
         if !self.log_writer.close(LOG_FLUSH).await {
@@ -213,6 +222,14 @@ impl App {
         info!(drained = drained.is_ok(), "ended");
         Ok(())
     }
+}
+
+/// Waits until the store knows that this sidecar ends, if one is followed and can be reached. What is not told is found out all the
+/// same: a sidecar that says nothing any more is silent, and not gone.
+async fn said_goodbye(mut status: watch::Receiver<Status>) {
+    let said = status.wait_for(|status| status.store.as_ref().is_none_or(|store| store.left || !store.connected));
+    // Best effort: nobody waits longer for it, and nobody can do anything about an error.
+    let _ = tokio::time::timeout(GOODBYE, said).await;
 }
 
 async fn serve_admin(listener: Listener, router: axum::Router, drain: Drain) -> Result<(), StartError> {
@@ -313,16 +330,18 @@ async fn feed(
     proof: Arc<LastProof>,
     snapshots: watch::Sender<Option<Arc<Snapshot>>>,
     status: watch::Sender<Status>,
+    leave: watch::Receiver<bool>,
 ) -> Result<Pin<Box<dyn Future<Output = ()> + Send>>, StartError> {
     #[cfg(feature = "nats")]
     if let (Some(store), Some(nats)) = (&config.store, &config.nats) {
         let source = Jetstream::follow(nats, store.name.clone())
             .await
             .map_err(|error| StartError::new("the store cannot be followed", error))?;
-        return Ok(Box::pin(Follower::new(store.clone(), source, Cedar::default(), proof, snapshots, status).run()));
+        let follower = Follower::new(store.clone(), source, Cedar::default(), proof, snapshots, status);
+        return Ok(Box::pin(follower.leaving(leave).run()));
     }
-    // Nothing has to be proved of directories.
-    drop(proof);
+    // Nothing has to be proved of directories, and nobody asks who follows them.
+    drop((proof, leave));
     let (cedar, current) = (Cedar::default(), snapshots.subscribe());
     let compile = move |files: &[Files]| {
         let compiled = cedar.compile(files, None)?;

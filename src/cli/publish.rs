@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use super::store::{Session, SignArgs, StoreArgs, TrustArgs, compile, run as run_command};
 use super::wait::{Ear, WaitArgs};
 use super::{test, validate};
-use crate::policy::{Difference, Files};
+use crate::policy::{Difference, Files, Snapshot};
 use crate::problem;
 use crate::publish::streams::Settings;
 use crate::publish::{Advance, history};
@@ -33,6 +33,12 @@ pub(super) struct Args {
     /// When it comes into force, if not at once: RFC 3339, such as `2030-01-31T12:00:00Z`.
     #[arg(long, conflicts_with = "percent", value_name = "TIME", value_parser = humantime::parse_rfc3339)]
     not_before: Option<SystemTime>,
+    /// Treat warnings as errors.
+    #[arg(long)]
+    strict: bool,
+    /// Publish although a policy permits everything to everybody: a `permit` without a scope and without a condition.
+    #[arg(long)]
+    allow_open: bool,
     /// Say what would change, and change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -69,6 +75,10 @@ pub(super) fn run(args: &Args) -> ExitCode {
         }
     };
     eprint!("{}", problem::render(&snapshot.warnings));
+    if let Some(why) = refused(args, &snapshot) {
+        eprintln!("nothing was published: {why}");
+        return ExitCode::FAILURE;
+    }
     match test::run_tests(&files) {
         Ok(0) => {}
         Ok(passed) => println!("{passed} tests of the bundle passed"),
@@ -81,7 +91,21 @@ pub(super) fn run(args: &Args) -> ExitCode {
     run_command(publish(args, &files, &snapshot))
 }
 
-async fn publish(args: &Args, files: &[Files], snapshot: &crate::policy::Snapshot) -> Result<ExitCode, String> {
+/// Why a bundle that is good is not to be published all the same.
+fn refused(args: &Args, snapshot: &Snapshot) -> Option<String> {
+    // Each of them has one warning, which whoever allows them has read.
+    let open = snapshot.open_policies();
+    let meant = if args.allow_open { open.len() } else { 0 };
+    match open.first() {
+        Some(first) if !args.allow_open => {
+            Some(format!("`{first}` permits everything to everybody (give it a scope, or say `--allow-open`)"))
+        }
+        _ if args.strict && snapshot.warnings.len() > meant => Some("there are warnings, and `--strict`".to_owned()),
+        _ => None,
+    }
+}
+
+async fn publish(args: &Args, files: &[Files], snapshot: &Snapshot) -> Result<ExitCode, String> {
     let key = args.sign.key()?;
     let packed = pack::pack(files)?;
     let blob = Blob { digest: Digest::of(&packed), size: packed.len() as u64 };
@@ -171,7 +195,7 @@ async fn changes(
     session: &Session,
     current: Option<&Manifest>,
     files: &[Files],
-    snapshot: &crate::policy::Snapshot,
+    snapshot: &Snapshot,
     blob: &Blob,
 ) -> String {
     let Some(current) = current else {

@@ -127,6 +127,9 @@ pub struct Follower<P, E: Engine> {
     /// When the store is to be told what is in force.
     tell_at: Instant,
     telling: bool,
+    /// Set by whoever ends the process.
+    leave: watch::Receiver<bool>,
+    leaving: bool,
     /// When the newest beacon is to be written to the disk.
     save_beacon_at: Instant,
     complaints: Sparingly<(Kind, &'static str)>,
@@ -176,7 +179,8 @@ enum Job<E: Engine> {
     Made(Box<Made<E::Base>>),
     /// The other one is a panic.
     Succeeded(Result<Box<Step<E::Snapshot>>, task::JoinError>),
-    Told(Result<(), SourceError>),
+    /// Whether it was told that this sidecar is leaving.
+    Told(Result<bool, SourceError>),
 }
 
 /// What came of making a bundle ready.
@@ -251,9 +255,17 @@ impl<P: Source, E: Engine> Follower<P, E> {
             changed: now,
             tell_at: now,
             telling: false,
+            leave: watch::channel(false).1,
+            leaving: false,
             save_beacon_at: now + last_good::BEACON_INTERVAL,
             complaints: Sparingly::new(COMPLAINTS.0, COMPLAINTS.1),
         }
+    }
+
+    /// Tells the store when this becomes true that the sidecar is about to end; it goes on following until it does.
+    #[must_use]
+    pub fn leaving(self, leave: watch::Receiver<bool>) -> Self {
+        Self { leave, ..self }
     }
 
     /// Follows the store until it is dropped.
@@ -274,6 +286,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
                     Ok(job) => self.done(job),
                     Err(error) => self.lost(&error),
                 },
+                // An error: nobody is there who could say so.
+                true = told_to(&mut self.leave), if !self.leaving => self.leave(),
                 _ = tick.tick() => {
                     if last_tick.elapsed() > TICK + PAUSED {
                         info!("this process was paused; asking the store what is in force");
@@ -564,9 +578,13 @@ impl<P: Source, E: Engine> Follower<P, E> {
             }
             Job::Told(result) => {
                 self.telling = false;
-                if let Err(error) = result {
-                    tracing::debug!(%error, "the store could not be told what is in force");
-                    self.tell_at = Instant::now() + ANSWER;
+                match result {
+                    Ok(true) => self.store(|store| store.left = true),
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::debug!(%error, "the store could not be told what is in force");
+                        self.tell_at = Instant::now() + ANSWER;
+                    }
                 }
             }
         }
@@ -713,6 +731,11 @@ impl<P: Source, E: Engine> Follower<P, E> {
         self.making = None;
         self.retry_at = Some(Instant::now() + AFTER_A_FALL);
     }
+}
+
+/// Waits until it is true; `false` if it never will be.
+async fn told_to(leave: &mut watch::Receiver<bool>) -> bool {
+    leave.wait_for(|leave| *leave).await.is_ok()
 }
 
 /// A duration, give or take a fifth: what many sidecars do shall not come at once.
