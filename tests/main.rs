@@ -7,6 +7,7 @@ mod support;
 mod bundles;
 mod cli;
 mod corpus;
+mod documents;
 mod engine;
 mod envoy;
 mod footprint;
