@@ -7,6 +7,7 @@ mod many;
 mod outages;
 mod paused;
 mod permissions;
+mod presence;
 
 use std::time::Duration;
 
