@@ -36,7 +36,8 @@ pub(super) struct Args {
     /// Treat warnings as errors.
     #[arg(long)]
     strict: bool,
-    /// Publish although a policy permits everything to everybody: a `permit` without a scope and without a condition.
+    /// Publish although a policy permits everything to everybody: a `permit` without a scope and without a condition. The first
+    /// bundle of a store does not need it, unless with `--strict`.
     #[arg(long)]
     allow_open: bool,
     /// Say what would change, and change nothing.
@@ -75,7 +76,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
         }
     };
     eprint!("{}", problem::render(&snapshot.warnings));
-    if let Some(why) = refused(args, &snapshot) {
+    if let Some(why) = refused(args, &snapshot, args.strict) {
         eprintln!("nothing was published: {why}");
         return ExitCode::FAILURE;
     }
@@ -91,13 +92,14 @@ pub(super) fn run(args: &Args) -> ExitCode {
     run_command(publish(args, &files, &snapshot))
 }
 
-/// Why a bundle that is good is not to be published all the same.
-fn refused(args: &Args, snapshot: &Snapshot) -> Option<String> {
+/// Why a bundle that is good is not to be published all the same. `closed`: whether opening everything has to be meant, which it has
+/// where something is in force already. Before the first bundle there is nobody who would be let in.
+fn refused(args: &Args, snapshot: &Snapshot, closed: bool) -> Option<String> {
     // Each of them has one warning, which whoever allows them has read.
     let open = snapshot.open_policies();
     let meant = if args.allow_open { open.len() } else { 0 };
     match open.first() {
-        Some(first) if !args.allow_open => {
+        Some(first) if closed && !args.allow_open => {
             Some(format!("`{first}` permits everything to everybody (give it a scope, or say `--allow-open`)"))
         }
         _ if args.strict && snapshot.warnings.len() > meant => Some("there are warnings, and `--strict`".to_owned()),
@@ -114,6 +116,9 @@ async fn publish(args: &Args, files: &[Files], snapshot: &Snapshot) -> Result<Ex
     if let Some(current) = place.current.as_ref().filter(|current| current.bundle == blob && !args.new_epoch) {
         println!("nothing to publish: {} is in force as {}", blob.digest, current.version);
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(why) = refused(args, snapshot, args.strict || place.current.is_some()) {
+        return Err(format!("nothing was published: {why}"));
     }
     print!("{}", changes(&session, place.current.as_ref(), files, snapshot, &blob).await);
     if args.dry_run {

@@ -34,5 +34,6 @@ fn is_true(condition: &Expr) -> bool {
 /// What is said of it.
 pub(super) fn warning(id: &PolicyId) -> Problem {
     let message = format!("`{id}` permits everything to everybody: it has no scope and no condition");
-    Problem::warning(message).hint("say who may do what; `stockade publish` refuses it without `--allow-open`")
+    Problem::warning(message)
+        .hint("say who may do what; `stockade publish` wants `--allow-open` for it once a bundle is in force")
 }

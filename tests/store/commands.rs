@@ -509,6 +509,26 @@ async fn a_store_that_lost_everything_begins_a_higher_epoch() {
     assert!(second > first && second.generation == 1, "{first} {second}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_closed_is_not_opened_by_mistake() {
+    let desk = Desk::new().await;
+    let url = desk.server.url();
+    let publish = |policies: &'static str, flags: &'static [&'static str]| {
+        desk.bundle("shop", policies);
+        let (dir, url) = (desk.dir.path().to_owned(), url.clone());
+        spawn_blocking(move || {
+            let command = ["publish", "shop", "--store", &url, "--name", "prod", "--key", "key"];
+            run(&dir, &[&command[..], flags].concat(), "")
+        })
+    };
+    let first = publish(ONE, &[]).await.unwrap();
+    assert!(first.code == 0 && first.stderr.contains("permits everything to everybody"), "{first:?}");
+    assert_eq!(publish(TWO, &[]).await.unwrap().code, 0);
+    let open = publish(ONE, &[]).await.unwrap();
+    assert!(open.code == 1 && open.stderr.contains("nothing was published: `shop/one` permits everything"), "{open:?}");
+    assert_eq!(publish(ONE, &["--allow-open"]).await.unwrap().code, 0);
+}
+
 /// Before a server is asked for anything: there is none.
 #[test]
 fn what_should_be_meant_has_to_be_said() {
@@ -519,8 +539,12 @@ fn what_should_be_meant_has_to_be_said() {
     let scoped = "permit (principal, action == Action::\"GET\", resource)";
     let all = "permit (principal, action, resource)";
     for (policies, flags, refused) in [
-        (format!("{all};"), &[][..], Some("`shop/p` permits everything to everybody (give it a scope, or say")),
-        (format!("{all} when {{ true }};"), &[], Some("`shop/p` permits everything")),
+        (
+            format!("{all};"),
+            &["--strict"][..],
+            Some("`shop/p` permits everything to everybody (give it a scope, or say"),
+        ),
+        (format!("{all} when {{ true }};"), &["--strict"], Some("`shop/p` permits everything")),
         (format!("{all} when {{ true }} unless {{ false }};"), &["--strict"], Some("`shop/p` permits everything")),
         (format!("{all};"), &["--allow-open"], None),
         (format!("{all};"), &["--allow-open", "--strict"], None),
