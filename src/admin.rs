@@ -104,6 +104,15 @@ pub fn readiness(phase: Phase, has_snapshot: bool, status: &Status) -> Readiness
     Readiness { ready: reasons.is_empty(), reasons, freshness }
 }
 
+impl Readiness {
+    /// Not ready if there is something else that keeps it from deciding, in words.
+    #[must_use]
+    pub fn unless(mut self, trouble: Option<String>) -> Self {
+        self.reasons.extend(trouble);
+        Self { ready: self.reasons.is_empty(), ..self }
+    }
+}
+
 /// The routes over what they show. All of them answer GET and HEAD; what changes something is a POST.
 pub fn router(state: Admin) -> Router {
     Router::new()

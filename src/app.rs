@@ -41,6 +41,8 @@ const LOG_FLUSH: Duration = Duration::from_secs(5);
 
 /// How many probes may be answered at once; beyond it, the oldest is closed.
 const PROBES: usize = 32;
+/// How long the store may take to learn that this sidecar ends.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A sidecar that is built and bound, but does not run yet: a taken port is found here, before anything moves.
 pub struct App {
@@ -59,6 +61,8 @@ pub struct App {
     status: watch::Receiver<Status>,
     readiness: watch::Sender<Readiness>,
     lifecycle: Lifecycle,
+    /// To the feed: the process is about to end.
+    leave: watch::Sender<bool>,
     metrics: Metrics,
     prometheus: PrometheusHandle,
     log_writer: Writer,
@@ -110,7 +114,8 @@ impl App {
         let (snapshot_sender, snapshots) = watch::channel(None::<Arc<Snapshot>>);
         let (status_sender, status) = watch::channel(Status::default());
         let proof = Arc::new(config.proof());
-        let feed = feed(&config, Arc::clone(&proof), snapshot_sender, status_sender).await?;
+        let leave = watch::Sender::new(false);
+        let feed = feed(&config, Arc::clone(&proof), snapshot_sender, status_sender, leave.subscribe()).await?;
 
         let cache = Arc::new(Cache::new(config.cache.clone()));
         let judge = Arc::new(config.judge(snapshots.clone(), Arc::clone(&proof), Arc::clone(&cache), metrics.clone()));
@@ -177,6 +182,7 @@ impl App {
             status,
             readiness,
             lifecycle,
+            leave,
             metrics,
             prometheus,
             log_writer,
@@ -192,9 +198,18 @@ impl App {
         let phase = lifecycle.phase();
         // What only follows along ends with the process; what serves is waited for.
         let mut followers = JoinSet::new();
-        followers.spawn(watch_readiness(phase, snapshots.clone(), status.clone(), readiness, metrics.clone(), health));
         followers.spawn(warn_of_attributes(snapshots.clone(), self.judge));
-        followers.spawn(count_loads(snapshots, status, self.proof, metrics.clone()));
+        let log = self.log_writer.trouble();
+        followers.spawn(watch_readiness(
+            phase,
+            snapshots.clone(),
+            status.clone(),
+            log,
+            readiness,
+            metrics.clone(),
+            health,
+        ));
+        followers.spawn(count_loads(snapshots, status.clone(), self.proof, metrics.clone()));
         followers.spawn(upkeep(self.prometheus));
         followers.spawn(self.feed);
 
@@ -221,7 +236,9 @@ impl App {
             // A server goes on until it is told to end.
             return ended.map_err(|error| StartError::new("a server ended", error));
         }
+        self.leave.send_replace(true);
         let drained = lifecycle.shut_down().await;
+        said_goodbye(status).await;
         servers.abort_all();
         while servers.join_next().await.is_some() {}
         if !self.log_writer.close(LOG_FLUSH).await {
@@ -266,11 +283,20 @@ impl Connections {
     }
 }
 
-/// Keeps `/readyz`, gRPC health and the gauge on what phase, snapshot and feed amount to.
+/// Waits until the store knows that this sidecar ends, if one is followed and can be reached. What is not told is found out all the
+/// same: a sidecar that says nothing any more is silent, and not gone.
+async fn said_goodbye(mut status: watch::Receiver<Status>) {
+    let said = status.wait_for(|status| status.store.as_ref().is_none_or(|store| store.left || !store.connected));
+    // Best effort: nobody waits longer for it, and nobody can do anything about an error.
+    let _ = tokio::time::timeout(GOODBYE, said).await;
+}
+
+/// Keeps `/readyz`, gRPC health and the gauge on what phase, snapshot, feed and decision log amount to.
 async fn watch_readiness(
     mut phase: watch::Receiver<Phase>,
     mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     mut status: watch::Receiver<Status>,
+    mut log: watch::Receiver<Option<String>>,
     readiness: watch::Sender<Readiness>,
     metrics: Metrics,
     health: HealthReporter,
@@ -279,7 +305,7 @@ async fn watch_readiness(
     loop {
         let now = {
             let (phase, snapshot) = (*phase.borrow_and_update(), snapshots.borrow_and_update().is_some());
-            admin::readiness(phase, snapshot, &status.borrow_and_update())
+            admin::readiness(phase, snapshot, &status.borrow_and_update()).unless(log.borrow_and_update().clone())
         };
         let ready = now.ready;
         readiness.send_replace(now);
@@ -293,6 +319,7 @@ async fn watch_readiness(
             changed = phase.changed() => changed,
             changed = snapshots.changed() => changed,
             changed = status.changed() => changed,
+            changed = log.changed() => changed,
         };
         if changed.is_err() {
             return;
@@ -370,16 +397,18 @@ async fn feed(
     proof: Arc<LastProof>,
     snapshots: watch::Sender<Option<Arc<Snapshot>>>,
     status: watch::Sender<Status>,
+    leave: watch::Receiver<bool>,
 ) -> Result<Pin<Box<dyn Future<Output = ()> + Send>>, StartError> {
     #[cfg(feature = "nats")]
     if let (Some(store), Some(nats)) = (&config.store, &config.nats) {
         let source = Jetstream::follow(nats, store.name.clone())
             .await
             .map_err(|error| StartError::new("the store cannot be followed", error))?;
-        return Ok(Box::pin(Follower::new(store.clone(), source, Cedar::default(), proof, snapshots, status).run()));
+        let follower = Follower::new(store.clone(), source, Cedar::default(), proof, snapshots, status);
+        return Ok(Box::pin(follower.leaving(leave).run()));
     }
-    // Nothing has to be proved of directories.
-    drop(proof);
+    // Nothing has to be proved of directories, and nobody asks who follows them.
+    drop((proof, leave));
     let (cedar, current) = (Cedar::default(), snapshots.subscribe());
     let compile = move |files: &[Files]| {
         let compiled = cedar.compile(files, None)?;

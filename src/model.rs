@@ -597,7 +597,7 @@ pub enum Undecided {
     Deadline,
     /// What is in force was not proved to be current for too long, and the operator chose not to decide by it.
     Stale,
-    /// The decision log is full and the operator chose not to decide unlogged.
+    /// The decision log is full or cannot be written, and the operator chose not to decide unlogged.
     LogFull,
     /// A fault of ours.
     Internal,

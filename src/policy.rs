@@ -11,6 +11,7 @@ mod files;
 mod footprint;
 mod index;
 mod memory;
+mod open;
 mod overlay;
 mod report;
 mod routes;

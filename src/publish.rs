@@ -23,6 +23,7 @@ use crate::store::ledger::Believed;
 use crate::store::statement::{Blob, Kind, Manifest, Overlays, Status, StoreName};
 use crate::store::{Digest, Keyring, Ledger, Refusal};
 use streams::{Desired, Settings};
+use table::Sidecar;
 
 /// A store on NATS, from the side of those who write it.
 #[derive(Debug, Clone)]
@@ -257,12 +258,25 @@ impl Store {
     /// # Errors
     /// If the server gives no answer.
     pub async fn statuses(&self) -> Result<Vec<Status>, nats::Error> {
+        Ok(self.sidecars().await?.into_iter().map(|sidecar| sidecar.status).collect())
+    }
+
+    /// The same, with when the server heard it.
+    ///
+    /// # Errors
+    /// As [`Self::statuses`].
+    pub async fn sidecars(&self) -> Result<Vec<Sidecar>, nats::Error> {
         let found = match self.connection.walk(&self.layout.status_stream(), &self.layout.statuses(), 1).await {
             Err(nats::Error::Nobody(_)) => Vec::new(),
             found => found?,
         };
         // Whoever may write there may write anything.
-        Ok(found.iter().filter_map(|stored| serde_json::from_slice(&stored.payload).ok()).collect())
+        let read = |stored: &Stored| {
+            let status: Status = serde_json::from_slice(&stored.payload).ok()?;
+            let heard = stored.at.unwrap_or(status.at.0);
+            Some(Sidecar { status, heard })
+        };
+        Ok(found.iter().filter_map(read).collect())
     }
 
     /// What sidecars say from now on.

@@ -170,11 +170,14 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches SIGINT and SIGTERM.
+    /// Catches SIGINT and SIGTERM, and SIGXFSZ, which a file at its limit (`ulimit -f`) sends: by itself it would end the process,
+    /// while a decision log that cannot grow is an error like a full disk.
     ///
     /// # Errors
     /// If the kernel does not let us.
     pub fn register() -> io::Result<Self> {
+        // Once caught, it stays caught, whether anybody listens or not.
+        drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 

@@ -48,7 +48,7 @@ fn overlay(text: &str) -> Overlay {
         action: side(),
         resource: side(),
         from: UNIX_EPOCH,
-        until: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+        until: UNIX_EPOCH + Duration::from_secs(4_000_000_000),
         reason: "because".to_owned(),
     }
 }
@@ -328,7 +328,7 @@ fn a_snapshot_says_which_overlays_are_in_force() {
             },
             {
                 "id": "z", "effect": "deny", "principal": "User::\"anna\"", "action": null, "resource": null,
-                "until": "2027-01-15T08:00:00.000Z", "reason": "because"
+                "until": "2096-10-02T07:06:40.000Z", "reason": "because"
             },
         ])
     );

@@ -649,7 +649,7 @@ async fn every_decision_leaves_one_record_and_no_secret() {
 /// Nobody reads the records, so they pile up; what cannot be logged is not decided.
 #[tokio::test]
 async fn nothing_is_decided_that_cannot_be_logged() {
-    let more = "decision_log: {output: stdout, queue: 1, when_full: undecided}\nlimits: {deadline: 60s}";
+    let more = "decision_log: {output: stdout, queue: 1, when_full: undecided}\nlimits: {deadline: 300ms}";
     let mut stockade = sidecar(more).await;
     let mut raw = Raw::connect(&stockade).await;
     let message = get("/").encode_to_vec();
@@ -661,6 +661,9 @@ async fn nothing_is_decided_that_cannot_be_logged() {
         if code(&response) != 0 {
             assert_eq!((code(&response), status(&response)), (14, ("error", 503)));
             assert_eq!(metadata(&response, "reason"), "log_full");
+        }
+        // The first of them waits for the pipe until its deadline, the second in the queue, and the third finds that full.
+        if answers.iter().filter(|(code, _)| *code == 14).count() == 3 {
             break;
         }
     }
@@ -690,9 +693,13 @@ async fn nothing_is_decided_that_cannot_be_logged() {
     assert_eq!(stockade.terminate().await.code(), Some(0));
     // Every allow has its record; every answer has its number, and those without a record show as gaps.
     let records = timeout(PATIENCE, reading).await.expect("all records in time").unwrap();
-    let logged: Vec<&str> = records.iter().map(|record| record["decision_id"].as_str().unwrap()).collect();
+    let allows = records.iter().filter(|record| record["outcome"] == "allow");
+    let logged: Vec<&str> = allows.map(|record| record["decision_id"].as_str().unwrap()).collect();
     let allowed: Vec<&str> = answers.iter().filter(|(code, _)| *code == 0).map(|(_, id)| id.as_str()).collect();
-    assert_eq!(logged, allowed);
+    // The one that the pipe had a part of when its caller gave up says more than was answered.
+    let more: Vec<&&str> = logged.iter().filter(|id| !allowed.contains(id)).collect();
+    assert!(allowed.iter().all(|id| logged.contains(id)) && more.len() <= 1, "{more:?}");
+    assert!(records.iter().any(|record| record["reason"] == "log_full"), "the one in the queue was not let go");
     assert_eq!(records.last().unwrap()["seq"], answers.len());
 }
 

@@ -7,7 +7,7 @@ use super::assumed::ConfigArgs;
 use super::store::{Session, SignArgs, StoreArgs, TrustArgs, compile, run as run_command};
 use super::wait::{Ear, WaitArgs};
 use super::{test, validate};
-use crate::policy::{Difference, Files};
+use crate::policy::{Difference, Files, Snapshot};
 use crate::problem;
 use crate::publish::streams::Settings;
 use crate::publish::{Advance, history};
@@ -34,6 +34,13 @@ pub(super) struct Args {
     /// When it comes into force, if not at once: RFC 3339, such as `2030-01-31T12:00:00Z`.
     #[arg(long, conflicts_with = "percent", value_name = "TIME", value_parser = humantime::parse_rfc3339)]
     not_before: Option<SystemTime>,
+    /// Treat warnings as errors.
+    #[arg(long)]
+    strict: bool,
+    /// Publish although a policy permits everything to everybody: a `permit` without a scope and without a condition. The first
+    /// bundle of a store does not need it, unless with `--strict`.
+    #[arg(long)]
+    allow_open: bool,
     /// Say what would change, and change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -72,6 +79,10 @@ pub(super) fn run(args: &Args) -> ExitCode {
         }
     };
     eprint!("{}", problem::render(&snapshot.warnings));
+    if let Some(why) = refused(args, &snapshot, args.strict) {
+        eprintln!("nothing was published: {why}");
+        return ExitCode::FAILURE;
+    }
     let tested = args.config.given().and_then(|config| test::run_tests(&files, config.as_ref()));
     match tested {
         Ok(0) => {}
@@ -85,7 +96,22 @@ pub(super) fn run(args: &Args) -> ExitCode {
     run_command(publish(args, &files, &snapshot))
 }
 
-async fn publish(args: &Args, files: &[Files], snapshot: &crate::policy::Snapshot) -> Result<ExitCode, String> {
+/// Why a bundle that is good is not to be published all the same. `closed`: whether opening everything has to be meant, which it has
+/// where something is in force already. Before the first bundle there is nobody who would be let in.
+fn refused(args: &Args, snapshot: &Snapshot, closed: bool) -> Option<String> {
+    // Each of them has one warning, which whoever allows them has read.
+    let open = snapshot.open_policies();
+    let meant = if args.allow_open { open.len() } else { 0 };
+    match open.first() {
+        Some(first) if closed && !args.allow_open => {
+            Some(format!("`{first}` permits everything to everybody (give it a scope, or say `--allow-open`)"))
+        }
+        _ if args.strict && snapshot.warnings.len() > meant => Some("there are warnings, and `--strict`".to_owned()),
+        _ => None,
+    }
+}
+
+async fn publish(args: &Args, files: &[Files], snapshot: &Snapshot) -> Result<ExitCode, String> {
     let key = args.sign.key()?;
     let packed = pack::pack(files)?;
     let blob = Blob { digest: Digest::of(&packed), size: packed.len() as u64 };
@@ -94,6 +120,9 @@ async fn publish(args: &Args, files: &[Files], snapshot: &crate::policy::Snapsho
     if let Some(current) = place.current.as_ref().filter(|current| current.bundle == blob && !args.new_epoch) {
         println!("nothing to publish: {} is in force as {}", blob.digest, current.version);
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(why) = refused(args, snapshot, args.strict || place.current.is_some()) {
+        return Err(format!("nothing was published: {why}"));
     }
     print!("{}", changes(&session, place.current.as_ref(), files, snapshot, &blob).await);
     if args.dry_run {
@@ -175,7 +204,7 @@ async fn changes(
     session: &Session,
     current: Option<&Manifest>,
     files: &[Files],
-    snapshot: &crate::policy::Snapshot,
+    snapshot: &Snapshot,
     blob: &Blob,
 ) -> String {
     let Some(current) = current else {

@@ -2,24 +2,29 @@ use std::io::{IsTerminal, stdout};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::store::{Session, StoreArgs, run as run_command};
-use crate::publish::table;
+use super::wait::NOT_ENFORCED;
+use crate::publish::table::{self, Sidecar};
 use crate::store::Keyring;
-use crate::store::statement::Head;
+use crate::store::statement::{Head, Timestamp};
 
 /// Show what every sidecar enforces.
 ///
-/// Those that need attention come first: who refuses something, who enforces something old, who has not heard from the
-/// store. A sidecar says this by itself, unsigned; it vanishes 90 seconds after it was said last.
+/// Those that need attention come first: who refuses something, who is silent, who enforces something old, who has not heard from
+/// the store. A sidecar says this by itself, unsigned, every 30 seconds and when something changes. One that has missed two reports is
+/// `silent`; it stays in sight for a day. One that was ended in order has said so, and is only counted.
 ///
-/// Exit status: 0, or 1 if the store cannot be read.
+/// Exit status: 0; 1 if the store cannot be read; 2 if fewer sidecars than `--expect` enforce what is newest.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// How many sidecars there are: says how many are missing, and ends with 2 unless so many enforce what is newest.
+    #[arg(long, value_name = "N")]
+    expect: Option<usize>,
     /// Look again every second, until interrupted.
     #[arg(long)]
     watch: bool,
@@ -33,13 +38,15 @@ pub(super) fn run(args: &Args) -> ExitCode {
     run_command(async {
         let session = args.store.connect(Keyring::default()).await?;
         loop {
-            let seen = look(&session, args.json).await;
+            let seen = look(&session, args).await;
             if !args.watch {
-                print!("{}", seen?);
-                return Ok(ExitCode::SUCCESS);
+                let (seen, enforced) = seen?;
+                print!("{seen}");
+                let enough = args.expect.is_none_or(|expect| enforced >= expect);
+                return Ok(if enough { ExitCode::SUCCESS } else { ExitCode::from(NOT_ENFORCED) });
             }
             // A server that is away for a while is no reason to stop looking.
-            let seen = seen.unwrap_or_else(|error| format!("{error}\n"));
+            let seen = seen.map_or_else(|error| format!("{error}\n"), |(seen, _)| seen);
             let home = if stdout().is_terminal() && !args.json { "\u{1b}[H\u{1b}[2J" } else { "" };
             print!("{home}{seen}");
             tokio::time::sleep(AGAIN).await;
@@ -47,12 +54,29 @@ pub(super) fn run(args: &Args) -> ExitCode {
     })
 }
 
-async fn look(session: &Session, json: bool) -> Result<String, String> {
+/// What there is to see, and how many sidecars enforce what is newest.
+async fn look(session: &Session, args: &Args) -> Result<(String, usize), String> {
     let newest: Option<Head> = session.newest_head().await?;
-    let mut statuses = session.store.statuses().await.map_err(|error| error.to_string())?;
-    table::sort(&mut statuses, newest.as_ref());
-    Ok(match json {
-        true => format!("{}\n", json!({"newest": newest, "sidecars": statuses})),
-        false => table::render(&statuses, newest.as_ref(), SystemTime::now()),
-    })
+    let mut sidecars = session.store.sidecars().await.map_err(|error| error.to_string())?;
+    let now = SystemTime::now();
+    table::sort(&mut sidecars, newest.as_ref(), now);
+    let enforced = sidecars.iter().filter(|own| own.enforces(newest.as_ref(), now)).count();
+    let seen = match args.json {
+        true => {
+            let sidecars: Vec<Json> = sidecars.iter().map(|own| shown(own, now)).collect();
+            format!("{}\n", json!({"newest": newest, "expected": args.expect, "sidecars": sidecars}))
+        }
+        false => table::render(&sidecars, newest.as_ref(), args.expect, now),
+    };
+    Ok((seen, enforced))
+}
+
+/// What a sidecar said, with when it was heard and whether it goes on saying so.
+fn shown(sidecar: &Sidecar, now: SystemTime) -> Json {
+    let mut shown = json!(sidecar.status);
+    if let Some(fields) = shown.as_object_mut() {
+        fields.insert("heard_at".to_owned(), json!(Timestamp(sidecar.heard)));
+        fields.insert("presence".to_owned(), json!(sidecar.presence(now)));
+    }
+    shown
 }

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::Subscriber;
 use futures_util::StreamExt;
@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::store::Session;
 use crate::publish::leads::{Report, Waiting};
-use crate::publish::table::clean;
+use crate::publish::table::{Presence, Sidecar, clean};
 use crate::store::statement::{Kind, Status, Timestamp, Version};
 
 /// What a statement that was published, but not enforced as asked for, exits with.
@@ -24,6 +24,9 @@ pub(super) struct WaitArgs {
     /// Wait until this share of the sidecars enforces it, such as `99%`.
     #[arg(long = "wait", value_name = "PERCENT", value_parser = percent)]
     percent: Option<f64>,
+    /// How many sidecars there are: as many are waited for, also if fewer have been heard of.
+    #[arg(long, value_name = "N", requires = "percent")]
+    expect: Option<usize>,
     /// How long to wait.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -38,6 +41,9 @@ fn percent(text: &str) -> Result<f64, String> {
 pub(super) struct Ear {
     heard: Subscriber,
     present: Vec<Status>,
+    /// Those that have said nothing for too long to be waited for.
+    silent: Vec<Sidecar>,
+    expect: usize,
     percent: f64,
     timeout: Duration,
 }
@@ -47,8 +53,12 @@ impl WaitArgs {
     pub(super) async fn listen(&self, session: &Session) -> Result<Option<Ear>, String> {
         let Some(percent) = self.percent else { return Ok(None) };
         let heard = session.store.hear_statuses().await?;
-        let present = session.store.statuses().await.map_err(|error| error.to_string())?;
-        Ok(Some(Ear { heard, present, percent, timeout: self.timeout }))
+        let sidecars = session.store.sidecars().await.map_err(|error| error.to_string())?;
+        let now = SystemTime::now();
+        let of = |presence: Presence| sidecars.iter().filter(move |own| own.presence(now) == presence).cloned();
+        let present = of(Presence::Reporting).map(|own| own.status).collect();
+        let (silent, expect) = (of(Presence::Silent).collect(), self.expect.unwrap_or(0));
+        Ok(Some(Ear { heard, present, silent, expect, percent, timeout: self.timeout }))
     }
 }
 
@@ -62,10 +72,26 @@ impl Ear {
     }
 
     async fn wait(mut self, kind: Kind, version: Version, published_at: Timestamp) -> ExitCode {
-        let mut waiting = Waiting::new(kind, version, published_at, &self.present);
+        let mut waiting = Waiting::new(kind, version, published_at, &self.present, self.expect);
+        if !self.silent.is_empty() {
+            let named: Vec<String> = self
+                .silent
+                .iter()
+                .take(NAMED)
+                .map(|own| clean(&format!("{}/{}", own.status.namespace, own.status.pod)))
+                .collect();
+            eprintln!(
+                "warning: {} sidecars have said nothing for more than a minute, and are not waited for: {}",
+                self.silent.len(),
+                named.join(", ")
+            );
+        }
         if waiting.expected() == 0 {
-            eprintln!("no sidecar has said what it enforces: there is nobody to wait for");
-            return ExitCode::SUCCESS;
+            eprintln!(
+                "published, but no sidecar is in sight: nobody is known to enforce it (if some should be there, see whether they \
+                 reach the store; `--expect N` waits for them)"
+            );
+            return ExitCode::from(NOT_ENFORCED);
         }
         let mut progress = Progress::new(waiting.expected());
         let deadline = Instant::now() + self.timeout;

@@ -64,12 +64,17 @@ impl Authorizer {
     /// # Errors
     /// [`Undecided::Internal`] if the Query is not what mapping promises, which is a fault of ours and is logged.
     pub fn decide(&self, snapshot: &Snapshot, query: &Query, token: Option<SystemTime>) -> Result<Decision, Undecided> {
+        let overlays_changed = snapshot.overlays_changed();
         if !self.cache.is_enabled() {
-            return self.evaluate(snapshot, query).map(|evaluation| evaluation.decision);
+            return self.evaluate(snapshot, query, overlays_changed).map(|evaluation| evaluation.decision);
+        }
+        // The next snapshot is on its way, and knows what of the remembered stands. Until then nothing does.
+        if let Some(now) = overlays_changed {
+            return self.made(self.evaluate(snapshot, query, Some(now))?.decision, MissReason::Changed);
         }
         key::with_room(|key| {
             if !write_key(snapshot, query, key) {
-                let decision = self.evaluate(snapshot, query)?.decision;
+                let decision = self.evaluate(snapshot, query, None)?.decision;
                 // Nothing was evaluated, so there is nothing to remember.
                 let unrouted = decision.reason == Reason::Unrouted;
                 return if unrouted { Ok(decision) } else { self.made(decision, MissReason::Uncacheable) };
@@ -78,11 +83,11 @@ impl Authorizer {
             match self.remembered(snapshot, query, key, now) {
                 Ok(decision) => Ok(decision),
                 Err(reason) => {
-                    let Evaluation { decision, ttl, .. } = self.evaluate(snapshot, query)?;
+                    let Evaluation { decision, ttl, .. } = self.evaluate(snapshot, query, None)?;
                     let (allow, deny) = snapshot.ttl();
                     // Envoy has verified it: one that is over by now was good when the request came, and has nothing left.
                     let token = token.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
-                    let bounds = Bounds { allow, deny, policies: ttl, token };
+                    let bounds = Bounds { allow, deny, policies: ttl, token, overlays: snapshot.overlays_last() };
                     // Under the generation that it was decided under, which was read before the evaluation: a push in
                     // between is held against it at the next hit.
                     self.cache.insert(key, &decision.ruling, snapshot.generation, bounds, now);
@@ -127,6 +132,7 @@ impl Authorizer {
         let finds = match (&entry, left) {
             (None, _) => MissReason::Absent.as_str(),
             (_, Some(Duration::ZERO)) => MissReason::Expired.as_str(),
+            (Some(_), _) if snapshot.overlays_changed().is_some() => MissReason::Changed.as_str(),
             (Some(entry), _) if !stands(entry, snapshot, query) => MissReason::Changed.as_str(),
             _ => CacheState::Hit(Duration::ZERO).as_str(),
         };
@@ -160,9 +166,9 @@ impl Authorizer {
         Err(MissReason::Changed)
     }
 
-    fn evaluate(&self, snapshot: &Snapshot, query: &Query) -> Result<Evaluation, Undecided> {
+    fn evaluate(&self, snapshot: &Snapshot, query: &Query, at: Option<SystemTime>) -> Result<Evaluation, Undecided> {
         let begun = Instant::now();
-        let evaluation = snapshot.evaluation(query).map_err(|fault| {
+        let evaluation = snapshot.evaluation_at(query, at).map_err(|fault| {
             tracing::error!(fault, action = %query.action, "a query could not be evaluated; this is a bug in stockade");
             Undecided::Internal
         })?;

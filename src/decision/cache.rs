@@ -57,8 +57,13 @@ impl Default for Config {
 pub struct Cache {
     config: Config,
     enabled: AtomicBool,
-    entries: Entries<Box<[u8]>, Arc<Entry>, Weight, DefaultHashBuilder, Evictions>,
-    evicted: Arc<AtomicU64>,
+    entries: Entries<Box<[u8]>, Arc<Entry>, Weight, DefaultHashBuilder, Removed>,
+    /// How many had to make room for others.
+    evicted: AtomicU64,
+    /// How many were over already when something took their place.
+    expired: AtomicU64,
+    /// How many were still good for a while when the same request was decided again.
+    replaced: AtomicU64,
     /// What the times of entries count from.
     epoch: Instant,
     /// Draws the jitter and the sample.
@@ -101,29 +106,31 @@ impl Weighter<Box<[u8]>, Arc<Entry>> for Weight {
     }
 }
 
-/// Counts what had to make room.
+/// Hands out what an insertion removed. The crate makes no difference between what had to make room and what the same key had
+/// before; and it frees nothing while it holds its lock.
 #[derive(Debug, Clone)]
-struct Evictions(Arc<AtomicU64>);
+struct Removed;
 
-impl Lifecycle<Box<[u8]>, Arc<Entry>> for Evictions {
-    type RequestState = ();
+impl Lifecycle<Box<[u8]>, Arc<Entry>> for Removed {
+    type RequestState = Vec<(Box<[u8]>, Arc<Entry>)>;
 
-    fn on_evict(&self, (): &mut (), _: Box<[u8]>, _: Arc<Entry>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    fn on_evict(&self, removed: &mut Self::RequestState, key: Box<[u8]>, entry: Arc<Entry>) {
+        removed.push((key, entry));
     }
 }
 
 impl Cache {
     /// An empty one.
     pub fn new(config: Config) -> Self {
-        let evicted = Arc::new(AtomicU64::new(0));
         // How many will fit decides how the crate lays itself out; a key is some hundred bytes.
         let expected = usize::try_from(config.size.0).unwrap_or(usize::MAX) / (OVERHEAD + 128);
         let hash = DefaultHashBuilder::default();
         Self {
             enabled: AtomicBool::new(config.enabled),
-            entries: Entries::with(expected, config.size.0, Weight, hash, Evictions(Arc::clone(&evicted))),
-            evicted,
+            entries: Entries::with(expected, config.size.0, Weight, hash, Removed),
+            evicted: AtomicU64::new(0),
+            expired: AtomicU64::new(0),
+            replaced: AtomicU64::new(0),
             epoch: Instant::now(),
             draws: AtomicU64::new(1),
             resting: AtomicU64::new(0),
@@ -154,6 +161,8 @@ impl Cache {
             bytes: self.entries.weight(),
             capacity: self.entries.capacity(),
             evictions: self.evicted.load(Ordering::Relaxed),
+            expirations: self.expired.load(Ordering::Relaxed),
+            replacements: self.replaced.load(Ordering::Relaxed),
         }
     }
 
@@ -182,7 +191,8 @@ impl Cache {
             Effect::Allow => (self.config.allow_ttl.0, bounds.allow),
             Effect::Deny => (self.config.deny_ttl.0, bounds.deny),
         };
-        let ttl = [bundle, bounds.policies, bounds.token].into_iter().flatten().fold(own, Duration::min);
+        let ttl =
+            [bundle, bounds.policies, bounds.token, bounds.overlays].into_iter().flatten().fold(own, Duration::min);
         // Downwards only, by a tenth at most: a TTL is a bound.
         let ttl = ttl.mul_f64(1.0 - self.draw() / 10.0);
         if ttl.is_zero() {
@@ -191,7 +201,17 @@ impl Cache {
         let written = self.nanos(now);
         let expires = written.saturating_add(nanos(ttl));
         let entry = Entry { ruling: Arc::clone(ruling), generation: AtomicU64::new(generation), written, expires };
-        self.entries.insert(key.into(), Arc::new(entry));
+        let mut removed = Vec::new();
+        self.entries.insert_with_lifecycle(key.into(), Arc::new(entry), &mut removed);
+        for (own, entry) in removed {
+            // One that is larger than all the room there is comes back at once, and counts as having made room.
+            let counter = match (entry.expires <= written, *own == *key && entry.written != written) {
+                (true, _) => &self.expired,
+                (false, true) => &self.replaced,
+                (false, false) => &self.evicted,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// How long ago an entry was decided.
@@ -242,6 +262,8 @@ pub struct Bounds {
     pub policies: Option<Duration>,
     /// What the principal's token has left.
     pub token: Option<Duration>,
+    /// How long the overlays in force stay the same.
+    pub overlays: Option<Duration>,
 }
 
 impl Entry {

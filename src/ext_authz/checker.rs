@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
+use tokio::time::timeout_at;
 use tonic::Status;
 
 use super::judge::{Judge, Verdict};
 use super::response::Answer;
 use crate::model::{Outcome, Query, Record, Revision, Undecided};
-use crate::observe::decision_log::{DecisionLog, Parts, Slot};
+use crate::observe::decision_log::{DecisionLog, Parts, Slot, Unwritten};
 use crate::observe::metrics::{InFlight, Metrics};
 use crate::observe::tracing::TraceParent;
 
@@ -53,20 +54,26 @@ impl Checker {
     }
 
     /// Answers a check whose message has arrived. Nothing in here waits, so a call that is cancelled was either not begun
-    /// or finished; and a panic is answered as Undecided, since it would end the connection and all other calls on it.
+    /// or finished; and a panic is answered as Undecided, since it would end the connection and all other calls on it. Only where
+    /// nothing may be decided unlogged, what was decided waits for its record before it goes out.
     ///
     /// # Errors
     /// Undecided as a gRPC error, where the operator chose that.
-    pub fn check(&self, message: Bytes, call: Call) -> Result<Answer, Status> {
+    pub async fn check(&self, message: Bytes, call: Call) -> Result<Answer, Status> {
         // What a panic leaves behind is an account, which closes itself, and caches that hold no half-written entries.
-        catch_unwind(AssertUnwindSafe(|| self.judged(message, call))).unwrap_or_else(|panic| self.after_panic(&*panic))
+        match catch_unwind(AssertUnwindSafe(|| self.judged(message, call))) {
+            Ok((answer, None)) => answer,
+            // In a box, so that the others do not carry it about.
+            Ok((answer, Some(held))) => Box::pin(held.once_written(answer)).await,
+            Err(panic) => self.after_panic(&*panic),
+        }
     }
 
-    fn judged(&self, message: Bytes, call: Call) -> Result<Answer, Status> {
+    fn judged(&self, message: Bytes, call: Call) -> (Result<Answer, Status>, Option<Held<'_>>) {
         let Ok(slot) = self.log.reserve() else {
             let verdict = self.judge.unseen(Outcome::Undecided(Undecided::LogFull), &self.ids.next());
             self.metrics.decided(&verdict.outcome, call.arrived.elapsed());
-            return verdict.answer;
+            return (verdict.answer, None);
         };
         let account = Account::open(self, slot, call);
         let _span = tracing::debug_span!(
@@ -82,8 +89,7 @@ impl Checker {
             self.judge.frame(message, &account.decision_id)
         };
         let Verdict { outcome, query, logged, answer } = verdict;
-        account.close(outcome, query, logged);
-        answer
+        (answer, account.close(outcome, query, logged))
     }
 
     /// Answers what never came to a check: shed, too large, too late. There is no message to say more about.
@@ -97,7 +103,8 @@ impl Checker {
             Ok(slot) => {
                 let mut account = Account::open(self, slot, call);
                 account.decision_id = decision_id;
-                account.close(outcome, None, Record::new());
+                // It lets nobody in, so it waits for nothing.
+                drop(account.close(outcome, None, Record::new()));
             }
             Err(_) => self.metrics.decided(&outcome, call.arrived.elapsed()),
         }
@@ -145,7 +152,17 @@ struct Account<'a> {
     decision_id: String,
     call: Call,
     time: SystemTime,
-    _in_flight: InFlight,
+    in_flight: Option<InFlight>,
+}
+
+/// A decision that waits for its record, counted once it is known what goes out.
+struct Held<'a> {
+    checker: &'a Checker,
+    unwritten: Unwritten,
+    outcome: Outcome,
+    decision_id: String,
+    call: Call,
+    _in_flight: Option<InFlight>,
 }
 
 impl<'a> Account<'a> {
@@ -155,25 +172,28 @@ impl<'a> Account<'a> {
             decision_id: checker.ids.next(),
             call,
             time: SystemTime::now(),
-            _in_flight: checker.metrics.in_flight(),
+            in_flight: Some(checker.metrics.in_flight()),
             checker,
         }
     }
 
-    fn close(mut self, outcome: Outcome, query: Option<Query>, logged: Record) {
-        self.settle(outcome, query, logged);
+    fn close(mut self, outcome: Outcome, query: Option<Query>, logged: Record) -> Option<Held<'a>> {
+        self.settle(outcome, query, logged)
     }
 
-    fn settle(&mut self, outcome: Outcome, query: Option<Query>, logged: Record) {
-        let Some(slot) = self.slot.take() else { return };
+    fn settle(&mut self, outcome: Outcome, query: Option<Query>, logged: Record) -> Option<Held<'a>> {
+        let slot = self.slot.take()?;
         let latency = self.call.arrived.elapsed();
-        self.checker.metrics.decided(&outcome, latency);
+        let held = slot.holds_back(&outcome, &self.decision_id).then(|| (outcome.clone(), self.decision_id.clone()));
+        if held.is_none() {
+            self.checker.metrics.decided(&outcome, latency);
+        }
         // A decision names its own.
         let revision: Option<Arc<Revision>> = match &outcome {
             Outcome::Decided(_) => None,
             _ => self.checker.judge.authorizer.current().ok().map(|snapshot| Arc::clone(&snapshot.revision)),
         };
-        slot.write(Parts {
+        let unwritten = slot.write(Parts {
             time: self.time,
             decision_id: std::mem::take(&mut self.decision_id),
             outcome,
@@ -183,13 +203,33 @@ impl<'a> Account<'a> {
             latency,
             trace_id: self.call.trace.map(|trace| trace.trace_id),
         });
+        let (outcome, decision_id) = held?;
+        let (checker, call) = (self.checker, self.call);
+        Some(Held { checker, unwritten: unwritten?, outcome, decision_id, call, _in_flight: self.in_flight.take() })
+    }
+}
+
+impl Held<'_> {
+    /// Lets an answer go once its record is written. If that fails, or takes longer than the caller waits, the check is Undecided.
+    async fn once_written(mut self, answer: Result<Answer, Status>) -> Result<Answer, Status> {
+        if timeout_at(self.call.deadline.into(), self.unwritten.is_written()).await == Ok(true) {
+            return answer;
+        }
+        self.outcome = Outcome::Undecided(Undecided::LogFull);
+        self.checker.judge.unseen(self.outcome.clone(), &self.decision_id).answer
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.checker.metrics.decided(&self.outcome, self.call.arrived.elapsed());
     }
 }
 
 impl Drop for Account<'_> {
     fn drop(&mut self) {
         // Only a panic leaves an account open; the caller gets Undecided from the layer that catches it.
-        self.settle(Outcome::Undecided(Undecided::Internal), None, Record::new());
+        drop(self.settle(Outcome::Undecided(Undecided::Internal), None, Record::new()));
     }
 }
 

@@ -201,7 +201,7 @@ impl Place {
         let call = self.shared.call(request.headers(), arrived);
         let mut body = request.into_body();
         match self.message(&mut body, call.deadline).await {
-            Ok(message) => self.shared.checker.check(message, call),
+            Ok(message) => self.shared.checker.check(message, call).await,
             Err(outcome) => {
                 read_to_the_end(body, call.deadline).await;
                 self.shared.checker.settle(outcome, call)

@@ -79,7 +79,7 @@ pub trait Engine: Send + Sync + 'static {
     /// Every problem of every bundle.
     fn compile(&self, files: &[Files], published: Published) -> Result<Self::Base, Vec<Problem>>;
 
-    /// Puts a bundle behind what is in force, or first, with these overlays.
+    /// Puts a bundle behind what is in force, or first, with these overlays: those in force now, and those that will be.
     fn succeed(&self, previous: Option<&Self::Snapshot>, base: Self::Base, overlays: &[Overlay]) -> Self::Snapshot;
 
     /// The bundle that is in force, with these overlays. `published` is what the store says of it, if it says so anew.
@@ -127,6 +127,9 @@ pub struct Follower<P, E: Engine> {
     /// When the store is to be told what is in force.
     tell_at: Instant,
     telling: bool,
+    /// Set by whoever ends the process.
+    leave: watch::Receiver<bool>,
+    leaving: bool,
     /// When the newest beacon is to be written to the disk.
     save_beacon_at: Instant,
     complaints: Sparingly<(Kind, &'static str)>,
@@ -162,6 +165,8 @@ struct Enforced {
     manifest: Option<(Head, Manifest)>,
     overlays: Option<Head>,
     active: Vec<Overlay>,
+    /// The overlays that will be in force later.
+    later: Vec<Overlay>,
     since: Option<SystemTime>,
     lead_time: Option<Duration>,
     overlays_lead_time: Option<Duration>,
@@ -174,7 +179,8 @@ enum Job<E: Engine> {
     Made(Box<Made<E::Base>>),
     /// The other one is a panic.
     Succeeded(Result<Box<Step<E::Snapshot>>, task::JoinError>),
-    Told(Result<(), SourceError>),
+    /// Whether it was told that this sidecar is leaving.
+    Told(Result<bool, SourceError>),
 }
 
 /// What came of making a bundle ready.
@@ -194,6 +200,7 @@ struct Step<S> {
     blob: Option<Bytes>,
     overlays: Option<Head>,
     active: Vec<Overlay>,
+    later: Vec<Overlay>,
     /// What making the bundle ready took.
     took: Option<Duration>,
 }
@@ -248,9 +255,17 @@ impl<P: Source, E: Engine> Follower<P, E> {
             changed: now,
             tell_at: now,
             telling: false,
+            leave: watch::channel(false).1,
+            leaving: false,
             save_beacon_at: now + last_good::BEACON_INTERVAL,
             complaints: Sparingly::new(COMPLAINTS.0, COMPLAINTS.1),
         }
+    }
+
+    /// Tells the store when this becomes true that the sidecar is about to end; it goes on following until it does.
+    #[must_use]
+    pub fn leaving(self, leave: watch::Receiver<bool>) -> Self {
+        Self { leave, ..self }
     }
 
     /// Follows the store until it is dropped.
@@ -271,6 +286,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
                     Ok(job) => self.done(job),
                     Err(error) => self.lost(&error),
                 },
+                // An error: nobody is there who could say so.
+                true = told_to(&mut self.leave), if !self.leaving => self.leave(),
                 _ = tick.tick() => {
                     if last_tick.elapsed() > TICK + PAUSED {
                         info!("this process was paused; asking the store what is in force");
@@ -460,7 +477,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
         let now = SystemTime::now();
         let previous = self.snapshots.borrow().clone();
         let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
-        let is_other = !self.ledger.active(now).eq(&self.enforced.active);
+        let is_other =
+            !self.ledger.active(now).eq(&self.enforced.active) || !self.ledger.later(now).eq(&self.enforced.later);
         let enforced = self.enforced.manifest.as_ref().map(|(head, _)| head.version);
         // What was overtaken on its way stays out.
         self.ready.take_if(|ready| enforced.is_some_and(|enforced| ready.head.version <= enforced));
@@ -472,14 +490,14 @@ impl<P: Source, E: Engine> Follower<P, E> {
         if manifest.is_none() && !is_other {
             // Other words for the same: nothing that decides has changed.
             if overlays != self.enforced.overlays {
-                self.in_force(None, overlays, self.enforced.active.clone());
+                self.in_force(None, overlays, self.enforced.active.clone(), self.enforced.later.clone());
             }
             return;
         }
-        let active: Vec<Overlay> = self.ledger.active(now).cloned().collect();
+        let (active, later) = self.standing(now);
         let took = ready.as_ref().filter(|ready| ready.base.is_some()).map(|ready| ready.took);
         let (base, blob) = ready.and_then(|ready| ready.base).unzip();
-        let (engine, own) = (Arc::clone(&self.engine), active.clone());
+        let (engine, own) = (Arc::clone(&self.engine), [active.clone(), later.clone()].concat());
         let step: Box<dyn FnOnce() -> E::Snapshot + Send> = match (base, previous) {
             (Some(base), previous) => Box::new(move || engine.succeed(previous.as_deref(), base, &own)),
             (None, Some(previous)) => {
@@ -493,7 +511,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
             // Comparing ten thousand policies takes milliseconds, which the checks shall not wait for.
             let made = task::spawn_blocking(step).await;
             Job::Succeeded(made.map(|snapshot| {
-                Box::new(Step { snapshot: Arc::new(snapshot), manifest, blob, overlays, active, took })
+                Box::new(Step { snapshot: Arc::new(snapshot), manifest, blob, overlays, active, later, took })
             }))
         });
     }
@@ -560,18 +578,22 @@ impl<P: Source, E: Engine> Follower<P, E> {
             }
             Job::Told(result) => {
                 self.telling = false;
-                if let Err(error) = result {
-                    tracing::debug!(%error, "the store could not be told what is in force");
-                    self.tell_at = Instant::now() + ANSWER;
+                match result {
+                    Ok(true) => self.store(|store| store.left = true),
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::debug!(%error, "the store could not be told what is in force");
+                        self.tell_at = Instant::now() + ANSWER;
+                    }
                 }
             }
         }
     }
 
     fn take(&mut self, step: Step<E::Snapshot>) {
-        let Step { snapshot, manifest, blob, overlays, active, took } = step;
+        let Step { snapshot, manifest, blob, overlays, active, later, took } = step;
         retire(self.snapshots.send_replace(Some(snapshot)));
-        self.in_force(manifest, overlays, active);
+        self.in_force(manifest, overlays, active, later);
         if let Some(took) = took {
             self.status.send_modify(|status| status.loaded(took));
         }
@@ -652,7 +674,19 @@ impl<P: Source, E: Engine> Follower<P, E> {
         self.store(|store| store.trouble = Some(why.to_owned()));
     }
 
-    fn in_force(&mut self, manifest: Option<(Head, Manifest)>, overlays: Option<Head>, active: Vec<Overlay>) {
+    /// The overlays that are in force at an instant, and those that will be. A snapshot is made with both: this loop may be late
+    /// for the beginning of one and for its end, and decisions are not.
+    fn standing(&self, now: SystemTime) -> (Vec<Overlay>, Vec<Overlay>) {
+        (self.ledger.active(now).cloned().collect(), self.ledger.later(now).cloned().collect())
+    }
+
+    fn in_force(
+        &mut self,
+        manifest: Option<(Head, Manifest)>,
+        overlays: Option<Head>,
+        active: Vec<Overlay>,
+        later: Vec<Overlay>,
+    ) {
         let now = SystemTime::now();
         self.changed = Instant::now();
         // What was there at the start was published long before, which says nothing of how fast changes arrive.
@@ -675,6 +709,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
             info!(overlays = names(&active), before = names(&self.enforced.active), "other overlays are in force");
             self.enforced.active = active;
         }
+        self.enforced.later = later;
         self.enforced.from_disk = false;
         self.tell_at = Instant::now();
         self.store_heads();
@@ -696,6 +731,11 @@ impl<P: Source, E: Engine> Follower<P, E> {
         self.making = None;
         self.retry_at = Some(Instant::now() + AFTER_A_FALL);
     }
+}
+
+/// Waits until it is true; `false` if it never will be.
+async fn told_to(leave: &mut watch::Receiver<bool>) -> bool {
+    leave.wait_for(|leave| *leave).await.is_ok()
 }
 
 /// A duration, give or take a fifth: what many sidecars do shall not come at once.

@@ -122,8 +122,34 @@ async fn write(directory: PathBuf, mut writes: mpsc::Receiver<Files>) {
 /// Replaces a file as a whole, or leaves it as it was.
 fn replace(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let new = directory.join(format!(".{name}.new"));
-    let mut file = File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(new, directory.join(name))
+    let written = (|| {
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, directory.join(name))
+    })();
+    if written.is_err() {
+        // Half a file is of no use, and takes the room that the disk does not have. It may not even be there.
+        let _ = fs::remove_file(new);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The disk is full before the first byte, and in the middle of it: `/dev/full` takes nothing.
+    #[test]
+    fn what_cannot_be_written_leaves_what_was_there() {
+        let directory = tempfile::tempdir().expect("a directory");
+        replace(directory.path(), "manifest", b"one").expect("written");
+        std::os::unix::fs::symlink("/dev/full", directory.path().join(".manifest.new")).expect("linked");
+        let error = replace(directory.path(), "manifest", b"two").expect_err("full");
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+        assert_eq!(fs::read(directory.path().join("manifest")).expect("read"), b"one");
+        assert_eq!(fs::read_dir(directory.path()).expect("read").count(), 1, "and nothing half");
+        replace(directory.path(), "manifest", b"three").expect("there is room again");
+        assert_eq!(fs::read(directory.path().join("manifest")).expect("read"), b"three");
+    }
 }

@@ -3,13 +3,18 @@
 //! A request only moves its [`Parts`] into a bounded queue; a thread of its own makes lines of them and writes them, so a
 //! slow disk never holds up an answer. Every record takes the next number before it enters the queue, and so does
 //! whatever is turned away there: what was lost shows as a gap, and in `stockade_decision_log_lost_total`.
+//!
+//! With `when_full: undecided` a decision goes out only once the kernel has taken its record ([`Unwritten`]): a full disk, a
+//! closed pipe and a slow reader decide what happens to the check. What could not be written is kept, as the record of a check
+//! that was Undecided, and tried again; until a write succeeds nothing is decided. That the kernel has it is not that the disk
+//! has it: nothing is synced, and a machine that loses power loses what it had not written back.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,12 +22,12 @@ use deserr::Deserr;
 use serde::{Serialize, Serializer};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, OwnedPermit};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::lines::{Lines, Lost};
 use super::metrics::DecisionLogMetrics;
 pub use super::record::{Attribute, ErrorRecord, Of, Parts, Record, ShadowRecord, attributes};
-use crate::model::{Effect, Outcome};
+use crate::model::{Effect, Outcome, Undecided};
 use crate::units::Bytes;
 use crate::yaml::{Faults, Invalid, suggest};
 
@@ -42,7 +47,7 @@ pub struct Config {
     /// How many records may wait to be written; one takes a few kilobytes. Default `8192`.
     #[deserr(default = Self::default().queue, try_from(usize) = queue_length -> Invalid)]
     pub queue: usize,
-    /// What happens to a decision whose record finds the queue full. Default `drop`.
+    /// What happens to a decision whose record cannot be written, or finds the queue full. Default `drop`.
     #[deserr(default)]
     pub when_full: WhenFull,
     /// The share of allows that are logged, from 0 to 1. Denials and the undecided always are. Default `1.0`.
@@ -82,7 +87,7 @@ pub enum Output {
     File(PathBuf),
 }
 
-/// What happens to a decision whose record finds the queue full.
+/// What happens to a decision whose record cannot be written, or finds the queue full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserr, Serialize)]
 #[deserr(error = Faults, rename_all = lowercase)]
 #[serde(rename_all = "lowercase")]
@@ -90,7 +95,7 @@ pub enum WhenFull {
     /// It stands; its record is lost.
     #[default]
     Drop,
-    /// It is not made: nothing is decided that is not logged.
+    /// It is not made: nothing is decided that is not logged. A decision then waits for the kernel to take its record.
     Undecided,
 }
 
@@ -100,17 +105,31 @@ pub struct DecisionLog(Option<Arc<Shared>>);
 
 #[derive(Debug)]
 struct Shared {
-    queue: mpsc::Sender<Numbered>,
+    queue: mpsc::Sender<Queued>,
     /// The number of the last record.
     seq: AtomicU64,
     when_full: WhenFull,
     sample_allow: f64,
+    /// Whether records cannot be written, with `when_full: undecided`.
+    failing: Arc<AtomicBool>,
     metrics: DecisionLogMetrics,
 }
 
-type Numbered = (u64, Parts);
+/// A record on its way to the disk.
+#[derive(Debug)]
+struct Queued {
+    seq: u64,
+    parts: Parts,
+    /// Who waits for it to be written. Dropped unsent, if it could not be.
+    waiter: Option<oneshot::Sender<()>>,
+}
 
-/// The queue is full, and the operator chose not to decide unlogged.
+/// A decision that is not to go out before its record is written.
+#[derive(Debug)]
+#[must_use = "a decision that must not be unlogged waits for its record"]
+pub struct Unwritten(oneshot::Receiver<()>);
+
+/// The queue is full or records cannot be written, and the operator chose not to decide unlogged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
@@ -119,7 +138,7 @@ pub struct Full;
 #[must_use = "a decision is logged by writing into its slot"]
 pub struct Slot {
     log: DecisionLog,
-    place: Option<OwnedPermit<Numbered>>,
+    place: Option<OwnedPermit<Queued>>,
 }
 
 /// The thread that writes.
@@ -127,6 +146,7 @@ pub struct Slot {
 pub struct Writer {
     /// Never sent to: closed when the thread ends.
     ended: oneshot::Receiver<()>,
+    trouble: watch::Sender<Option<String>>,
 }
 
 // === impl Config ===
@@ -193,8 +213,9 @@ impl DecisionLog {
     /// If the file cannot be opened, or no thread can be had.
     pub fn start(config: &Config, metrics: DecisionLogMetrics) -> io::Result<(Self, Writer)> {
         let (end, ended) = oneshot::channel();
+        let writer = Writer { ended, trouble: watch::Sender::new(None) };
         let lines = match &config.output {
-            Output::None => return Ok((Self(None), Writer { ended })),
+            Output::None => return Ok((Self(None), writer)),
             Output::Stdout => Lines::stream(&io::stdout())?,
             Output::Stderr => Lines::stream(&io::stderr())?,
             Output::File(path) => Lines::rotated(path, config.max_file_size.0, config.max_files).map_err(|error| {
@@ -203,27 +224,40 @@ impl DecisionLog {
             })?,
         };
         let (sender, queue) = mpsc::channel(config.queue);
+        let failing = Arc::new(AtomicBool::new(false));
+        let keeping = (config.when_full == WhenFull::Undecided).then(|| Keeping {
+            buffered: Vec::new(),
+            failed: Vec::new(),
+            failing: Arc::clone(&failing),
+            trouble: writer.trouble.clone(),
+        });
         let writing = Writing {
             queue,
             lines,
             attributes: config.attributes.clone(),
             metrics: metrics.clone(),
             complaints: Complaints::default(),
+            keeping,
             _end: end,
         };
         thread::Builder::new().name("decision-log".to_owned()).spawn(move || writing.run())?;
         let &Config { when_full, sample_allow, .. } = config;
-        let shared = Shared { queue: sender, seq: AtomicU64::new(0), when_full, sample_allow, metrics };
-        Ok((Self(Some(Arc::new(shared))), Writer { ended }))
+        let shared = Shared { queue: sender, seq: AtomicU64::new(0), when_full, sample_allow, failing, metrics };
+        Ok((Self(Some(Arc::new(shared))), writer))
     }
 
     /// Asks for the right to log a decision, before it is made.
     ///
     /// # Errors
-    /// With `when_full: undecided`, if the queue is full. That the answer is then missing from the log is counted, and
-    /// shows as a gap.
+    /// With `when_full: undecided`, if the queue is full, or if records cannot be written. That the answer is then missing from the
+    /// log is counted, and shows as a gap.
     pub fn reserve(&self) -> Result<Slot, Full> {
         let place = match &self.0 {
+            Some(shared) if shared.when_full == WhenFull::Undecided && shared.failing.load(Ordering::Acquire) => {
+                shared.next();
+                shared.metrics.lost_write.increment(1);
+                return Err(Full);
+            }
             Some(shared) if shared.when_full == WhenFull::Undecided => match shared.queue.clone().try_reserve_owned() {
                 Ok(place) => Some(place),
                 Err(_) => {
@@ -239,18 +273,32 @@ impl DecisionLog {
 }
 
 impl Slot {
-    /// Logs the decision, unless it is an allow that the sampling leaves out.
-    pub fn write(self, parts: Parts) {
-        let Some(shared) = self.log.0.filter(|shared| shared.wants(&parts)) else { return };
-        let numbered = (shared.next(), parts);
+    /// Whether an outcome may only go out once its record is written: a decision may, with `when_full: undecided`, unless the
+    /// sampling leaves it out. Nobody is let in by what is not a decision.
+    pub fn holds_back(&self, outcome: &Outcome, decision_id: &str) -> bool {
+        let shared = self.log.0.as_ref().filter(|_| self.place.is_some());
+        matches!(outcome, Outcome::Decided(_)) && shared.is_some_and(|shared| shared.wants(outcome, decision_id))
+    }
+
+    /// Logs the decision, unless it is an allow that the sampling leaves out. What is returned is to be waited for.
+    pub fn write(self, parts: Parts) -> Option<Unwritten> {
+        let (waiter, unwritten) = match self.holds_back(&parts.outcome, &parts.decision_id) {
+            true => {
+                let (waiter, unwritten) = oneshot::channel();
+                (Some(waiter), Some(Unwritten(unwritten)))
+            }
+            false => (None, None),
+        };
+        let shared = self.log.0.filter(|shared| shared.wants(&parts.outcome, &parts.decision_id))?;
+        let queued = Queued { seq: shared.next(), parts, waiter };
         // Before the record is in the queue, so that the writer never takes out more than was put in.
         shared.metrics.queue_depth.increment(1.0);
         let result = match self.place {
             Some(place) => {
-                place.send(numbered);
+                place.send(queued);
                 Ok(())
             }
-            None => shared.queue.try_send(numbered),
+            None => shared.queue.try_send(queued),
         };
         if let Err(error) = result {
             shared.metrics.queue_depth.decrement(1.0);
@@ -259,6 +307,14 @@ impl Slot {
                 TrySendError::Closed(_) => shared.metrics.lost_write.increment(1),
             }
         }
+        unwritten
+    }
+}
+
+impl Unwritten {
+    /// Waits for the record: whether the kernel has taken it. Who stops waiting must not let the decision out.
+    pub async fn is_written(&mut self) -> bool {
+        (&mut self.0).await.is_ok()
     }
 }
 
@@ -268,9 +324,9 @@ impl Shared {
     }
 
     /// Sampling goes by the decision's id, so that whoever knows the id can tell whether there is a record.
-    fn wants(&self, parts: &Parts) -> bool {
-        let allow = matches!(&parts.outcome, Outcome::Decided(decision) if decision.effect == Effect::Allow);
-        !allow || self.sample_allow >= 1.0 || fraction(&parts.decision_id) < self.sample_allow
+    fn wants(&self, outcome: &Outcome, decision_id: &str) -> bool {
+        let allow = matches!(outcome, Outcome::Decided(decision) if decision.effect == Effect::Allow);
+        !allow || self.sample_allow >= 1.0 || fraction(decision_id) < self.sample_allow
     }
 }
 
@@ -283,6 +339,11 @@ fn fraction(id: &str) -> f64 {
 }
 
 impl Writer {
+    /// Why nothing is decided, while records cannot be written and the operator chose not to decide unlogged.
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
+    }
+
     /// Waits until everything is written and the thread has ended, which it does once the last [`DecisionLog`] and
     /// [`Slot`] are dropped. `false` if that takes longer than `timeout`; the records that still wait are then lost.
     pub async fn close(self, timeout: Duration) -> bool {
@@ -293,12 +354,25 @@ impl Writer {
 // === the thread ===
 
 struct Writing {
-    queue: mpsc::Receiver<Numbered>,
+    queue: mpsc::Receiver<Queued>,
     lines: Lines,
     attributes: Vec<Attribute>,
     metrics: DecisionLogMetrics,
     complaints: Complaints,
+    /// With `when_full: undecided`.
+    keeping: Option<Keeping>,
     _end: oneshot::Sender<()>,
+}
+
+/// What the thread holds on to where nothing may be decided unlogged. Both lists are bounded by the queue and a buffer of
+/// lines: while writing fails, nothing new is let in.
+struct Keeping {
+    /// The records whose lines are in the buffer, in that order.
+    buffered: Vec<Queued>,
+    /// Those that could not be written, to be tried again. Nobody waits for them any more.
+    failed: Vec<Queued>,
+    failing: Arc<AtomicBool>,
+    trouble: watch::Sender<Option<String>>,
 }
 
 impl Writing {
@@ -310,37 +384,135 @@ impl Writing {
     const LINGER: Duration = Duration::from_millis(1);
     /// A queue that is shorter could fill up in that time.
     const LINGER_FROM: usize = 1024;
+    /// How long to wait before what could not be written is tried again.
+    const RETRY: Duration = Duration::from_millis(100);
 
     fn run(mut self) {
         let mut batch = Vec::with_capacity(Self::BATCH);
         let mut line = Vec::new();
-        while self.queue.blocking_recv_many(&mut batch, Self::BATCH) > 0 {
-            self.metrics.queue_depth.decrement(batch.len() as f64);
-            for (seq, parts) in batch.drain(..) {
-                let result = self.write(seq, &parts, &mut line);
-                self.account(result);
+        while self.next(&mut batch) {
+            for queued in batch.drain(..) {
+                self.write(queued, &mut line);
             }
             if self.queue.is_empty() {
+                let before = self.lines.written();
                 let result = self.lines.flush();
-                self.account(result);
-                if self.queue.max_capacity() >= Self::LINGER_FROM && !self.queue.is_closed() {
+                self.account(before, result);
+                let linger = self.keeping.is_none() && self.queue.max_capacity() >= Self::LINGER_FROM;
+                if linger && !self.queue.is_closed() {
                     thread::sleep(Self::LINGER);
                 }
             }
         }
+        if let Some(keeping) = &self.keeping {
+            self.metrics.lost_write.increment(keeping.failed.len() as u64);
+        }
     }
 
-    fn write(&mut self, seq: u64, parts: &Parts, line: &mut Vec<u8>) -> Result<(), Lost> {
+    /// Takes out what is to be written next: what comes, and between that what could not be written before; `false` at the end.
+    fn next(&mut self, batch: &mut Vec<Queued>) -> bool {
+        let Some(keeping) = self.keeping.as_mut().filter(|keeping| !keeping.failed.is_empty()) else {
+            let taken = self.queue.blocking_recv_many(batch, Self::BATCH);
+            self.metrics.queue_depth.decrement(taken as f64);
+            return taken > 0;
+        };
+        // Somebody waits for these: they learn at once that it is no use.
+        while batch.len() < Self::BATCH
+            && let Ok(queued) = self.queue.try_recv()
+        {
+            batch.push(queued);
+        }
+        self.metrics.queue_depth.decrement(batch.len() as f64);
+        if batch.is_empty() {
+            if self.queue.is_closed() {
+                return false;
+            }
+            thread::sleep(Self::RETRY);
+            batch.append(&mut keeping.failed);
+        }
+        true
+    }
+
+    fn write(&mut self, mut queued: Queued, line: &mut Vec<u8>) {
+        // Nobody waits any more, so the check was not answered with what was decided.
+        if queued.waiter.as_ref().is_some_and(oneshot::Sender::is_closed) {
+            queued.was_undecided();
+        }
         line.clear();
-        let record = Record::new(seq, parts, &self.attributes);
-        serde_json::to_writer(&mut *line, &record).map_err(|error| Lost { lines: 1, cause: error.into() })?;
-        self.lines.push(line)
+        let record = Record::new(queued.seq, &queued.parts, &self.attributes);
+        let before = self.lines.written();
+        let result = match serde_json::to_writer(&mut *line, &record) {
+            Ok(()) => {
+                if let Some(keeping) = &mut self.keeping {
+                    keeping.buffered.push(queued);
+                }
+                self.lines.push(line)
+            }
+            Err(error) => {
+                // The lines before it are still in the buffer.
+                self.metrics.lost_write.increment(1);
+                return self.complaints.add(&Lost { lines: 1, cause: error.into() });
+            }
+        };
+        self.account(before, result);
     }
 
-    fn account(&mut self, result: Result<(), Lost>) {
-        if let Err(lost) = result {
-            self.metrics.lost_write.increment(lost.lines);
-            self.complaints.add(&lost);
+    /// Says what came of writing: to those who wait, in the metrics, and in the program's own log. `before` is how many lines were
+    /// written before.
+    fn account(&mut self, before: u64, result: Result<(), Lost>) {
+        let written = usize::try_from(self.lines.written() - before).unwrap_or(usize::MAX);
+        match &result {
+            Err(_) => self.metrics.failing.set(1.0),
+            Ok(()) if written > 0 => self.metrics.failing.set(0.0),
+            Ok(()) => {}
+        }
+        match (&mut self.keeping, result) {
+            (Some(keeping), result) => keeping.account(written, result),
+            (None, Err(lost)) => {
+                self.metrics.lost_write.increment(lost.lines);
+                self.complaints.add(&lost);
+            }
+            (None, Ok(())) => {}
+        }
+    }
+}
+
+impl Keeping {
+    fn account(&mut self, written: usize, result: Result<(), Lost>) {
+        let written = written.min(self.buffered.len());
+        for Queued { waiter, .. } in self.buffered.drain(..written) {
+            // Whoever has stopped waiting has said that it was Undecided, and the record says more than was answered.
+            waiter.map(|waiter| waiter.send(()));
+        }
+        match result {
+            Ok(()) if written > 0 && self.failed.is_empty() && self.failing.swap(false, Ordering::AcqRel) => {
+                self.trouble.send_replace(None);
+                tracing::info!("decision records can be written again");
+            }
+            Ok(()) => {}
+            Err(Lost { cause, .. }) => {
+                // Before anybody learns of it, so that what comes after is not decided.
+                let was_failing = self.failing.swap(true, Ordering::AcqRel);
+                self.failed.extend(self.buffered.drain(..).map(|mut queued| {
+                    queued.was_undecided();
+                    queued
+                }));
+                if !was_failing {
+                    tracing::error!(%cause, "decision records cannot be written; nothing is decided until they can");
+                    self.trouble.send_replace(Some(format!("the decision log cannot be written: {cause}")));
+                }
+            }
+        }
+    }
+}
+
+impl Queued {
+    /// Its decision did not go out, which is what its record is to say.
+    fn was_undecided(&mut self) {
+        self.waiter = None;
+        if let Outcome::Decided(decision) = &self.parts.outcome {
+            self.parts.revision.get_or_insert_with(|| Arc::clone(&decision.revision));
+            self.parts.outcome = Outcome::Undecided(Undecided::LogFull);
         }
     }
 }
@@ -439,7 +611,7 @@ mod tests {
         let (meters, handle) = meters();
         let (log, writer) = DecisionLog::start(&config, meters).expect("start");
         for n in 0..100 {
-            log.reserve().expect("slot").write(parts(n, decided(Effect::Deny)));
+            put(&log, parts(n, decided(Effect::Deny)));
         }
         drop(log);
         assert!(writer.close(Duration::from_secs(10)).await);
@@ -463,10 +635,10 @@ mod tests {
             let (meters, handle) = meters();
             let (log, writer) = DecisionLog::start(&Config { sample_allow, ..to_file(&path) }, meters).expect("start");
             for n in 0..1000 {
-                log.reserve().expect("slot").write(parts(n, decided(Effect::Allow)));
+                put(&log, parts(n, decided(Effect::Allow)));
             }
             for outcome in [decided(Effect::Deny), Outcome::Undecided(Undecided::Overloaded)] {
-                log.reserve().expect("slot").write(parts("other", outcome));
+                put(&log, parts("other", outcome));
             }
             drop(log);
             assert!(writer.close(Duration::from_secs(10)).await);
@@ -479,11 +651,17 @@ mod tests {
         }
     }
 
+    /// Logs something that nobody waits for.
+    fn put(log: &DecisionLog, parts: Parts) {
+        assert!(log.reserve().expect("slot").write(parts).is_none());
+    }
+
     /// A log whose writer never takes anything out.
-    fn stuck(config: &Config, metrics: DecisionLogMetrics) -> (DecisionLog, mpsc::Receiver<Numbered>) {
+    fn stuck(config: &Config, metrics: DecisionLogMetrics) -> (DecisionLog, mpsc::Receiver<Queued>) {
         let (queue, receiver) = mpsc::channel(config.queue);
         let &Config { when_full, sample_allow, .. } = config;
-        let shared = Shared { queue, seq: AtomicU64::new(0), when_full, sample_allow, metrics };
+        let failing = Arc::default();
+        let shared = Shared { queue, seq: AtomicU64::new(0), when_full, sample_allow, failing, metrics };
         (DecisionLog(Some(Arc::new(shared))), receiver)
     }
 
@@ -492,11 +670,11 @@ mod tests {
         let (meters, handle) = meters();
         let (log, mut queue) = stuck(&Config { queue: 2, ..Config::default() }, meters.clone());
         for n in 0..4 {
-            log.reserve().expect("always").write(parts(n, decided(Effect::Deny)));
+            put(&log, parts(n, decided(Effect::Deny)));
         }
-        let mut taken = vec![queue.try_recv().expect("first").0];
-        log.reserve().expect("always").write(parts(4, decided(Effect::Deny)));
-        taken.extend(std::iter::from_fn(|| queue.try_recv().ok()).map(|(seq, _)| seq));
+        let mut taken = vec![queue.try_recv().expect("first").seq];
+        put(&log, parts(4, decided(Effect::Deny)));
+        taken.extend(std::iter::from_fn(|| queue.try_recv().ok()).map(|queued| queued.seq));
         assert_eq!(taken, [1, 2, 5]);
         meters.queue_depth.decrement(3.0);
         assert_counts(&handle, 2, 0);
@@ -509,10 +687,13 @@ mod tests {
         let (log, mut queue) = stuck(&config, meters.clone());
         let slot = log.reserve().expect("room for one");
         assert_eq!(log.reserve().err(), Some(Full));
-        slot.write(parts("sampled out", decided(Effect::Allow)));
-        log.reserve().expect("the place is free again").write(parts("d", decided(Effect::Deny)));
+        assert!(slot.write(parts("sampled out", decided(Effect::Allow))).is_none());
+        let slot = log.reserve().expect("the place is free again");
+        let mut unwritten = slot.write(parts("d", decided(Effect::Deny))).expect("it waits to be written");
         drop(log.reserve());
-        assert_eq!(queue.try_recv().expect("the denial").0, 2);
+        assert_eq!(unwritten.0.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        assert_eq!(queue.try_recv().expect("the denial").seq, 2);
+        assert!(unwritten.0.try_recv().is_err(), "it was dropped unwritten");
         meters.queue_depth.decrement(1.0);
         assert_counts(&handle, 2, 0);
     }
@@ -523,7 +704,7 @@ mod tests {
         let config = Config { queue: 16, ..to_file(Path::new("/dev/full")) };
         let (log, writer) = DecisionLog::start(&config, meters).expect("start");
         for n in 0..3 {
-            log.reserve().expect("slot").write(parts(n, decided(Effect::Deny)));
+            put(&log, parts(n, decided(Effect::Deny)));
             while !handle.render().contains(&format!("{{cause=\"write\"}} {}\n", n + 1)) {
                 tokio::task::yield_now().await;
             }
@@ -533,12 +714,54 @@ mod tests {
         assert_counts(&handle, 0, 3);
     }
 
+    /// Each decision waits for its record, and nothing is decided once one could not be written.
+    #[tokio::test]
+    async fn on_a_full_disk_nothing_is_decided() {
+        let (meters, handle) = meters();
+        let config = Config { when_full: WhenFull::Undecided, ..to_file(Path::new("/dev/full")) };
+        let (log, writer) = DecisionLog::start(&config, meters).expect("start");
+        let mut trouble = writer.trouble();
+        let slots = [log.reserve().expect("all is well"), log.reserve().expect("all is well")];
+        for slot in slots {
+            let mut unwritten = slot.write(parts("d", decided(Effect::Allow))).expect("it waits");
+            assert!(!unwritten.is_written().await);
+        }
+        trouble.wait_for(Option::is_some).await.expect("trouble");
+        let cause = "the decision log cannot be written: No space left on device (os error 28)";
+        assert_eq!(trouble.borrow().as_deref(), Some(cause));
+        assert_eq!(log.reserve().err(), Some(Full));
+        drop(log);
+        assert!(writer.close(Duration::from_secs(10)).await);
+        assert_counts(&handle, 0, 3);
+        assert!(handle.render().contains("stockade_decision_log_failing 1\n"));
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_let_go_and_no_more() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("decisions.jsonl");
+        let (meters, handle) = meters();
+        let config = Config { when_full: WhenFull::Undecided, ..to_file(&path) };
+        let (log, writer) = DecisionLog::start(&config, meters).expect("start");
+        for n in 1..=100 {
+            let slot = log.reserve().expect("all is well");
+            let mut unwritten = slot.write(parts(n, decided(Effect::Allow))).expect("it waits");
+            assert!(unwritten.is_written().await);
+            assert_eq!(read(&path).len(), n, "it is there before the answer is");
+        }
+        put(&log, parts("no decision", Outcome::Undecided(Undecided::Deadline)));
+        drop(log);
+        assert!(writer.close(Duration::from_secs(10)).await);
+        assert_eq!(read(&path).len(), 101);
+        assert_counts(&handle, 0, 0);
+    }
+
     #[tokio::test]
     async fn none_takes_everything_and_ends_at_once() {
         let (meters, handle) = meters();
         let config = Config { output: Output::None, when_full: WhenFull::Undecided, ..Config::default() };
         let (log, writer) = DecisionLog::start(&config, meters).expect("start");
-        log.reserve().expect("slot").write(parts("d", decided(Effect::Deny)));
+        put(&log, parts("d", decided(Effect::Deny)));
         assert!(writer.close(Duration::from_secs(1)).await);
         assert_counts(&handle, 0, 0);
     }

@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Enough for some hundred lines per system call.
@@ -19,6 +19,8 @@ pub(super) struct Lines {
     out: File,
     /// Whole lines, each with its newline.
     buffer: Vec<u8>,
+    /// How many lines the kernel has taken.
+    written: u64,
     /// Whether what was written last is half a line that could not be taken back.
     torn: bool,
     /// `None` for what is not ours to rotate or to cut: standard streams, devices, pipes.
@@ -47,7 +49,7 @@ impl Lines {
     /// error left in it, and no longer say which lines are out.
     pub(super) fn stream(stream: &impl AsFd) -> io::Result<Self> {
         let out = File::from(stream.as_fd().try_clone_to_owned()?);
-        Ok(Self { out, buffer: Vec::with_capacity(BUFFER), torn: false, rotation: None })
+        Ok(Self { out, buffer: Vec::with_capacity(BUFFER), written: 0, torn: false, rotation: None })
     }
 
     /// To a file, which is appended to if it is there. Its directory has to be there.
@@ -61,7 +63,12 @@ impl Lines {
             out.read_exact_at(&mut last, size - 1)?;
         }
         let rotation = metadata.is_file().then(|| Rotation { path: path.to_owned(), max_size, keep, size });
-        Ok(Self { out, buffer: Vec::with_capacity(BUFFER), torn: last != *b"\n", rotation })
+        Ok(Self { out, buffer: Vec::with_capacity(BUFFER), written: 0, torn: last != *b"\n", rotation })
+    }
+
+    /// How many lines the kernel has taken since the start, in the order in which they were pushed.
+    pub(super) fn written(&self) -> u64 {
+        self.written
     }
 
     /// Takes a line, without its newline.
@@ -79,7 +86,9 @@ impl Lines {
         let result = self.write_buffer(&mut written);
         let (out, rest) = self.buffer.split_at(written);
         let half = out.len() - out.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let lines = rest.iter().map(|byte| u64::from(*byte == b'\n')).sum();
+        let count = |bytes: &[u8]| bytes.iter().map(|byte| u64::from(*byte == b'\n')).sum::<u64>();
+        let lines = count(rest);
+        self.written += count(out);
         if let Some(rotation) = &mut self.rotation {
             rotation.size += written as u64;
         }
@@ -91,6 +100,7 @@ impl Lines {
     }
 
     fn write_buffer(&mut self, written: &mut usize) -> io::Result<()> {
+        self.find_file()?;
         if self.torn && !self.buffer.is_empty() {
             self.out.write_all(b"\n")?;
             self.torn = false;
@@ -105,6 +115,18 @@ impl Lines {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
+        }
+        Ok(())
+    }
+
+    /// Opens the file again if somebody has removed it: what is written into a file without a name is lost to everyone.
+    fn find_file(&mut self) -> io::Result<()> {
+        if let Some(rotation) = &mut self.rotation
+            && !self.buffer.is_empty()
+            && self.out.metadata()?.nlink() == 0
+        {
+            self.out = open(&rotation.path)?;
+            (rotation.size, self.torn) = (self.out.metadata()?.len(), false);
         }
         Ok(())
     }
@@ -213,11 +235,17 @@ mod tests {
         lines.push(b"5555").expect("nothing to move out of the way");
         fs::remove_dir_all(directory.path()).expect("remove");
         let lost = lines.push(b"6666").expect_err("no directory");
-        assert_eq!((lost.lines, lost.cause.kind()), (1, io::ErrorKind::NotFound));
+        assert_eq!((lost.lines, lost.cause.kind()), (2, io::ErrorKind::NotFound));
         fs::create_dir(directory.path()).expect("create");
         lines.push(b"7777").expect("and it is back");
         lines.flush().expect("flush");
         assert_eq!(fs::read_to_string(&path).expect("log"), "7777\n");
+        fs::remove_file(&path).expect("remove");
+        lines.rotation.as_mut().expect("a file").max_size = 100;
+        lines.push(b"8888").expect("buffered");
+        lines.flush().expect("into a file that has a name");
+        assert_eq!(fs::read_to_string(&path).expect("log"), "8888\n");
+        assert_eq!(lines.written(), 6);
     }
 
     #[test]

@@ -108,6 +108,8 @@ const CACHE_ENTRIES: &str = "stockade_cache_entries";
 const CACHE_BYTES: &str = "stockade_cache_bytes";
 const CACHE_CAPACITY: &str = "stockade_cache_capacity_bytes";
 const CACHE_EVICTIONS: &str = "stockade_cache_evictions_total";
+const CACHE_EXPIRATIONS: &str = "stockade_cache_expirations_total";
+const CACHE_REPLACEMENTS: &str = "stockade_cache_replacements_total";
 const EVALUATION_DURATION: &str = "stockade_evaluation_duration_seconds";
 const CANDIDATES: &str = "stockade_evaluation_candidates";
 const LOG_QUEUE: &str = "stockade_decision_log_queue_depth";
@@ -117,6 +119,7 @@ pub(super) const CONNECTIONS_CLOSED: &str = "stockade_connections_closed_total";
 pub(super) const MESSAGES_WAITING: &str = "stockade_messages_waiting";
 pub(super) const MESSAGES_WAITING_BYTES: &str = "stockade_messages_waiting_bytes";
 pub(super) const MESSAGES_SHED: &str = "stockade_messages_shed_total";
+const LOG_FAILING: &str = "stockade_decision_log_failing";
 const READY: &str = "stockade_ready";
 const BUILD_INFO: &str = "stockade_build_info";
 
@@ -201,7 +204,25 @@ pub const METRICS: &[Metric] = &[
     metric(CACHE_ENTRIES, Kind::Gauge, &[], "Decisions that are remembered."),
     metric(CACHE_BYTES, Kind::Gauge, &[], "What they take, by the measure of `cache.size`."),
     metric(CACHE_CAPACITY, Kind::Gauge, &[], "What they may take: `cache.size`."),
-    metric(CACHE_EVICTIONS, Kind::Counter, &[], "Remembered decisions that had to make room for others."),
+    metric(
+        CACHE_EVICTIONS,
+        Kind::Counter,
+        &[],
+        "Remembered decisions that were still good and had to make room for others. One that grows says that `cache.size` is too small.",
+    ),
+    metric(
+        CACHE_EXPIRATIONS,
+        Kind::Counter,
+        &[],
+        "Remembered decisions whose time was over when another took their place, or their room.",
+    ),
+    metric(
+        CACHE_REPLACEMENTS,
+        Kind::Counter,
+        &[],
+        "Remembered decisions that were still good for a while when the same request was decided again, because the bundles had \
+         changed, or two checks came at once.",
+    ),
     metric(
         EVALUATION_DURATION,
         EVALUATION_SECONDS,
@@ -216,6 +237,13 @@ pub const METRICS: &[Metric] = &[
         &["cause"],
         "Records that never reached the decision log. `queue_full`: they came faster than they could be written; \
          `write`: the disk was full, the pipe was closed.",
+    ),
+    metric(
+        LOG_FAILING,
+        Kind::Gauge,
+        &[],
+        "1 while Records cannot be written: the last attempt failed. With `when_full: undecided` no check is decided until \
+         one succeeds.",
     ),
     metric(CONNECTIONS, Kind::Gauge, &["listener"], "Connections that are open."),
     metric(
@@ -312,6 +340,8 @@ struct CacheHandles {
     bytes: Gauge,
     capacity: Gauge,
     evictions: Counter,
+    expirations: Counter,
+    replacements: Counter,
 }
 
 /// How full the decision cache is, and what it lost.
@@ -325,6 +355,10 @@ pub struct CacheUsage {
     pub capacity: u64,
     /// How many had to make room since the start.
     pub evictions: u64,
+    /// How many were over when something took their place.
+    pub expirations: u64,
+    /// How many were decided again before they were over.
+    pub replacements: u64,
 }
 
 /// What the decision log counts.
@@ -336,6 +370,8 @@ pub struct DecisionLogMetrics {
     pub lost_queue_full: Counter,
     /// Records lost because they could not be written.
     pub lost_write: Counter,
+    /// Whether the last attempt to write failed.
+    pub failing: Gauge,
 }
 
 /// A check that is being answered, until it is dropped.
@@ -396,6 +432,8 @@ impl Metrics {
                 bytes: registry.gauge(CACHE_BYTES, &[]),
                 capacity: registry.gauge(CACHE_CAPACITY, &[]),
                 evictions: registry.counter(CACHE_EVICTIONS, &[]),
+                expirations: registry.counter(CACHE_EXPIRATIONS, &[]),
+                replacements: registry.counter(CACHE_REPLACEMENTS, &[]),
             },
             evaluation_duration: registry.histogram(EVALUATION_DURATION),
             candidates: registry.histogram(CANDIDATES),
@@ -403,6 +441,7 @@ impl Metrics {
                 queue_depth: registry.gauge(LOG_QUEUE, &[]),
                 lost_queue_full: registry.counter(LOG_LOST, &[("cause", "queue_full")]),
                 lost_write: registry.counter(LOG_LOST, &[("cause", "write")]),
+                failing: registry.gauge(LOG_FAILING, &[]),
             },
             transport: TransportHandles::new(&registry),
             ready: registry.gauge(READY, &[]),
@@ -522,6 +561,8 @@ impl Metrics {
         self.0.cache.bytes.set(usage.bytes as f64);
         self.0.cache.capacity.set(usage.capacity as f64);
         self.0.cache.evictions.absolute(usage.evictions);
+        self.0.cache.expirations.absolute(usage.expirations);
+        self.0.cache.replacements.absolute(usage.replacements);
     }
 
     /// A decision was made from so many policies in this time.

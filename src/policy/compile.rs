@@ -14,6 +14,7 @@ use super::entities::{EntityStore, Reach};
 use super::footprint::Footprint;
 use super::index::{Compiled, Index, Side};
 use super::memory::{FileKey, GoodFile, Linked, Memory};
+use super::open;
 use super::routes::Routes;
 use super::schema::Types;
 use super::snapshot::{Base, Silent};
@@ -479,7 +480,9 @@ impl Parsed {
             Footprint::everything()
         });
         let compiled = Compiled::new(policy, footprint, self.annotations.clone(), self.source.name.clone());
-        if compiled.is_unscoped() {
+        if open::is_open(&compiled) {
+            problems.push(open::warning(&compiled.id).at(&self.source, self.span));
+        } else if compiled.is_unscoped() {
             let message = format!("`{}` has no scope: every decision that is made evaluates it", policy.id());
             // `cargo bench --bench unscoped`: 1,000 more of them add 480 to 660 us on two busy cores.
             let hint =

@@ -7,6 +7,7 @@
 //! the bundles may know it.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::index::{Buckets, Compiled, Side};
 use crate::model::Overlay;
@@ -15,28 +16,50 @@ use crate::model::Overlay;
 pub const NAME: &str = "overlay";
 
 /// The overlays in force, by id. The store keeps ids unique; should two overlays share one, both are in force.
+///
+/// Which ones are in force changes by itself, and the feed may be late to notice: it looks a few times a second, and not at all
+/// while the process is paused. So they know when they change next, and decisions after that are made from those in force then.
 #[derive(Debug, Default)]
 pub struct Overlays {
     all: Vec<Overlay>,
     /// The policy of each.
     pub(super) policies: Vec<Arc<Compiled>>,
     buckets: Buckets,
+    /// Those that have not begun yet, with their policies.
+    later: Vec<(Overlay, Arc<Compiled>)>,
+    /// When the first of all of them begins or ends.
+    changes: Option<SystemTime>,
 }
 
 impl Overlays {
-    pub fn new(overlays: &[Overlay]) -> Self {
-        let mut all = overlays.to_vec();
+    /// Those of `overlays` that are in force at an instant, and those that will be.
+    pub fn new(overlays: &[Overlay], now: SystemTime) -> Self {
+        let (mut all, later): (Vec<Overlay>, Vec<Overlay>) =
+            overlays.iter().filter(|own| now < own.until).cloned().partition(|own| own.is_in_force(now));
         all.sort_by(|a, b| a.id.cmp(&b.id));
-        // Anew for each snapshot, since they hold rulings that show its default denial.
-        let policies: Vec<_> = all.iter().map(|overlay| Arc::new(Compiled::overlay(overlay))).collect();
+        let changes = all.iter().map(|own| own.until).chain(later.iter().map(|own| own.from)).min();
+        // For each snapshot its own, since they hold rulings that show its default denial.
+        let compiled = |overlay: &Overlay| Arc::new(Compiled::overlay(overlay));
+        let policies: Vec<_> = all.iter().map(compiled).collect();
         let mut buckets = Buckets::default();
         policies.iter().enumerate().for_each(|(at, policy)| buckets.insert(policy, at));
-        Self { all, policies, buckets }
+        let later = later.into_iter().map(|own| (own.clone(), compiled(&own))).collect();
+        Self { all, policies, buckets, later, changes }
     }
 
-    /// As they were given, sorted by id.
+    /// Those in force, sorted by id.
     pub fn all(&self) -> &[Overlay] {
         &self.all
+    }
+
+    /// Those in force, and those that will be.
+    pub(super) fn with_later(&self) -> Vec<Overlay> {
+        self.all.iter().chain(self.later.iter().map(|(own, _)| own)).cloned().collect()
+    }
+
+    /// When the first of them begins or ends.
+    pub(super) fn changes(&self) -> Option<SystemTime> {
+        self.changes
     }
 
     /// Those whose scope a request meets.
@@ -48,5 +71,20 @@ impl Overlays {
     ) -> impl Iterator<Item = &'a Compiled> {
         let found = self.buckets.find(&self.policies, principal, resource).into_iter();
         found.filter(move |policy| policy.is_about(action))
+    }
+
+    /// Those in force at a later instant whose scope a request meets. This looks at each of them: it is for the moment between
+    /// the end of one and the snapshot without it.
+    pub(super) fn candidates_at<'a>(
+        &'a self,
+        at: SystemTime,
+        principal: Side<'_>,
+        action: Side<'_>,
+        resource: Side<'_>,
+    ) -> impl Iterator<Item = &'a Compiled> {
+        let later = self.later.iter().map(|(own, policy)| (own, policy));
+        let in_force = self.all.iter().zip(&self.policies).chain(later).filter(move |(own, _)| own.is_in_force(at));
+        let policies = in_force.map(|(_, policy)| policy.as_ref());
+        policies.filter(move |policy| policy.is_about(action) && policy.meets(principal, resource))
     }
 }

@@ -127,7 +127,7 @@ impl Snapshot {
     /// # Errors
     /// Every problem of every bundle.
     pub fn succeed(previous: &Self, files: &[Files]) -> Result<Self, Vec<Problem>> {
-        Self::assemble(Some(previous), files, previous.overlays(), None)
+        Self::assemble(Some(previous), files, &previous.overlays.with_later(), None)
     }
 
     /// Compiles bundles with the overlays that are in force beside them from the first instant: the successor of a
@@ -150,22 +150,24 @@ impl Snapshot {
     #[must_use]
     pub fn succeeding(self, previous: Option<&Self>, overlays: &[Overlay]) -> Self {
         let generation = previous.map_or(1, |previous| previous.generation + 1);
-        let timeline = Timeline { enforced: SystemTime::now(), ..self.timeline };
-        let next = Self { generation, timeline, overlays: Overlays::new(overlays), ..self };
+        let now = SystemTime::now();
+        let timeline = Timeline { enforced: now, ..self.timeline };
+        let next = Self { generation, timeline, overlays: Overlays::new(overlays, now), ..self };
         match previous {
             Some(previous) => next.after(previous),
             None => next,
         }
     }
 
-    /// The successor with these overlays and no others. It shares what the bundles made, so that it costs some
+    /// The successor with these overlays and no others: those of them that are in force now, and those that will be. It shares what the bundles made, so that it costs some
     /// microseconds, however large they are. `published` is what the store says of its new version; `None` if there is no
     /// new one, and an overlay begins or ends by itself.
     pub fn overlaid(&self, overlays: &[Overlay], published: Option<Published>) -> Self {
+        let now = SystemTime::now();
         let (revision, timeline) = match published {
             Some(Published { number, at }) => (
                 Arc::new(Revision { number: Some(number), ..(*self.revision).clone() }),
-                Timeline { changed: Some(at), enforced: SystemTime::now() },
+                Timeline { changed: Some(at), enforced: now },
             ),
             None => (Arc::clone(&self.revision), self.timeline),
         };
@@ -175,7 +177,7 @@ impl Snapshot {
             timeline,
             warnings: Arc::clone(&self.warnings),
             base: Arc::clone(&self.base),
-            overlays: Overlays::new(overlays),
+            overlays: Overlays::new(overlays, now),
             history: History::default(),
         };
         next.after(self)
@@ -190,16 +192,17 @@ impl Snapshot {
     ) -> Result<Self, Vec<Problem>> {
         let (base, warnings) = super::compile::compile(files, memory)?;
         let (number, at) = published.map(|published| (published.number, published.at)).unzip();
+        let now = SystemTime::now();
         Ok(Self {
             generation,
             revision: Arc::new(revision(files, number)),
             timeline: Timeline {
                 changed: at.or_else(|| files.iter().filter_map(|files| files.changed).max()),
-                enforced: SystemTime::now(),
+                enforced: now,
             },
             warnings: warnings.into(),
             base: Arc::new(base),
-            overlays: Overlays::new(overlays),
+            overlays: Overlays::new(overlays, now),
             history: History::default(),
         })
     }
@@ -208,6 +211,20 @@ impl Snapshot {
     fn after(mut self, previous: &Self) -> Self {
         self.history = previous.history.then(self.generation, Change::between(previous, &self));
         self
+    }
+
+    /// The present instant, if other overlays are in force by now than when the snapshot was made: then it decides with
+    /// [`Self::evaluation_at`], and nothing that is remembered under it counts.
+    pub fn overlays_changed(&self) -> Option<SystemTime> {
+        // Mostly there are none, and the clock is not read.
+        let changes = self.overlays.changes()?;
+        Some(SystemTime::now()).filter(|now| *now >= changes)
+    }
+
+    /// How long the overlays in force stay the same; `None`: for as long as the snapshot is in force.
+    pub fn overlays_last(&self) -> Option<Duration> {
+        let changes = self.overlays.changes()?;
+        Some(changes.duration_since(SystemTime::now()).unwrap_or_default())
     }
 
     /// The overlays in force, by id.
@@ -269,6 +286,14 @@ impl Snapshot {
     /// # Errors
     /// As [`Self::decide`].
     pub fn evaluation(&self, query: &Query) -> Result<Evaluation, String> {
+        self.evaluation_at(query, None)
+    }
+
+    /// As [`Self::evaluation`], with the overlays in force at an instant; `None`: with those in force when the snapshot was made.
+    ///
+    /// # Errors
+    /// As [`Self::decide`].
+    pub fn evaluation_at(&self, query: &Query, at: Option<SystemTime>) -> Result<Evaluation, String> {
         // An action that applies to nothing is one of a request that no route names.
         let Some(action) = self.types().action(&query.action).filter(|action| action.applies()) else {
             let ruling = self.base.silent.unrouted.get_or_init(|| self.deny(Reason::Unrouted, &[], &[], None));
@@ -286,10 +311,13 @@ impl Snapshot {
         let resource = Side { uid: resource, entity: found.as_deref() };
         let mut candidates =
             self.base.index.candidates(&self.base.policies, principal, query.action.as_ref(), resource);
-        if !self.overlays.all().is_empty() {
+        if self.overlays.changes().is_some() {
             let found = self.base.entities.get(query.action.as_ref(), &query.principal, own.as_deref());
             let action = Side { uid: query.action.as_ref(), entity: found.as_deref() };
-            candidates.extend(self.overlays.candidates(principal, action, resource));
+            match at {
+                None => candidates.extend(self.overlays.candidates(principal, action, resource)),
+                Some(at) => candidates.extend(self.overlays.candidates_at(at, principal, action, resource)),
+            }
             // The first by id shapes a denial. Two sorted lists in a row, which this merges.
             candidates.sort_by(|a, b| a.id.cmp(&b.id));
         }

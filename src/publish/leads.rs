@@ -16,6 +16,8 @@ pub struct Waiting {
     version: Version,
     published_at: Timestamp,
     sidecars: BTreeMap<Sidecar, Standing>,
+    /// How many there should be; those that were not there before are waited for until there are so many.
+    expected: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,15 +51,15 @@ pub struct Report {
 const SLOWEST: usize = 3;
 
 impl Waiting {
-    /// For a statement, before anyone has it. `present` is what sidecars said last.
-    pub fn new(kind: Kind, version: Version, published_at: Timestamp, present: &[Status]) -> Self {
+    /// For a statement, before anyone has it. `present` is what sidecars said last, and `expected` how many there should be.
+    pub fn new(kind: Kind, version: Version, published_at: Timestamp, present: &[Status], expected: usize) -> Self {
         let sidecars = present.iter().map(|status| (sidecar(status), Standing::Unheard)).collect();
-        Self { kind, version, published_at, sidecars }
+        Self { kind, version, published_at, sidecars, expected }
     }
 
-    /// How many sidecars were there.
+    /// How many sidecars are waited for.
     pub fn expected(&self) -> usize {
-        self.sidecars.len()
+        self.sidecars.len().max(self.expected)
     }
 
     /// How many of them enforce it.
@@ -72,7 +74,7 @@ impl Waiting {
 
     /// Whether everyone has said something.
     pub fn is_over(&self) -> bool {
-        !self.sidecars.values().any(|standing| *standing == Standing::Unheard)
+        self.sidecars.len() >= self.expected && !self.sidecars.values().any(|standing| *standing == Standing::Unheard)
     }
 
     /// Whether at least this share of them, in percent, enforces it.
@@ -83,8 +85,16 @@ impl Waiting {
         enforced * 100.0 >= percent * expected
     }
 
-    /// Takes note of what a sidecar says. One that was not there before is not waited for.
+    /// Takes note of what a sidecar says. One that was not there before is not waited for, unless more are expected than were there;
+    /// one that leaves is not waited for any more.
     pub fn hear(&mut self, status: &Status) {
+        if status.leaving {
+            self.sidecars.remove(&sidecar(status));
+            return;
+        }
+        if self.sidecars.len() < self.expected {
+            self.sidecars.entry(sidecar(status)).or_insert(Standing::Unheard);
+        }
         let Some(standing) = self.sidecars.get_mut(&sidecar(status)) else { return };
         let (head, lead) = match self.kind {
             Kind::Overlays => (status.overlays, status.overlays_lead_time_ms),
@@ -166,6 +176,7 @@ mod tests {
             overlays_lead_time_ms: None,
             freshness: "fresh".to_owned(),
             rejection: None,
+            leaving: false,
             at: at(seconds),
         }
     }
@@ -173,7 +184,7 @@ mod tests {
     #[test]
     fn those_who_were_there_are_waited_for() {
         let present = ["a", "b", "c", "d"].map(|pod| status(pod, 1, 5));
-        let mut waiting = Waiting::new(Kind::Manifest, version(2), at(10), &present);
+        let mut waiting = Waiting::new(Kind::Manifest, version(2), at(10), &present, 0);
         assert_eq!((waiting.expected(), waiting.enforced(), waiting.is_over()), (4, 0, false));
         waiting.hear(&status("a", 2, 11));
         waiting.hear(&status("late", 2, 11));
@@ -193,6 +204,20 @@ mod tests {
         waiting.hear(&status("d", 2, 13));
         waiting.hear(&status("c", 2, 13));
         assert!(waiting.has(100.0) && waiting.is_over() && !waiting.is_rejected());
+    }
+
+    #[test]
+    fn as_many_as_expected_are_waited_for() {
+        let mut waiting = Waiting::new(Kind::Manifest, version(2), at(10), &[status("a", 1, 5), status("b", 1, 5)], 3);
+        waiting.hear(&status("a", 2, 11));
+        waiting.hear(&Status { leaving: true, ..status("b", 1, 11) });
+        assert_eq!((waiting.expected(), waiting.enforced(), waiting.is_over()), (3, 1, false));
+        waiting.hear(&status("c", 2, 11));
+        assert!(!waiting.has(100.0) && !waiting.is_over());
+        waiting.hear(&status("d", 2, 11));
+        waiting.hear(&status("e", 1, 11));
+        assert!(waiting.has(100.0) && waiting.is_over());
+        assert_eq!(waiting.report().sidecars, 3);
     }
 
     #[test]

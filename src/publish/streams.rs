@@ -23,8 +23,9 @@ impl Default for Settings {
 /// How many statements of a kind are kept: the history that `stockade history` shows. Beacons come once a second.
 const HISTORY: u64 = 1024;
 
-/// How long a sidecar's status lives: it is said again every 30 seconds.
-const STATUS_AGE_NANOS: u64 = 90_000_000_000;
+/// How long a sidecar's status lives. It is said again every 30 seconds, so what is older is that of a pod that says nothing any more:
+/// it stays in sight for a day, unless the pod said goodbye.
+const STATUS_AGE_NANOS: u64 = 24 * 3600 * 1_000_000_000;
 
 /// How large all statuses together may become: a hundred thousand of them, at some 2 KiB each.
 const STATUS_BYTES: u64 = 256 << 20;
@@ -71,7 +72,8 @@ impl Desired {
         Self { name: layout.stream(), config, matter }
     }
 
-    /// The stream of what sidecars say: the last of each, in memory, gone with its pod.
+    /// The stream of what sidecars say: the last of each, in memory. One that was made when statuses lived for 90 seconds still does what
+    /// it must; pods that vanish are then gone from it sooner.
     pub fn of_statuses(layout: &Layout, settings: &Settings) -> Self {
         let config = json!({
             "name": layout.status_stream(),
@@ -89,7 +91,7 @@ impl Desired {
             "num_replicas": settings.replicas,
             "allow_direct": true,
         });
-        let matter = &["subjects", "retention", "max_msgs_per_subject", "max_age", "allow_direct"];
+        let matter = &["subjects", "retention", "max_msgs_per_subject", "allow_direct"];
         Self { name: layout.status_stream(), config, matter }
     }
 

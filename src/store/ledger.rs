@@ -168,6 +168,11 @@ impl Ledger {
         self.read.iter().filter(move |overlay| overlay.is_in_force(now))
     }
 
+    /// The overlays that are not in force yet at an instant.
+    pub fn later(&self, now: SystemTime) -> impl Iterator<Item = &Overlay> {
+        self.read.iter().filter(move |overlay| now < overlay.from)
+    }
+
     /// Reads a beacon. Whether it proves anything depends on what it names ([`Ledger::holds`]) and when it was sent.
     ///
     /// # Errors

@@ -341,6 +341,9 @@ pub struct Beacon {
     pub sent_at: Timestamp,
 }
 
+/// How often a sidecar says what it enforces, if nothing changes.
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(30);
+
 /// What a sidecar enforces, as it says. Not signed: who may write it is the server's to enforce, and only people and `--wait` read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -366,6 +369,9 @@ pub struct Status {
     pub freshness: String,
     /// Why it does not enforce the newest, one line.
     pub rejection: Option<String>,
+    /// Whether it is about to end: what it says last.
+    #[serde(default)]
+    pub leaving: bool,
     /// When it said so.
     pub at: Timestamp,
 }

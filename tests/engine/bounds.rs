@@ -2,7 +2,7 @@
 //! Only this file knows how the cache is filled.
 
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stockade::decision::cache::Bounds;
 use stockade::model::{Effect, Reason, Ruling};
@@ -135,4 +135,43 @@ fn what_is_hot_survives_a_scan() {
     println!("hot: {hits} hits of {asked}, while {} keys passed through {} entries", next - HOT, usage.entries);
     assert!(usage.entries < 20 * HOT, "nothing had to make room: {usage:?}");
     assert!(hits * 10 > asked * 9, "{hits} of {asked}");
+}
+
+/// Whoever reads the counters learns whether the cache is too small, and nothing else makes it look so.
+#[test]
+fn only_what_had_to_make_room_counts_as_evicted() {
+    let filled = Filled::new(1 << 20);
+    let usage = || {
+        let usage = filled.cache.usage();
+        (usage.evictions, usage.expirations, usage.replacements)
+    };
+    let insert = |key: &[u8], ttl: Duration, now: Instant| {
+        let bounds = Bounds { policies: Some(ttl), ..Bounds::default() };
+        filled.cache.insert(key, &filled.ruling, 1, bounds, now);
+    };
+    let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+    insert(b"a", second, filled.now);
+    assert_eq!(usage(), (0, 0, 0));
+    // Twice before it is over, and once after.
+    insert(b"a", second, filled.now + Duration::from_millis(1));
+    insert(b"a", second, filled.now + Duration::from_millis(2));
+    assert_eq!(usage(), (0, 0, 2));
+    insert(b"a", hour, filled.now + 5 * second);
+    assert_eq!(usage(), (0, 1, 2));
+    filled.cache.clear();
+    assert_eq!(usage(), (0, 1, 2), "what is cleared made room for nobody");
+    // Too large to be remembered at all.
+    insert(&vec![0; 2 << 20], hour, filled.now);
+    assert_eq!(usage(), (1, 1, 2));
+    // What is over makes room, and what is not.
+    for number in 0..10_000 {
+        insert(&Filled::key(number), second, filled.now);
+    }
+    let (evicted, expired, _) = usage();
+    assert!(evicted > 1_000 && expired == 1, "{evicted}, {expired}");
+    for number in 10_000..20_000 {
+        insert(&Filled::key(number), hour, filled.now + 5 * second);
+    }
+    let (again, expired, replaced) = usage();
+    assert!(again > evicted && expired > 1 && replaced == 2, "{evicted}, {again}, {expired}");
 }

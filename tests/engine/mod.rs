@@ -4,6 +4,7 @@
 //! - [`same`]: one after the other, over every kind of change; what cannot have changed must not have been decided anew.
 //! - [`races`]: traffic and pushes at once, and the interleavings that matter, forced.
 //! - [`footprint`]: what policies do not read is not in the key, and what they read is.
+//! - [`clock`]: overlays begin and end by the clock, whether anybody notices or not.
 //! - [`bounds`]: memory, and what is hot, under keys that never end.
 //!
 //! That these tests catch bugs is itself tested: `make mutations` plants bugs in the engine, one after the other, and each
@@ -14,9 +15,11 @@
 //! - `ancestors`, `groups`, `context`: Changes forget entities that decisions depend on;
 //! - `has`, `condition`: the footprint is too small; `key`: the key is;
 //! - `ttl`, `ttl-edit`: what must not be remembered is;
-//! - `insert`: a push between evaluation and insert goes unnoticed.
+//! - `insert`: a push between evaluation and insert goes unnoticed;
+//! - `ended`, `ended-hit`: an overlay is in force until somebody notices that it has ended.
 
 mod bounds;
+mod clock;
 mod footprint;
 mod oracle;
 mod races;

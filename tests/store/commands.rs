@@ -43,6 +43,10 @@ impl Desk {
     /// Runs a command on this store. Those that sign sign with the key.
     async fn run(&self, args: &[&str]) -> Ran {
         let mut args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        if args[0] == "publish" {
+            // Most bundles of these tests are.
+            args.push("--allow-open".to_owned());
+        }
         args.extend(["--store".to_owned(), self.server.url(), "--name".to_owned(), "prod".to_owned()]);
         let signs = ["publish", "rollback", "deny", "grant"].contains(&args[0].as_str()) || args[1] == "end";
         if signs {
@@ -99,6 +103,7 @@ impl Desk {
             overlays_lead_time_ms: Some(3),
             freshness: "fresh".to_owned(),
             rejection: refuses.clone().filter(|_| kind == Some(Kind::Manifest)),
+            leaving: false,
             at: Timestamp::now(),
         };
         source.tell(&tell(&ledger, None)).await.unwrap();
@@ -319,8 +324,9 @@ async fn pruning_leaves_what_is_named_and_what_is_new() {
 async fn publishing_waits_for_those_who_are_there() {
     let desk = Desk::new().await;
     desk.bundle("v1", ONE);
-    let nobody = desk.good(&["publish", "v1", "--wait", "99%"]).await;
-    assert!(nobody.stderr.contains("there is nobody to wait for"), "{nobody:?}");
+    let nobody = desk.run(&["publish", "v1", "--wait", "99%"]).await;
+    assert!(nobody.code == 2 && nobody.stderr.contains("published, but no sidecar is in sight"), "{nobody:?}");
+    assert_eq!(desk.run(&["status", "--expect", "1"]).await.code, 2);
 
     let _sidecars = (desk.sidecar("a", None).await, desk.sidecar("b", None).await);
     desk.bundle("v2", TWO);
@@ -329,6 +335,12 @@ async fn publishing_waits_for_those_who_are_there() {
     let denied =
         desk.good(&["deny", "--everyone", "--for", "1h", "--reason", "x", "--wait", "100", "--timeout", "60s"]).await;
     assert!(denied.stdout.contains("enforced by 2 of 2 sidecars; lead time p50 3ms"), "{}", denied.stdout);
+
+    let expected = desk.run(&["publish", "v1", "--wait", "100%", "--expect", "3", "--timeout", "1s"]).await;
+    assert!(expected.code == 2 && expected.stdout.contains("enforced by 2 of 3 sidecars"), "{expected:?}");
+    desk.good(&["publish", "v2", "--wait", "100%", "--expect", "2", "--timeout", "60s"]).await;
+    assert_eq!(desk.run(&["status", "--expect", "3"]).await.code, 2);
+    desk.good(&["status", "--expect", "2"]).await;
 
     let _refuses = desk.sidecar("c", Some("no such type")).await;
     let some = desk.run(&["publish", "v1", "--wait", "60%", "--timeout", "60s"]).await;
@@ -499,4 +511,66 @@ async fn a_store_that_lost_everything_begins_a_higher_epoch() {
     desk.good(&["publish", "v1"]).await;
     let second = version(&desk.history().await);
     assert!(second > first && second.generation == 1, "{first} {second}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_closed_is_not_opened_by_mistake() {
+    let desk = Desk::new().await;
+    let url = desk.server.url();
+    let publish = |policies: &'static str, flags: &'static [&'static str]| {
+        desk.bundle("shop", policies);
+        let (dir, url) = (desk.dir.path().to_owned(), url.clone());
+        spawn_blocking(move || {
+            let command = ["publish", "shop", "--store", &url, "--name", "prod", "--key", "key"];
+            run(&dir, &[&command[..], flags].concat(), "")
+        })
+    };
+    let first = publish(ONE, &[]).await.unwrap();
+    assert!(first.code == 0 && first.stderr.contains("permits everything to everybody"), "{first:?}");
+    assert_eq!(publish(TWO, &[]).await.unwrap().code, 0);
+    let open = publish(ONE, &[]).await.unwrap();
+    assert!(open.code == 1 && open.stderr.contains("nothing was published: `shop/one` permits everything"), "{open:?}");
+    assert_eq!(publish(ONE, &["--allow-open"]).await.unwrap().code, 0);
+}
+
+/// Before a server is asked for anything: there is none.
+#[test]
+fn what_should_be_meant_has_to_be_said() {
+    let dir = TempDir::new().unwrap();
+    let bundle = dir.path().join("shop");
+    fs::create_dir(&bundle).unwrap();
+    fs::write(bundle.join("bundle.yaml"), "name: shop\n").unwrap();
+    let scoped = "permit (principal, action == Action::\"GET\", resource)";
+    let all = "permit (principal, action, resource)";
+    for (policies, flags, refused) in [
+        (
+            format!("{all};"),
+            &["--strict"][..],
+            Some("`shop/p` permits everything to everybody (give it a scope, or say"),
+        ),
+        (format!("{all} when {{ true }};"), &["--strict"], Some("`shop/p` permits everything")),
+        (format!("{all} when {{ true }} unless {{ false }};"), &["--strict"], Some("`shop/p` permits everything")),
+        (format!("{all};"), &["--allow-open"], None),
+        (format!("{all};"), &["--allow-open", "--strict"], None),
+        (format!("@mode(\"shadow\") {all};"), &[], None),
+        (format!("{scoped};"), &[], None),
+        (format!("{scoped};"), &["--strict"], None),
+        (format!("{all} when {{ context.path == \"/\" }};"), &[], None),
+        (format!("{all} when {{ context.path == \"/\" }};"), &["--strict"], Some("there are warnings, and `--strict`")),
+        ("forbid (principal, action, resource);".to_owned(), &[], None),
+    ] {
+        fs::write(bundle.join("p.cedar"), &policies).unwrap();
+        let command = ["publish", "shop", "--store", "nats://127.0.0.1:1", "--key", "none"];
+        let ran = run(dir.path(), &[&command[..], flags].concat(), "");
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{policies}");
+        let last = ran.stderr.lines().last().unwrap();
+        match refused {
+            Some(why) => assert!(last.starts_with(&format!("nothing was published: {why}")), "{policies}: {last}"),
+            None => assert!(last.starts_with("`none` cannot be read"), "{policies}: {last}"),
+        }
+    }
+    fs::write(bundle.join("p.cedar"), format!("{all};")).unwrap();
+    let ran = run(dir.path(), &["validate", "shop"], "");
+    assert!(ran.stderr.contains("`shop/p` permits everything to everybody: it has no scope"), "{ran:?}");
+    assert_eq!((ran.code, run(dir.path(), &["validate", "--strict", "shop"], "").code), (0, 1));
 }

@@ -258,6 +258,7 @@ fn status() -> Status {
         overlays_lead_time_ms: None,
         freshness: "fresh".to_owned(),
         rejection: None,
+        leaving: false,
         at: Timestamp::now(),
     }
 }

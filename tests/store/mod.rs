@@ -5,7 +5,9 @@ mod feed;
 mod lab;
 mod many;
 mod outages;
+mod paused;
 mod permissions;
+mod presence;
 
 use std::time::Duration;
 

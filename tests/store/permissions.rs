@@ -90,6 +90,7 @@ async fn a_sidecar_reads_hears_and_says_what_it_enforces_and_nothing_else() {
         overlays_lead_time_ms: None,
         freshness: "fresh".to_owned(),
         rejection: None,
+        leaving: false,
         at: Timestamp::now(),
     };
     source.tell(&status("shop")).await.unwrap();
@@ -141,9 +142,9 @@ async fn each_user_can_do_its_work() {
     std::fs::write(dir.join("bundle/bundle.yaml"), "name: shop").unwrap();
     std::fs::write(dir.join("bundle/a.cedar"), "permit (principal, action, resource);").unwrap();
     let (source, _events) = Jetstream::follow(&of(&server, "sidecar-shop"), name()).await.unwrap();
-    as_user("publisher", "publish bundle --key key --wait 99%").await;
+    as_user("publisher", "publish bundle --allow-open --key key --wait 0% --expect 1").await;
     assert!(source.newest(Kind::Manifest).await.unwrap().is_some());
-    as_user("overlays", "deny --everyone --for 1h --reason x --key key --wait 99%").await;
+    as_user("overlays", "deny --everyone --for 1h --reason x --key key --wait 0% --expect 1").await;
     assert!(source.newest(Kind::Overlays).await.unwrap().is_some());
     for args in ["history", "show 1", "status", "status --json"] {
         as_user("viewer", args).await;

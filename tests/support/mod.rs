@@ -85,7 +85,8 @@ impl Stockade {
         Self::start_by(shell, config, dir).await
     }
 
-    async fn start_by(mut command: Command, config: &str, dir: TempDir) -> Self {
+    /// The same, by a command that ends in running the binary with the arguments that are added to it.
+    pub async fn start_by(mut command: Command, config: &str, dir: TempDir) -> Self {
         let file = dir.path().join("stockade.yaml");
         std::fs::write(&file, config).unwrap();
         let mut child = command

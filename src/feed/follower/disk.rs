@@ -47,10 +47,11 @@ impl<P: Source, E: Engine> Follower<P, E> {
             Err(refusal) => return warn!(%refusal, "the copy on disk is not used"),
         };
         let Ok((base, _)) = made else { return warn!("the copy on disk is not used: it does not compile any more") };
-        let active: Vec<_> = self.ledger.active(SystemTime::now()).cloned().collect();
-        self.snapshots.send_replace(Some(Arc::new(self.engine.succeed(None, base, &active))));
+        let (active, later) = self.standing(SystemTime::now());
+        let standing = [active.clone(), later.clone()].concat();
+        self.snapshots.send_replace(Some(Arc::new(self.engine.succeed(None, base, &standing))));
         let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
-        self.in_force(Some((head, says)), overlays, active);
+        self.in_force(Some((head, says)), overlays, active, later);
         self.enforced.from_disk = true;
         self.proof.prove(Instant::now(), age);
         self.beacon = Some(Heard { says: beacon, bytes: copy.beacon, at: Instant::now(), age });

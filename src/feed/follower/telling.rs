@@ -9,10 +9,7 @@ use super::super::StoreStatus;
 use super::super::source::{Source, SourceError};
 use super::{ANSWER, Engine, Follower, Job};
 use crate::model::Freshness;
-use crate::store::statement::{Status, Timestamp};
-
-/// How often what is in force is told to the store, if nothing changes.
-const REPORT: Duration = Duration::from_secs(30);
+use crate::store::statement::{REPORT_INTERVAL, Status, Timestamp};
 
 /// What is in force is told within this, not at once: a hundred sidecars on a node would otherwise tell while others of them still
 /// compile what was published.
@@ -25,13 +22,24 @@ impl<P: Source, E: Engine> Follower<P, E> {
         if self.telling || now < self.tell_at || self.snapshots.borrow().is_none() {
             return;
         }
-        (self.telling, self.tell_at) = (true, now + REPORT);
+        (self.telling, self.tell_at) = (true, now + REPORT_INTERVAL);
         let (source, status) = (Arc::clone(&self.source), self.report());
+        // Whoever leaves may not have the time.
+        let within = if status.leaving { Duration::ZERO } else { TELL_WITHIN };
         self.jobs.spawn(async move {
-            sleep(TELL_WITHIN.mul_f64(fastrand::f64())).await;
+            sleep(within.mul_f64(fastrand::f64())).await;
             let told = timeout(ANSWER, source.tell(&status)).await;
-            Job::Told(told.unwrap_or_else(|_| Err(SourceError("no answer in time".to_owned()))))
+            let told = told.unwrap_or_else(|_| Err(SourceError("no answer in time".to_owned())));
+            Job::Told(told.map(|()| status.leaving))
         });
+    }
+
+    /// From now on the store is told that this sidecar is about to end, at once if it was ever told anything.
+    pub(super) fn leave(&mut self) {
+        (self.leaving, self.tell_at) = (true, Instant::now());
+        if self.snapshots.borrow().is_none() {
+            self.store(|store| store.left = true);
+        }
     }
 
     fn report(&self) -> Status {
@@ -49,6 +57,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
             overlays_lead_time_ms: self.enforced.overlays_lead_time.map(millis),
             freshness: self.proof.freshness(Instant::now()).map_or("", Freshness::as_str).to_owned(),
             rejection,
+            leaving: self.leaving,
             at: Timestamp::now(),
         }
     }
