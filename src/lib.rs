@@ -34,6 +34,7 @@ pub mod listener;
 pub mod shutdown;
 
 pub mod problem;
+pub mod strict_json;
 pub mod units;
 pub mod varint;
 pub mod yaml;

@@ -45,7 +45,10 @@ impl Compiler {
         let mut bundles = Vec::new();
         for files in files {
             match bundle::parse(files, known.is_some().then_some(&*memory)) {
-                Ok(bundle) => bundles.push(bundle),
+                Ok(mut bundle) => {
+                    self.problems.append(&mut bundle.warnings);
+                    bundles.push(bundle);
+                }
                 Err(problems) => self.problems.extend(problems),
             }
         }
@@ -65,7 +68,8 @@ impl Compiler {
         let mut routes = Routes::default();
         for bundle in &bundles {
             if let Some(source) = &bundle.routes {
-                routes.add(&bundle.manifest.name.0, source, &types, &mut self.problems);
+                let schema = linked.validator.schema();
+                routes.add(&bundle.manifest.name.0, source, &types, schema, &mut self.problems);
             }
         }
         self.stop_at_errors()?;
@@ -383,7 +387,7 @@ fn one_for_each_place(sorted: Vec<Problem>) -> Vec<Problem> {
 }
 
 /// Cedar's errors say little; their causes say which entity, attribute or slot.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -423,6 +427,6 @@ struct Sets {
 }
 
 fn describe(manifest: &bundle::Manifest) -> BundleSummary {
-    let bundle::Manifest { name, version, owner, description, controls, ttl, denial: _ } = manifest.clone();
+    let bundle::Manifest { name, version, owner, description, controls, ttl, .. } = manifest.clone();
     BundleSummary { name: name.0, version, owner, description, controls, ttl }
 }
