@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,9 +12,9 @@ use crate::ext_authz::judge::{Judge, Verdict};
 use crate::ext_authz::request::ServiceName;
 use crate::model::Outcome;
 use crate::observe;
-use crate::policy::{Files, Snapshot};
+use crate::policy::{FileKind, Files, Snapshot};
 use crate::problem::{self, Problem, SourceFile};
-use crate::yaml::{self, Faults};
+use crate::yaml::{self, AtLeastOne, Faults};
 
 /// Run the tests of a bundle.
 ///
@@ -36,7 +37,7 @@ struct Suite {
     #[deserr(default = ServiceName("default".to_owned()))]
     service: ServiceName,
     /// What is tested.
-    tests: Vec<Case>,
+    tests: AtLeastOne<Case>,
 }
 
 /// A request, and what is to become of it.
@@ -74,7 +75,10 @@ impl Expect {
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
-    let outcome = validate::read(&args.directories).and_then(|(files, _)| run_tests(&files));
+    let outcome = validate::read(&args.directories).and_then(|(files, _)| {
+        eprint!("{}", problem::render(&unused(&files)));
+        run_tests(&files)
+    });
     match outcome {
         Ok(0) => {
             eprintln!("there are no tests: write `tests/*.yaml`, as policies/README.md shows");
@@ -101,9 +105,7 @@ pub(super) fn run_tests(files: &[Files]) -> Result<usize, Vec<Problem>> {
     let mut problems = Vec::new();
     let mut snapshot = None;
     for bundle in files {
-        let suites = bundle.files.iter().filter(|(path, _)| path.starts_with("tests/") && path.ends_with(".yaml"));
-        for (path, text) in suites {
-            let source = SourceFile::new(format!("{}/{path}", bundle.root), text.as_str());
+        for source in suites(bundle) {
             let suite: Suite = match yaml::parse(&source) {
                 Ok(suite) => suite,
                 Err(found) => {
@@ -117,7 +119,12 @@ pub(super) fn run_tests(files: &[Files]) -> Result<usize, Vec<Problem>> {
             };
             let config: Config = yaml::parse(&SourceFile::new("defaults", "bundles: [{directory: .}]"))?;
             let judge = decide::judge(&Config { service: suite.service, ..config }, snapshot)?;
-            for case in &suite.tests {
+            let mut names = BTreeSet::new();
+            for case in &suite.tests.0 {
+                if !names.insert(case.name.as_str()) {
+                    let problem = Problem::error(format!("two tests are called `{}`", case.name));
+                    problems.push(problem.hint("a test that fails is known by its name").in_file(&source));
+                }
                 match check(&judge, case, bundle) {
                     Ok(()) => passed += 1,
                     Err(why) => problems.push(Problem::error(format!("`{}`: {why}", case.name)).in_file(&source)),
@@ -126,6 +133,27 @@ pub(super) fn run_tests(files: &[Files]) -> Result<usize, Vec<Problem>> {
         }
     }
     if problems.is_empty() { Ok(passed) } else { Err(problems) }
+}
+
+/// The files of tests of a bundle.
+fn suites(bundle: &Files) -> impl Iterator<Item = Arc<SourceFile>> {
+    let suites = bundle.files.iter().filter(|(path, _)| FileKind::of(path) == Ok(FileKind::Tests));
+    suites.map(|(path, text)| SourceFile::new(format!("{}/{path}", bundle.root), text.as_str()))
+}
+
+/// Warnings of requests that no test is about. Files of tests that cannot be read are reported where they are run.
+fn unused(files: &[Files]) -> Vec<Problem> {
+    let mut unused = Vec::new();
+    for bundle in files {
+        let tests = suites(bundle).filter_map(|source| yaml::parse::<Suite>(&source).ok()).flat_map(|own| own.tests.0);
+        let used: BTreeSet<String> = tests.map(|case| format!("tests/{}", case.request)).collect();
+        let requests = bundle.files.keys().filter(|path| FileKind::of(path) == Ok(FileKind::Request));
+        for path in requests.filter(|path| !used.contains(*path)) {
+            let file = SourceFile::new(format!("{}/{path}", bundle.root), "");
+            unused.push(Problem::warning("no test is about this request").in_file(&file));
+        }
+    }
+    unused
 }
 
 /// Whether a test passes, or why not.

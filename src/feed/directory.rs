@@ -25,7 +25,7 @@ use crate::units::Span;
 use crate::yaml::Faults;
 
 /// How directories are followed.
-#[derive(Debug, Clone, Deserr, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserr, Serialize)]
 #[deserr(error = Faults, deny_unknown_fields, validate = Config::validate -> Faults)]
 pub struct Config {
     /// Whether the kernel is asked to report changes. Default: true. `false` leaves it to `poll`, for file systems that

@@ -22,7 +22,7 @@ use crate::units::Bytes;
 use crate::yaml::Faults;
 
 /// What a bundle's files may amount to. A bundle beyond them is refused, whole.
-#[derive(Debug, Clone, Deserr, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserr, Serialize)]
 #[deserr(error = Faults, deny_unknown_fields)]
 pub struct Limits {
     /// How many files. Default: 10000.

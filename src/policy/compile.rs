@@ -94,6 +94,7 @@ impl Compiler {
                 bundles: bundles.iter().map(|bundle| describe(&bundle.manifest)).collect(),
             };
         self.problems.extend(base.warn_of_keys(|id| origin(&bundles, id)));
+        self.problems.extend(base.warn_of_routes());
         memory.replace(linked, good);
         Ok((base, self.problems))
     }

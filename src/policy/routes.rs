@@ -170,11 +170,11 @@ pub struct Routes {
 
 /// What is known of the routes that lead to an action.
 #[derive(Debug)]
-pub(super) struct Lead {
+struct Lead {
     /// Whether the resource of each has every parameter of its path.
     pins: bool,
     /// The first of them.
-    pub(super) first: Arc<Route>,
+    first: Arc<Route>,
 }
 
 /// Where a request leads.
@@ -275,9 +275,9 @@ impl Routes {
         found.params.is_empty().then_some(found.value)
     }
 
-    /// The actions that routes lead to, each with the first of its routes.
-    pub(super) fn actions(&self) -> impl Iterator<Item = (&EntityUid, &Lead)> {
-        self.leads.iter()
+    /// The first route that leads to this action.
+    pub(super) fn lead(&self, action: &EntityUid) -> Option<&Route> {
+        self.leads.get(action).map(|lead| lead.first.as_ref())
     }
 
     /// Whether a route leads to this action.
@@ -288,8 +288,7 @@ impl Routes {
     /// Whether action and resource of a request tell its path, so that the path adds nothing to a cache key that holds
     /// both. Methods are the actions of requests that no route matches, with any path at all.
     pub fn pin_path(&self, action: &EntityUid) -> bool {
-        let is_method = action.id().unescaped().bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
-        !is_method && self.leads.get(action).is_some_and(|lead| lead.pins)
+        !is_method(action) && self.leads.get(action).is_some_and(|lead| lead.pins)
     }
 
     /// How many there are.
@@ -317,6 +316,11 @@ impl Routes {
         let route = self.grpc.get(&(service.to_owned(), method.to_owned()))?;
         Some(route.lead(Vec::new()))
     }
+}
+
+/// Whether an action is called as methods are.
+pub(super) fn is_method(action: &EntityUid) -> bool {
+    action.id().unescaped().bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-')
 }
 
 /// A parameter's value. The canonical path keeps those escapes that the operator allowed, so that they cannot be
