@@ -7,6 +7,7 @@ mod change;
 mod compile;
 mod difference;
 mod entities;
+mod entity_file;
 mod files;
 mod footprint;
 mod index;

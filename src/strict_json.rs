@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn what_is_wrong_has_its_place() {
         for (text, expected) in [
-            ("{\n \"é\": 1,\n \"é\": 2}", "x.json:3:5: not valid JSON: `é` is there twice"),
+            ("{\n \"é\": 1,\n \"é\": 2}", "x.json:3:4: not valid JSON: `é` is there twice"),
             ("{\"a\": [{\"b\": 1, \"b\": 1}]}", "x.json:1:19: not valid JSON: `b` is there twice"),
             ("{\"a\": nil}", "x.json:1:8: not valid JSON: expected ident"),
             ("", "x.json:1:1: not valid JSON: EOF while parsing a value"),

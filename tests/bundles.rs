@@ -259,11 +259,11 @@ fn entities_fit_the_schema_and_stand_once() {
                 .to_owned(),
             &["Service::\"1\"", "Group"],
         ),
-        ("not JSON".to_owned(), &["expected ident at line 1"]),
+        ("not JSON".to_owned(), &["1:2: not valid JSON: expected ident"]),
     ] {
         let found = problems(&[entities(&text)]);
         assert_eq!(found.len(), 1, "{found:#?}");
-        assert!(found[0].starts_with("shop/entities/books.json: "), "{}", found[0]);
+        assert!(found[0].starts_with("shop/entities/books.json:"), "{}", found[0]);
         for word in words {
             assert!(found[0].contains(word), "no {word} in {}", found[0]);
         }
@@ -491,11 +491,11 @@ fn every_problem_of_every_file_is_reported_at_once() {
     let found = problems(&[early, files("other", &[("bundle.yaml", "name: O")])]);
     let places: Vec<&str> = found.iter().map(|line| line.split(": ").next().unwrap_or("")).collect();
     let expected = [
+        "shop/rules/c.cedar",
         "shop/bundle.yaml",
-        "shop/links.json",
+        "shop/links.json:1:1",
         "shop/policies/a.cedar:1:26",
         "shop/policies/b.cedar:1:1",
-        "shop/rules/c.cedar",
         "shop/s.cedarschema:1:7",
         "other/bundle.yaml:1:7",
     ];

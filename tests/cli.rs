@@ -275,7 +275,7 @@ fn a_bad_bundle_is_shown_whole() {
         "when { principal.nmae == \"x\" };",
         "[shop/policies/b.cedar:1:",
         "unrecognized action `Action::\"FETCH\"`",
-        "shop/entities.json: ",
+        "[shop/entities.json:1:1]",
     ] {
         assert!(ran.stderr.contains(words), "no {words} in\n{}", ran.stderr);
     }

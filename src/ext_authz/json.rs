@@ -382,7 +382,7 @@ mod tests {
                 r#"{"attributes": {"tlsSession": {}, "tls_session": {}}}"#,
                 "`request.attributes.tlsSession` is there twice, as `tls_session` too",
             ),
-            (r#"{"attributes": {}, "attributes": {}}"#, "not JSON: `attributes` is there twice at line 1 column 32"),
+            (r#"{"attributes": {}, "attributes": {}}"#, "not JSON: `attributes` is there twice at line 1 column 31"),
         ] {
             assert_eq!(check_request(text), Err(expected.to_owned()), "{text}");
         }

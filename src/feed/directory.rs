@@ -406,9 +406,9 @@ mod tests {
         write(follower.path("bundle/.a.cedar.tmp"), "three");
         fs::rename(follower.path("bundle/.a.cedar.tmp"), follower.path("bundle/a.cedar")).expect("a rename");
         follower.snapshot("three").await;
-        write(follower.path("bundle/sub/dir/b.cedar"), "x");
+        write(follower.path("bundle/policies/dir/b.cedar"), "x");
         follower.status("fourth load", |status| status.loads == 4).await;
-        write(follower.path("bundle/sub/dir/b.cedar"), "y");
+        write(follower.path("bundle/policies/dir/b.cedar"), "y");
         follower.status("fifth load", |status| status.loads == 5).await;
     }
 

@@ -86,6 +86,7 @@ impl Annotations {
                         }
                     }
                 }
+                "id" => {}
                 _ if is_listed(name, listed) => {}
                 _ => faults.extend(slip(name)),
             }

@@ -9,6 +9,7 @@ use cedar_policy_core::ast::EntityUID;
 use super::Files;
 use super::bundle::{self, Body, Bundle, Parsed};
 use super::entities::{EntityStore, Reach};
+use super::entity_file;
 use super::footprint::Footprint;
 use super::index::{Compiled, Index, Side};
 use super::memory::{FileKey, GoodFile, Linked, Memory};
@@ -327,6 +328,11 @@ impl Compiler {
         let mut seen: HashMap<EntityUid, &str> = HashMap::new();
         let mut all: Vec<Entity> = Vec::new();
         for (bundle, source) in bundles.iter().flat_map(|b| b.entities.iter().map(move |source| (b, source))) {
+            let strange = entity_file::check(source);
+            if !strange.is_empty() {
+                self.problems.extend(strange);
+                continue;
+            }
             let file = match Entities::from_json_str(&source.text, Some(schema)) {
                 Ok(entities) => entities,
                 Err(error) => {
