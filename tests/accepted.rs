@@ -232,7 +232,7 @@ fn unknown_keys_of_entities_are_refused() {
     for (text, expected) in [
         (
             r#"[{"uid": {"type": "User", "id": "a"}, "attrs": {}, "parents": [], "tag": {}}]"#,
-            ":1:66: an entity has no `tag` (did you mean `tags`?)",
+            ":1:67: an entity has no `tag` (did you mean `tags`?)",
         ),
         (r#"[{"uid": {"type": "User", "id": "a"}, "attributes": {}, "parents": []}]"#, "an entity has no `attributes`"),
         (
@@ -598,9 +598,11 @@ fn keys_of_a_configuration_without_effect_are_told() {
         let dir = dir(&[("stockade.yaml", config)]);
         run(dir.path(), &["check-config", "stockade.yaml"], "")
     };
-    // Any key will do: nothing is verified here.
-    let keys = run(&repository("."), &["keygen", "--help"], "");
-    assert_eq!(keys.code, 0);
+    let keys = dir(&[]);
+    let made = run(keys.path(), &["keygen", "key", "--role", "publish", "--role", "beacon"], "");
+    let (_, printed) = made.stdout.split_once("store:\n").expect("what to add to a configuration");
+    let store = format!("store:\n  name: prod\n{printed}nats: {{servers: ['nats://localhost:4222']}}\n");
+    assert_eq!(check(&store).code, 0, "{store}");
     for (config, said) in [
         (
             "bundles: [{directory: b}]\nnats: {servers: ['nats://localhost:4222']}".to_owned(),
