@@ -194,7 +194,7 @@ fn what_is_wrong_in_json_is_named_with_its_place() {
             ":1:2: unknown key `staticPolices` of a policy set (did you mean `staticPolicies`?)",
         ),
         (format!("{{\"staticPolicies\": [{good}]}}"), ":1:2: `staticPolicies` is no object of policies by their ids"),
-        (format!("{{\"staticPolicies\": {{\n\"x\": {{\"efect\": 1}}}}}}"), ":2:1: `x`: "),
+        ("{\"staticPolicies\": {\n\"x\": {\"efect\": 1}}}".to_owned(), ":2:1: `x`: "),
         (format!("{{\"staticPolicies\": {{\"x\": {good}, \"x\": {good}}}}}"), "`x` is there twice"),
         (
             r#"{"templateLinks": [{"templateId": "t", "newId": "l", "values": {}}]}"#.to_owned(),
