@@ -6,7 +6,7 @@ use cedar_policy::{PolicySet, SchemaFragment};
 use proptest::prelude::{Strategy, any};
 use serde_json::json;
 use stockade::model::Effect;
-use stockade::policy::Snapshot;
+use stockade::policy::{Memory, Snapshot};
 
 use crate::cli::{dir, run};
 use crate::fixture::{Court, compile, files, holds, line, lines, problems, shop};
@@ -115,6 +115,22 @@ fn annotations_that_mean_nothing_are_told() {
     assert!(found[0].contains("duplicate annotation"), "{found:?}");
     let found = problems(&[bundle("annotations: [mode, 'team-']", "")]);
     assert_eq!(found.len(), 2, "{found:?}");
+}
+
+/// What was good under one list of annotations is looked at again under another.
+#[test]
+fn a_shorter_list_of_annotations_is_heard() {
+    let bundle = |manifest: &str| {
+        files(
+            "shop",
+            &[("bundle.yaml", manifest), ("a.cedar", "@mod(\"shadow\") permit (principal is User, action, resource);")],
+        )
+    };
+    let mut memory = Memory::default();
+    let listed = bundle("name: shop\nannotations: [mod]");
+    assert!(Snapshot::remembering(&mut memory, slice::from_ref(&listed), None).is_ok());
+    let found = Snapshot::remembering(&mut memory, &[bundle("name: shop")], None).expect_err("`@mod`");
+    assert!(lines(&found)[0].contains("`@mod` has no effect"), "{found:?}");
 }
 
 // === Cedar's JSON forms ===

@@ -222,7 +222,6 @@ pub(super) fn parse(files: &Files, memory: Option<&Memory>) -> Result<Bundle, Ve
             })
             .ok()
     });
-    let name = manifest.name.0.clone();
     let mut bundle = Bundle {
         manifest,
         denial,
@@ -235,41 +234,55 @@ pub(super) fn parse(files: &Files, memory: Option<&Memory>) -> Result<Bundle, Ve
         routes: None,
         warnings: Vec::new(),
     };
-    let own = bundle.manifest.annotations.clone();
     // Strays were reported above.
     for (path, text, kind) in files.files.iter().filter_map(|(path, text)| Some((path, text, Kind::of(path).ok()?))) {
-        let source = source(path, text);
-        let (problems, warnings) = (&mut problems, &mut bundle.warnings);
-        if let Some(entry) = bundle.manifest.ignore.iter().find(|entry| layout::ignored(&entry.0, path)) {
+        bundle.take(path, kind, source(path, text), memory, &mut problems);
+    }
+    if problems.is_empty() { Ok(bundle) } else { Err(problems) }
+}
+
+impl Bundle {
+    /// Adds a file of the bundle.
+    fn take(
+        &mut self,
+        path: &str,
+        kind: Kind,
+        source: Arc<SourceFile>,
+        memory: Option<&Memory>,
+        problems: &mut Vec<Problem>,
+    ) {
+        let Manifest { name, annotations, ignore, .. } = &self.manifest;
+        if let Some(entry) = ignore.iter().find(|entry| layout::ignored(&entry.0, path)) {
             let message = format!("`ignore` in bundle.yaml has `{}`, and this file is read", entry.0);
             problems.push(Problem::error(message).hint("remove one of the two").in_file(&source));
         }
-        let mut reader = Reader { bundle: &name, annotations: &own, source: &source, problems, warnings };
+        let warnings = &mut self.warnings;
+        let mut reader = Reader { bundle: &name.0, annotations, source: &source, problems, warnings };
         match kind {
             Kind::Manifest | Kind::Tests | Kind::Request | Kind::Foreign => {}
             Kind::Schema(_) if memory.is_some() => {}
             Kind::Schema(form) => match fragment(form, &source) {
-                Ok(fragment) => bundle.fragments.push((fragment, source)),
+                Ok(fragment) => self.fragments.push((fragment, source)),
                 Err(problem) => problems.push(problem),
             },
             Kind::Policies(form) => {
-                let key = FileKey::of(&name, path, text);
+                // The list of annotations decides what is wrong with a file, so it is part of the key.
+                let key = FileKey::of(&format!("{} {annotations:?}", name.0), path, &source.text);
                 match memory.and_then(|memory| memory.file(&key)) {
-                    Some(good) => bundle.known.push((key, Arc::clone(good), source)),
+                    Some(good) => self.known.push((key, Arc::clone(good), source)),
                     None => {
                         let Contents { policies, links } = reader.policies(path, form);
-                        bundle.policies.extend(policies);
-                        bundle.links.extend(links);
-                        bundle.fresh.push((key, source));
+                        self.policies.extend(policies);
+                        self.links.extend(links);
+                        self.fresh.push((key, source));
                     }
                 }
             }
-            Kind::Links => bundle.links.extend(reader.links()),
-            Kind::Entities => bundle.entities.push(source),
-            Kind::Routes => bundle.routes = Some(source),
+            Kind::Links => self.links.extend(reader.links()),
+            Kind::Entities => self.entities.push(source),
+            Kind::Routes => self.routes = Some(source),
         }
     }
-    if problems.is_empty() { Ok(bundle) } else { Err(problems) }
 }
 
 const MANIFEST: &str = "bundle.yaml";
