@@ -271,11 +271,54 @@ impl Config {
             (Some(_), false) => Problem::error("both `bundles` and `store` are there")
                 .hint("keep one: `stockade publish` puts several directories into one store"),
             (Some(store), true) => {
-                return store.check().and_then(|()| self.check_nats()).map_err(|problem| vec![problem]);
+                let checked = store.check().and_then(|()| self.check_nats()).and_then(|()| self.check_feed());
+                return checked.map_err(|problem| vec![problem]);
             }
-            (None, false) => return Ok(()),
+            (None, false) => return self.check_directories().map_err(|problem| vec![problem]),
         };
         Err(vec![problem])
+    }
+
+    /// `feed` is about directories.
+    fn check_feed(&self) -> Result<(), Problem> {
+        match self.feed == feed::directory::Config::default() {
+            true => Ok(()),
+            false => Err(Problem::error("`feed` is about directories, and has no effect beside `store`")
+                .hint("remove it; what a bundle may amount to is `store.limits` here")),
+        }
+    }
+
+    /// `nats` is about the store.
+    fn check_directories(&self) -> Result<(), Problem> {
+        #[cfg(feature = "nats")]
+        if self.nats.is_some() {
+            return Err(Problem::error("`nats` has no effect without `store`").hint("add `store`, or remove it"));
+        }
+        Ok(())
+    }
+
+    /// Keys that were set, and have no effect beside others: worth a look, while somebody may have switched something off
+    /// for a while.
+    pub fn without_effect(&self) -> Vec<Problem> {
+        let (log, default) = (&self.decision_log, decision_log::Config::default());
+        let is_off = log.output == decision_log::Output::None;
+        let is_file = matches!(log.output, decision_log::Output::File(_));
+        let has_files = log.max_file_size != default.max_file_size || log.max_files != default.max_files;
+        let idle = [
+            (
+                !is_file && !is_off && has_files,
+                "`decision_log`: `max_file_size` and `max_files` have no effect without a file as `output`",
+            ),
+            (
+                is_off && *log != (decision_log::Config { output: log.output.clone(), ..default }),
+                "`decision_log`: nothing in it has an effect with `output: none`",
+            ),
+            (
+                matches!(self.admin.listen, AdminListen::None) && self.metrics != metrics::Config::default(),
+                "`metrics` has no effect with `admin: {listen: none}`: nothing can read them",
+            ),
+        ];
+        idle.into_iter().filter(|(is_idle, _)| *is_idle).map(|(_, message)| Problem::warning(message)).collect()
     }
 
     #[cfg(feature = "nats")]

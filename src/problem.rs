@@ -24,6 +24,8 @@ pub struct Problem {
 /// How bad a [`Problem`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
+    /// Worth knowing; nothing is wrong.
+    Info,
     /// Worth a look; the file is used.
     Warning,
     /// The file cannot be used.
@@ -118,6 +120,11 @@ impl Problem {
         Self { severity: Severity::Warning, ..Self::error(message) }
     }
 
+    /// Something that is worth knowing, without a place.
+    pub fn info(message: impl Into<String>) -> Self {
+        Self { severity: Severity::Info, ..Self::error(message) }
+    }
+
     /// Adds what to do about it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -157,6 +164,11 @@ impl Problem {
     /// Whether it stops the file from being used.
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
+    }
+
+    /// Whether it is worth a look, at least.
+    pub fn is_warning(&self) -> bool {
+        self.severity >= Severity::Warning
     }
 }
 
@@ -217,6 +229,7 @@ impl std::error::Error for Snippet<'_> {}
 impl Diagnostic for Snippet<'_> {
     fn severity(&self) -> Option<miette::Severity> {
         Some(match self.0.severity {
+            Severity::Info => miette::Severity::Advice,
             Severity::Warning => miette::Severity::Warning,
             Severity::Error => miette::Severity::Error,
         })

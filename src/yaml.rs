@@ -37,8 +37,31 @@ pub fn parse<T: Deserr<Faults>>(source: &Arc<SourceFile>) -> Result<T, Vec<Probl
         let problem = Problem::error("a second document in the file").hint("keep one, without `---` in between");
         return Err(vec![problem.at(source, Some(span(&source.text, &second)))]);
     }
+    let mut tags = Vec::new();
+    tagged(&root, source, &mut tags);
+    if !tags.is_empty() {
+        return Err(tags);
+    }
     deserr::deserialize(Node(root.clone()))
         .map_err(|Faults(faults)| faults.into_iter().map(|fault| fault.into_problem(source, &root)).collect())
+}
+
+/// Reports tags (`!secret x`), which nothing reads: those of YAML itself are resolved before.
+fn tagged(node: &MarkedYamlOwned, source: &Arc<SourceFile>, problems: &mut Vec<Problem>) {
+    match &node.data {
+        YamlDataOwned::Tagged(tag, _) => {
+            let problem = Problem::error(format!("the tag `{}{}` means nothing here", tag.handle, tag.suffix));
+            problems.push(problem.hint("write the value without it").at(source, Some(span(&source.text, node))));
+        }
+        YamlDataOwned::Sequence(items) => items.iter().for_each(|item| tagged(item, source, problems)),
+        YamlDataOwned::Mapping(entries) => {
+            for (key, value) in entries {
+                tagged(key, source, problems);
+                tagged(value, source, problems);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// What deserr collects: every fault with the path to its place.

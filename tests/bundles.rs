@@ -192,18 +192,18 @@ fn policies_are_validated_strictly() {
 #[test]
 fn files_that_would_be_passed_over_are_refused() {
     let text = "forbid (principal, action, resource);";
-    let place = "a file in a place where nothing reads it";
     let misplaced = [
-        ("rules/a.cedar", "policies stand in `policies/` or beside `bundle.yaml`"),
-        ("entities/a.cedar", "policies stand in `policies/` or beside `bundle.yaml`"),
-        ("policies/s.cedarschema", "schemas stand in `schemas/` or beside `bundle.yaml`"),
-        ("routes.yml", "the ending is `.yaml`"),
+        ("rules/a.cedar", "policies/a.cedar"),
+        ("entities/a.cedar", "policies/a.cedar"),
+        ("policies/s.cedarschema", "schemas/s.cedarschema"),
+        ("routes.yml", "routes.yaml"),
     ];
-    for (path, hint) in misplaced {
-        assert_eq!(problems(&[shop(&[(path, text)])]), [format!("shop/{path}: {place} ({hint})")]);
+    for (path, nearest) in misplaced {
+        let hint = format!("(`{nearest}` would be read; or list it under `ignore` in bundle.yaml)");
+        assert_eq!(problems(&[shop(&[(path, text)])]), [format!("shop/{path}: nothing reads this file {hint}")]);
     }
-    // A team's own files are left alone, and so are the tests of its policies.
-    compile(&[shop(&[PERMIT, ("ci/pipeline.yaml", "x: ["), ("tests/a.cedar", "?"), ("notes.json", "?")])]);
+    // A team's own files are left alone, and the tests of its policies are for `stockade test` to read.
+    compile(&[shop(&[PERMIT, ("README.md", "?"), ("tests/a.yaml", "x: ["), ("tests/a.json", "?")])]);
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn links_are_of_templates_that_there_are() {
         ),
         (good("l", "t", "{}"), "shop/policies/links.json: "),
         (good("t", "t", r#"{"?principal": "User::\"a\""}"#), "shop/policies/links.json: "),
-        ("{}".to_owned(), "shop/policies/links.json: invalid type: map, expected a sequence at line 1 column 0"),
+        ("{}".to_owned(), "shop/policies/links.json:1:1: not valid JSON: invalid type: map, expected a sequence"),
     ] {
         let bundle = shop(&[template, ("policies/links.json", &text)]);
         let found = problems(&[bundle]);
@@ -259,11 +259,11 @@ fn entities_fit_the_schema_and_stand_once() {
                 .to_owned(),
             &["Service::\"1\"", "Group"],
         ),
-        ("not JSON".to_owned(), &["expected ident at line 1"]),
+        ("not JSON".to_owned(), &["1:2: not valid JSON: expected ident"]),
     ] {
         let found = problems(&[entities(&text)]);
         assert_eq!(found.len(), 1, "{found:#?}");
-        assert!(found[0].starts_with("shop/entities/books.json: "), "{}", found[0]);
+        assert!(found[0].starts_with("shop/entities/books.json:"), "{}", found[0]);
         for word in words {
             assert!(found[0].contains(word), "no {word} in {}", found[0]);
         }
@@ -344,8 +344,10 @@ fn routes_are_checked_against_the_schema_and_each_other() {
         (
             routes("routes: [{match: 'GET /b/{a', action: list}, {match: get /x, action: list}, {mach: GET /y}]"),
             &[
-                "shop/routes.yaml:1:54: `routes[1].match`: `get /x` is not a route (like `GET /books/{book_id}` or \
-                 `grpc bookstore.v1.Books/GetBook`)",
+                "shop/routes.yaml:1:18: `routes[0].match`: `GET /b/{a` is not a route: its braces do not match \
+                 (`{name}`, each on its own)",
+                "shop/routes.yaml:1:54: `routes[1].match`: `get /x` is not a route: `get` is no method (`GET`: methods \
+                 are written in capitals)",
                 "shop/routes.yaml:1:78: `routes[2]`: unknown key `mach` (did you mean `match`?)",
                 "shop/routes.yaml:1:77: `routes[2]`: `match` is missing",
             ],
@@ -489,11 +491,11 @@ fn every_problem_of_every_file_is_reported_at_once() {
     let found = problems(&[early, files("other", &[("bundle.yaml", "name: O")])]);
     let places: Vec<&str> = found.iter().map(|line| line.split(": ").next().unwrap_or("")).collect();
     let expected = [
+        "shop/rules/c.cedar",
         "shop/bundle.yaml",
-        "shop/links.json",
+        "shop/links.json:1:1",
         "shop/policies/a.cedar:1:26",
         "shop/policies/b.cedar:1:1",
-        "shop/rules/c.cedar",
         "shop/s.cedarschema:1:7",
         "other/bundle.yaml:1:7",
     ];

@@ -4,6 +4,7 @@
 mod fixture;
 mod support;
 
+mod accepted;
 mod bundles;
 mod cli;
 mod corpus;

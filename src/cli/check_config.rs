@@ -38,7 +38,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        Ok(_) => {
+        Ok(config) => {
+            eprint!("{}", problem::render(&config.without_effect()));
             println!("{}: good", args.file.display());
             ExitCode::SUCCESS
         }

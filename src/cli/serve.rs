@@ -33,6 +33,9 @@ pub(super) fn run(args: &Args) -> ExitCode {
         eprintln!("logging cannot be set up: {error}");
         return ExitCode::FAILURE;
     }
+    for problem in config.without_effect() {
+        tracing::warn!(%problem, "a part of the configuration has no effect");
+    }
     // One thread needs no work stealing, and is the common size of a sidecar.
     let mut builder = match config.workers.0 {
         1 => tokio::runtime::Builder::new_current_thread(),

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::ext_authz::judge::{Judge, Verdict};
 use crate::ext_authz::request::ServiceName;
 use crate::model::Outcome;
 use crate::observe;
-use crate::policy::{Files, Snapshot};
+use crate::policy::{FileKind, Files, Snapshot};
 use crate::problem::{self, Problem, SourceFile};
 use crate::yaml::{self, AtLeastOne, Faults};
 
@@ -43,7 +44,7 @@ struct Suite {
     #[deserr(default)]
     identity: Option<AtLeastOne<Source>>,
     /// What is tested.
-    tests: Vec<Case>,
+    tests: AtLeastOne<Case>,
 }
 
 /// A request, and what is to become of it.
@@ -82,8 +83,11 @@ impl Expect {
 
 pub(super) fn run(args: &Args) -> ExitCode {
     let given = args.config.given();
-    let outcome = given
-        .and_then(|config| validate::read(&args.directories).and_then(|(files, _)| run_tests(&files, config.as_ref())));
+    let outcome = given.and_then(|config| {
+        let (files, _) = validate::read(&args.directories)?;
+        eprint!("{}", problem::render(&unused(&files)));
+        run_tests(&files, config.as_ref())
+    });
     match outcome {
         Ok(0) => {
             eprintln!("there are no tests: write `tests/*.yaml`, as policies/README.md shows");
@@ -110,9 +114,7 @@ pub(super) fn run_tests(files: &[Files], given: Option<&Config>) -> Result<usize
     let mut problems = Vec::new();
     let mut snapshot = None;
     for bundle in files {
-        let suites = bundle.files.iter().filter(|(path, _)| path.starts_with("tests/") && path.ends_with(".yaml"));
-        for (path, text) in suites {
-            let source = SourceFile::new(format!("{}/{path}", bundle.root), text.as_str());
+        for source in suites(bundle) {
             let suite: Suite = match yaml::parse(&source) {
                 Ok(suite) => suite,
                 Err(found) => {
@@ -133,12 +135,18 @@ pub(super) fn run_tests(files: &[Files], given: Option<&Config>) -> Result<usize
             };
             if given.is_none() && (suite.service.is_none() || suite.identity.is_none()) {
                 let described = assumed::describe(&config);
+                let path = &source.name;
                 eprintln!(
                     "{path}: assumed {described}; `--config` names a sidecar's own, and so do `service` and `identity` here"
                 );
             }
             let judge = decide::judge(&config, snapshot)?;
-            for case in &suite.tests {
+            let mut names = BTreeSet::new();
+            for case in &suite.tests.0 {
+                if !names.insert(case.name.as_str()) {
+                    let problem = Problem::error(format!("two tests are called `{}`", case.name));
+                    problems.push(problem.hint("a test that fails is known by its name").in_file(&source));
+                }
                 match check(&judge, case, bundle) {
                     Ok(()) => passed += 1,
                     Err(why) => problems.push(Problem::error(format!("`{}`: {why}", case.name)).in_file(&source)),
@@ -163,6 +171,27 @@ fn configured(suite: &Suite, given: Option<&Config>) -> Result<Config, String> {
         return Err(format!("`{what}` is not the one of `--config`: leave it out of one of them"));
     }
     Ok(Config { service, identity, ..config })
+}
+
+/// The files of tests of a bundle.
+fn suites(bundle: &Files) -> impl Iterator<Item = Arc<SourceFile>> {
+    let suites = bundle.files.iter().filter(|(path, _)| FileKind::of(path) == Ok(FileKind::Tests));
+    suites.map(|(path, text)| SourceFile::new(format!("{}/{path}", bundle.root), text.as_str()))
+}
+
+/// Warnings of requests that no test is about. Files of tests that cannot be read are reported where they are run.
+fn unused(files: &[Files]) -> Vec<Problem> {
+    let mut unused = Vec::new();
+    for bundle in files {
+        let tests = suites(bundle).filter_map(|source| yaml::parse::<Suite>(&source).ok()).flat_map(|own| own.tests.0);
+        let used: BTreeSet<String> = tests.map(|case| format!("tests/{}", case.request)).collect();
+        let requests = bundle.files.keys().filter(|path| FileKind::of(path) == Ok(FileKind::Request));
+        for path in requests.filter(|path| !used.contains(*path)) {
+            let file = SourceFile::new(format!("{}/{path}", bundle.root), "");
+            unused.push(Problem::warning("no test is about this request").in_file(&file));
+        }
+    }
+    unused
 }
 
 /// Whether a test passes, or why not.

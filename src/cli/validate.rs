@@ -27,15 +27,15 @@ pub(super) fn run(args: &Args) -> ExitCode {
         Ok(snapshot) => {
             eprint!("{}", problem::render(&snapshot.warnings));
             let summary = snapshot.summary();
+            let warnings = snapshot.warnings.iter().filter(|problem| problem.is_warning()).count();
             println!(
-                "good: {} policies, {} routes, {} entities; revision {}; {} warnings",
+                "good: {} policies, {} routes, {} entities; revision {}; {warnings} warnings",
                 summary.policies.len(),
                 summary.routes,
                 summary.entities,
                 summary.revision.id,
-                snapshot.warnings.len()
             );
-            if args.strict && !snapshot.warnings.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+            if args.strict && warnings > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
         Err(problems) => {
             eprint!("{}", problem::render(&problems));

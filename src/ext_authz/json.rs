@@ -1,5 +1,6 @@
 //! CheckRequests in protobuf JSON (<https://protobuf.dev/programming-guides/json/>), and answers as JSON, for
-//! `stockade decide`. Fields that mapping does not read are skipped.
+//! `stockade decide` and for tests of bundles. Fields of Envoy's protocol that mapping does not read are skipped; others
+//! are errors.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -12,28 +13,64 @@ use serde_json::{Map, Value, json};
 
 use super::wire;
 use crate::model::Query;
+use crate::strict_json;
+use crate::yaml::suggest;
+
+/// The fields of each message, as Envoy's protocol has them: those that mapping reads, and the others that Envoy may send.
+const CHECK_REQUEST: &[&str] = &["attributes"];
+const ATTRIBUTES: &[&str] =
+    &["source", "destination", "request", "contextExtensions", "metadataContext", "routeMetadataContext", "tlsSession"];
+const PEER: &[&str] = &["address", "service", "labels", "principal", "certificate"];
+const ADDRESS: &[&str] = &["socketAddress", "pipe", "envoyInternalAddress"];
+const SOCKET_ADDRESS: &[&str] =
+    &["protocol", "address", "portValue", "namedPort", "resolverName", "ipv4Compat", "networkNamespaceFilepath"];
+const REQUEST: &[&str] = &["time", "http"];
+const HTTP: &[&str] = &[
+    "id",
+    "method",
+    "headers",
+    "headerMap",
+    "path",
+    "host",
+    "scheme",
+    "query",
+    "fragment",
+    "size",
+    "protocol",
+    "body",
+    "rawBody",
+];
+const HEADER_MAP: &[&str] = &["headers"];
+const HEADER: &[&str] = &["key", "value", "rawValue"];
+const METADATA: &[&str] = &["filterMetadata", "typedFilterMetadata"];
+const TLS_SESSION: &[&str] = &["sni"];
+
+/// Where the fields are that people put in the wrong place.
+const PLACES: [(&str, &[&str]); 3] =
+    [("attributes.request.http", HTTP), ("attributes.request", REQUEST), ("attributes", ATTRIBUTES)];
 
 /// Reads a CheckRequest.
 ///
 /// # Errors
 /// What does not fit, with its path.
 pub fn check_request(text: &str) -> Result<wire::CheckRequest, String> {
-    let json: Value = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
+    let json = strict_json::value(text).map_err(|error| format!("not JSON: {error}"))?;
     let root = Reader { path: "request".to_owned(), value: &json };
-    Ok(wire::CheckRequest { attributes: root.message("attributes", attributes)? })
+    root.has_only(CHECK_REQUEST)?;
+    Ok(wire::CheckRequest { attributes: root.message("attributes", ATTRIBUTES, attributes)? })
 }
 
 fn attributes(own: &Reader<'_>) -> Result<wire::Attributes, String> {
     Ok(wire::Attributes {
-        source: own.message("source", peer)?,
-        destination: own.message("destination", peer)?,
-        request: own.message("request", |own| {
-            Ok(wire::Request { time: own.message("time", timestamp)?, http: own.message("http", http)? })
+        source: own.message("source", PEER, peer)?,
+        destination: own.message("destination", PEER, peer)?,
+        request: own.message("request", REQUEST, |own| {
+            Ok(wire::Request { time: own.scalar("time", timestamp)?, http: own.message("http", HTTP, http)? })
         })?,
         context_extensions: own.pairs("contextExtensions")?,
-        metadata_context: own.message("metadataContext", metadata)?,
-        route_metadata_context: own.message("routeMetadataContext", metadata)?,
-        tls_session: own.message("tlsSession", |own| Ok(wire::TlsSession { sni: own.text("sni")? }))?,
+        metadata_context: own.message("metadataContext", METADATA, metadata)?,
+        route_metadata_context: own.message("routeMetadataContext", METADATA, metadata)?,
+        tls_session: own.message("tlsSession", TLS_SESSION, |own| Ok(wire::TlsSession { sni: own.text("sni")? }))?,
     })
 }
 
@@ -45,8 +82,9 @@ fn peer(own: &Reader<'_>) -> Result<wire::Peer, String> {
         })
     };
     Ok(wire::Peer {
-        address: own
-            .message("address", |own| Ok(wire::Address { socket_address: own.message("socketAddress", socket)? }))?,
+        address: own.message("address", ADDRESS, |own| {
+            Ok(wire::Address { socket_address: own.message("socketAddress", SOCKET_ADDRESS, socket)? })
+        })?,
         labels: own.pairs("labels")?,
         principal: own.text("principal")?,
         certificate: own.text("certificate")?,
@@ -77,21 +115,26 @@ fn http(own: &Reader<'_>) -> Result<wire::HttpRequest, String> {
         protocol: own.text("protocol")?,
         body: own.text("body")?,
         raw_body: own.base64("rawBody")?,
-        header_map: own.message("headerMap", |own| Ok(wire::HeaderMap { headers: own.list("headers", header)? }))?,
+        header_map: own.message("headerMap", HEADER_MAP, |own| {
+            Ok(wire::HeaderMap { headers: own.list("headers", HEADER, header)? })
+        })?,
     })
 }
 
 fn metadata(own: &Reader<'_>) -> Result<wire::Metadata, String> {
-    let spaces = own.message("filterMetadata", |own| match own.value {
-        Value::Object(spaces) => Ok(spaces.iter().map(|(name, space)| (name.clone(), fields(space))).collect()),
+    let space = |own: &Reader<'_>, (name, value): (&String, &Value)| match value {
+        Value::Object(space) => Ok((name.clone(), fields(space))),
+        _ => Err(own.fault(name, "an object")),
+    };
+    let spaces = own.scalar("filterMetadata", |own| match own.value {
+        Value::Object(spaces) => spaces.iter().map(|entry| space(own, entry)).collect(),
         _ => Err(format!("`{}` is not an object", own.path)),
     })?;
     Ok(wire::Metadata { filter_metadata: spaces.unwrap_or_default() })
 }
 
-fn fields(json: &Value) -> wire::Struct {
-    let fields = json.as_object().into_iter().flatten();
-    wire::Struct { fields: fields.map(|(name, value)| (name.clone(), struct_value(value))).collect() }
+fn fields(fields: &Map<String, Value>) -> wire::Struct {
+    wire::Struct { fields: fields.iter().map(|(name, value)| (name.clone(), struct_value(value))).collect() }
 }
 
 fn struct_value(json: &Value) -> wire::StructValue {
@@ -101,7 +144,7 @@ fn struct_value(json: &Value) -> wire::StructValue {
         Value::Number(number) => wire::Kind::Number(number.as_f64().unwrap_or(f64::NAN)),
         Value::String(text) => wire::Kind::String(text.clone()),
         Value::Array(values) => wire::Kind::List(wire::ListValue { values: values.iter().map(struct_value).collect() }),
-        Value::Object(_) => wire::Kind::Struct(fields(json)),
+        Value::Object(own) => wire::Kind::Struct(fields(own)),
     };
     wire::StructValue { kind: Some(kind) }
 }
@@ -123,14 +166,57 @@ impl Reader<'_> {
         format!("`{}.{name}` is not {expected}", self.path)
     }
 
-    fn message<T>(&self, name: &str, read: impl FnOnce(&Reader<'_>) -> Result<T, String>) -> Result<Option<T>, String> {
+    /// That it is an object with no fields but these, none of them in both of its spellings.
+    fn has_only(&self, known: &[&str]) -> Result<(), String> {
+        let members = self.value.as_object().ok_or_else(|| format!("`{}` is not an object", self.path))?;
+        for key in members.keys() {
+            let spelling = known.iter().find(|name| **name == key || snake_case(name) == *key);
+            let Some(name) = spelling else {
+                let elsewhere = PLACES.iter().find(|(_, names)| names.iter().any(|name| name == key));
+                let hint = match elsewhere {
+                    Some((place, _)) => format!("it belongs to `{place}`"),
+                    None => suggest(key, known),
+                };
+                return Err(format!("`{}` has no field `{key}`; {hint}", self.path));
+            };
+            if key == name && snake_case(name) != *name && members.contains_key(&snake_case(name)) {
+                return Err(format!("`{}.{name}` is there twice, as `{}` too", self.path, snake_case(name)));
+            }
+        }
+        Ok(())
+    }
+
+    /// A message with these fields.
+    fn message<T>(
+        &self,
+        name: &str,
+        known: &[&str],
+        read: impl FnOnce(&Reader<'_>) -> Result<T, String>,
+    ) -> Result<Option<T>, String> {
+        self.scalar(name, |own| {
+            own.has_only(known)?;
+            read(own)
+        })
+    }
+
+    fn scalar<T>(&self, name: &str, read: impl FnOnce(&Reader<'_>) -> Result<T, String>) -> Result<Option<T>, String> {
         self.get(name).map(|own| read(&own)).transpose()
     }
 
-    fn list<T>(&self, name: &str, read: impl Fn(&Reader<'_>) -> Result<T, String>) -> Result<Vec<T>, String> {
+    /// A list of messages with these fields.
+    fn list<T>(
+        &self,
+        name: &str,
+        known: &[&str],
+        read: impl Fn(&Reader<'_>) -> Result<T, String>,
+    ) -> Result<Vec<T>, String> {
         let Some(own) = self.get(name) else { return Ok(Vec::new()) };
         let items = own.value.as_array().ok_or_else(|| self.fault(name, "a list"))?;
-        let item = |(at, value)| read(&Reader { path: format!("{}[{at}]", own.path), value });
+        let item = |(at, value)| {
+            let own = Reader { path: format!("{}[{at}]", own.path), value };
+            own.has_only(known)?;
+            read(&own)
+        };
         items.iter().enumerate().map(item).collect()
     }
 
@@ -241,5 +327,75 @@ fn value_json(value: &pb::Value) -> Value {
         Some(pb::value::Kind::BoolValue(value)) => json!(value),
         Some(pb::value::Kind::StructValue(own)) => struct_json(own),
         Some(pb::value::Kind::ListValue(list)) => list.values.iter().map(value_json).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every field of every message, at its place.
+    const FIELDS: [(&str, &[&str]); 11] = [
+        ("", CHECK_REQUEST),
+        ("attributes", ATTRIBUTES),
+        ("attributes.source", PEER),
+        ("attributes.source.address", ADDRESS),
+        ("attributes.source.address.socketAddress", SOCKET_ADDRESS),
+        ("attributes.request", REQUEST),
+        ("attributes.request.http", HTTP),
+        ("attributes.request.http.headerMap", HEADER_MAP),
+        ("attributes.request.http.headerMap.headers", HEADER),
+        ("attributes.metadataContext", METADATA),
+        ("attributes.tlsSession", TLS_SESSION),
+    ];
+
+    /// A request with this member at this place.
+    fn request(place: &str, name: &str, value: &Value) -> String {
+        let mut json = json!({name: value});
+        for part in place.split('.').rev().filter(|part| !part.is_empty()) {
+            json = if part == "headers" { json!({part: [json]}) } else { json!({part: json}) };
+        }
+        json.to_string()
+    }
+
+    #[test]
+    fn a_field_is_known_or_an_error_that_names_the_nearest() {
+        for (place, names) in FIELDS {
+            for name in names {
+                for spelling in [(*name).to_owned(), snake_case(name)] {
+                    let read = check_request(&request(place, &spelling, &Value::Null));
+                    assert!(read.is_ok(), "{place} {spelling}: {read:?}");
+                }
+                for at in 0..name.len() {
+                    let dropped = format!("{}{}", &name[..at], &name[at + 1..]);
+                    let doubled = format!("{}{}{}", &name[..at], &name[at..=at], &name[at..]);
+                    let upper = format!("{}{}{}", &name[..at], name[at..=at].to_uppercase(), &name[at + 1..]);
+                    for slip in [dropped, doubled, upper].into_iter().filter(|slip| slip != name && !slip.is_empty()) {
+                        let error = check_request(&request(place, &slip, &Value::Null)).expect_err(&slip);
+                        assert!(error.contains(&format!("has no field `{slip}`; did you mean `")), "{error}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_of_another_shape_is_an_error() {
+        for (text, expected) in [
+            (r#"{"method": "GET"}"#, "`request` has no field `method`; it belongs to `attributes.request.http`"),
+            (r#"{"attributes": []}"#, "`request.attributes` is not an object"),
+            ("[]", "`request` is not an object"),
+            (
+                r#"{"attributes": {"metadataContext": {"filterMetadata": {"a": 1}}}}"#,
+                "`request.attributes.metadataContext.filterMetadata.a` is not an object",
+            ),
+            (
+                r#"{"attributes": {"tlsSession": {}, "tls_session": {}}}"#,
+                "`request.attributes.tlsSession` is there twice, as `tls_session` too",
+            ),
+            (r#"{"attributes": {}, "attributes": {}}"#, "not JSON: `attributes` is there twice at line 1 column 31"),
+        ] {
+            assert_eq!(check_request(text), Err(expected.to_owned()), "{text}");
+        }
     }
 }

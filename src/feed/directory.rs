@@ -25,7 +25,7 @@ use crate::units::Span;
 use crate::yaml::Faults;
 
 /// How directories are followed.
-#[derive(Debug, Clone, Deserr, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserr, Serialize)]
 #[deserr(error = Faults, deny_unknown_fields, validate = Config::validate -> Faults)]
 pub struct Config {
     /// Whether the kernel is asked to report changes. Default: true. `false` leaves it to `poll`, for file systems that
@@ -406,9 +406,9 @@ mod tests {
         write(follower.path("bundle/.a.cedar.tmp"), "three");
         fs::rename(follower.path("bundle/.a.cedar.tmp"), follower.path("bundle/a.cedar")).expect("a rename");
         follower.snapshot("three").await;
-        write(follower.path("bundle/sub/dir/b.cedar"), "x");
+        write(follower.path("bundle/policies/dir/b.cedar"), "x");
         follower.status("fourth load", |status| status.loads == 4).await;
-        write(follower.path("bundle/sub/dir/b.cedar"), "y");
+        write(follower.path("bundle/policies/dir/b.cedar"), "y");
         follower.status("fifth load", |status| status.loads == 5).await;
     }
 

@@ -16,13 +16,13 @@ use deserr::Deserr;
 use serde::Serialize;
 use walkdir::{DirEntry, WalkDir};
 
-use crate::policy::Files;
+use crate::policy::{FILES_READ, FileKind, Files, strays};
 use crate::problem::{Problem, SourceFile};
 use crate::units::Bytes;
 use crate::yaml::Faults;
 
 /// What a bundle's files may amount to. A bundle beyond them is refused, whole.
-#[derive(Debug, Clone, Deserr, Serialize)]
+#[derive(Debug, Clone, PartialEq, Deserr, Serialize)]
 #[deserr(error = Faults, deny_unknown_fields)]
 pub struct Limits {
     /// How many files. Default: 10000.
@@ -68,9 +68,6 @@ impl Limits {
     }
 }
 
-/// What a bundle is made of. Everything else (`foo.cedar~`, `4913`, a README) belongs to editors and people.
-const ENDINGS: [&str; 5] = ["cedar", "cedarschema", "json", "yaml", "yml"];
-
 /// How often a directory that changes underfoot is tried again, and after how long. The kubelet swaps in microseconds;
 /// whoever takes longer gets the next event or poll.
 const ATTEMPTS: u32 = 5;
@@ -107,6 +104,7 @@ fn read_once(directory: &Path, limits: &Limits) -> Result<Files, Failure> {
         root: &root,
         limits,
         files: BTreeMap::new(),
+        others: Vec::new(),
         total_size: 0,
         changed: None,
         problems: Vec::new(),
@@ -117,15 +115,15 @@ fn read_once(directory: &Path, limits: &Limits) -> Result<Files, Failure> {
         Ok(now) => return Err(Failure::Torn(format!("it led to `{}`, then to `{}`", root.display(), now.display()))),
         Err(error) => return Err(unresolved(directory, &error)),
     }
-    if reader.files.is_empty() && reader.problems.is_empty() {
+    let Reader { name, files, changed, others, mut problems, .. } = reader;
+    let files = Files { root: name, files, changed };
+    problems.extend(strays(&files, &others));
+    if files.files.is_empty() && problems.is_empty() {
         // Putting nothing in force would drop every guardrail; far more often the files are on their way.
-        let problem = Problem::error(format!("`{}` holds no files of a bundle", reader.name));
-        reader.problems.push(problem.hint(format!("files that end in .{} are read", ENDINGS.join(", ."))));
+        let problem = Problem::error(format!("`{}` holds no files of a bundle", files.root));
+        problems.push(problem.hint(format!("what is read: {FILES_READ}")));
     }
-    match reader.problems.is_empty() {
-        true => Ok(Files { root: reader.name, files: reader.files, changed: reader.changed }),
-        false => Err(Failure::Problems(reader.problems)),
-    }
+    if problems.is_empty() { Ok(files) } else { Err(Failure::Problems(problems)) }
 }
 
 /// Where the files of a directory really are: behind `..data` in a ConfigMap mount, behind the path otherwise.
@@ -157,6 +155,8 @@ struct Reader<'a> {
     root: &'a Path,
     limits: &'a Limits,
     files: BTreeMap<String, String>,
+    /// Files that nothing reads, by path: whether they are errors, the bundle's manifest says.
+    others: Vec<String>,
     total_size: u64,
     changed: Option<SystemTime>,
     problems: Vec<Problem>,
@@ -171,14 +171,14 @@ impl Reader<'_> {
             .sort_by_file_name()
             .max_depth(self.limits.max_depth.saturating_add(1))
             .into_iter()
-            .filter_entry(|entry| entry.depth() == 0 || !is_hidden(entry.path()));
+            .filter_entry(|entry| entry.depth() == 0 || !is_hidden(entry.path()) || !entry.file_type().is_dir());
         for entry in entries {
             match entry {
                 Ok(entry) if entry.depth() == 0 && !entry.file_type().is_dir() => {
                     let problem = Problem::error(format!("`{}` is not a directory", self.name));
                     self.problems.push(problem.hint("name the directory that the file is in"));
                 }
-                Ok(entry) if entry.file_type().is_dir() || is_of_a_bundle(&entry) => {
+                Ok(entry) if self.is_to_be_read(&entry) => {
                     if self.entry(&entry)? == Stop::Yes {
                         break;
                     }
@@ -188,6 +188,38 @@ impl Reader<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether this is a directory to go through, or a file of the bundle; what may be neither is noted.
+    fn is_to_be_read(&mut self, entry: &DirEntry) -> bool {
+        if entry.file_type().is_dir() {
+            return true;
+        }
+        let path = entry.path();
+        let Some(relative) = self.relative(path) else {
+            self.problem(path, Problem::error("has a name that is not UTF-8").hint("rename it"));
+            return false;
+        };
+        if is_hidden(path) {
+            if FileKind::is_hidden_one(&relative) {
+                let hint = "rename it, or remove it; a rule that is not to count has no place in a bundle";
+                self.problem(path, Problem::error("nothing reads hidden files").hint(hint));
+            }
+            return false;
+        }
+        match FileKind::of(&relative) {
+            Ok(FileKind::Foreign) => false,
+            // A pipe would hold the reader forever.
+            Ok(_) if !entry.file_type().is_file() => {
+                self.problem(path, Problem::error("is no regular file").hint("remove it"));
+                false
+            }
+            Ok(_) => true,
+            Err(_) => {
+                self.others.push(relative);
+                false
+            }
+        }
     }
 
     fn entry(&mut self, entry: &DirEntry) -> Result<Stop, String> {
@@ -303,12 +335,6 @@ fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
-fn is_of_a_bundle(entry: &DirEntry) -> bool {
-    let ending = entry.path().extension().and_then(|ending| ending.to_str());
-    // Only regular files: a pipe by that name would hold the reader forever.
-    entry.file_type().is_file() && ending.is_some_and(|ending| ENDINGS.contains(&ending))
-}
-
 fn vanished(path: &Path) -> String {
     format!("`{}` vanished", path.display())
 }
@@ -339,16 +365,35 @@ mod tests {
     #[test]
     fn reads_what_belongs_to_a_bundle_and_nothing_else() {
         let dir = tempfile::tempdir().expect("a directory");
-        let good = ["bundle.yaml", "entities/users.json", "policies/deep/er/a.cedar", "schema.cedarschema", "x.yml"];
-        let ignored = [".git/config.yaml", ".a.cedar.swp", ".b.cedar", "4913", "a.cedar~", "README.md", "sub/.c.cedar"];
+        let good = ["bundle.yaml", "entities/users.json", "policies/deep/er/a.cedar", "schema.cedarschema"];
+        let ignored = [".git/config.yaml", ".a.cedar.swp", "README.md", "sub/.c.swp", "docs/big.bin", "ci/x.yml"];
         for path in good.iter().chain(&ignored) {
             write(dir.path(), path, path);
         }
+        let manifest = "name: x\nignore: [docs/, ci/x.yml]";
+        write(dir.path(), "bundle.yaml", manifest);
+        write(dir.path(), "docs/big.bin", [0xff; 99]);
         symlink("nowhere", dir.path().join(".#lock.cedar")).expect("a link");
         let files = read(dir.path(), &Limits::default()).expect("good files");
         assert_eq!(names(&files), good);
-        assert!(files.files.iter().all(|(path, text)| path == text));
+        assert!(files.files.iter().all(|(path, text)| path == text || text == manifest));
         assert!(files.changed.is_some());
+
+        write(dir.path(), "ci/y.yml", "");
+        write(dir.path(), "policies/deny.CEDAR", "forbid (principal, action, resource);");
+        write(dir.path(), "policies/deny.cedar~", "");
+        write(dir.path(), "policies/.deny.cedar", "");
+        let problems = problems(dir.path(), &Limits::default());
+        let starts = [
+            "policies/.deny.cedar: nothing reads hidden files (rename it",
+            "ci/y.yml: nothing reads this file (what is read: `bundle.yaml`",
+            "policies/deny.CEDAR: nothing reads this file (`policies/deny.cedar` would be read",
+            "policies/deny.cedar~: nothing reads what editors and tools leave behind (remove it",
+        ];
+        assert_eq!(problems.len(), starts.len(), "{problems:?}");
+        for (problem, start) in problems.iter().zip(starts) {
+            assert!(problem.starts_with(start), "{problem}");
+        }
     }
 
     #[test]
@@ -356,15 +401,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let shared = tempfile::tempdir().expect("a directory");
         write(shared.path(), "guard.cedar", "forbid(principal, action, resource);");
-        symlink(shared.path(), dir.path().join("shared")).expect("a link");
-        assert_eq!(names(&read(dir.path(), &Limits::default()).expect("good files")), ["shared/guard.cedar"]);
+        symlink(shared.path(), dir.path().join("policies")).expect("a link");
+        assert_eq!(names(&read(dir.path(), &Limits::default()).expect("good files")), ["policies/guard.cedar"]);
 
         symlink(".", shared.path().join("again")).expect("a link");
         symlink("nowhere.cedar", dir.path().join("dead.cedar")).expect("a link");
         let problems = problems(dir.path(), &Limits::default());
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert_eq!(problems[0], "dead.cedar: is a symlink that leads nowhere (remove it or mend it)");
-        assert!(problems[1].starts_with("shared/again: leads back to `"), "{problems:?}");
+        assert!(problems[1].starts_with("policies/again: leads back to `"), "{problems:?}");
     }
 
     #[test]
@@ -372,14 +417,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         write(dir.path(), "a.cedar", b"permit\xff");
         write(dir.path(), "b.cedar", "12345678901");
-        write(dir.path(), "c/d/e.cedar", "x");
+        write(dir.path(), "policies/d/e.cedar", "x");
         let limits = Limits { max_file_size: Bytes(10), max_depth: 2, ..Limits::default() };
         assert_eq!(
             problems(dir.path(), &limits),
             [
                 "a.cedar: is not UTF-8 at byte 6 (save it as UTF-8)",
                 "b.cedar: is larger than `max_file_size` (10)",
-                "c/d/e.cedar: is deeper than `max_depth` (2) allows",
+                "policies/d/e.cedar: is deeper than `max_depth` (2) allows",
             ]
         );
     }
@@ -408,7 +453,8 @@ mod tests {
             ("file", "`file` is not a directory (name the directory that the file is in)"),
             (
                 "empty",
-                "`empty` holds no files of a bundle (files that end in .cedar, .cedarschema, .json, .yaml, .yml are read)",
+                "`empty` holds no files of a bundle (what is read: `bundle.yaml`, `routes.yaml`, `policies/*.cedar`, \
+                 `schema.cedarschema`, `entities/*.json`, `tests/*.yaml`; policies/README.md has the whole list)",
             ),
             (
                 "mount",

@@ -6,8 +6,10 @@
 use std::time::Duration;
 
 use cedar_policy::Effect;
+use deserr::Deserr;
 
 use crate::model::Denial;
+use crate::yaml::{Faults, Invalid};
 
 /// What the annotations of one policy say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,13 +23,14 @@ pub struct Annotations {
 }
 
 impl Annotations {
-    /// Reads the annotations of a policy with this effect.
+    /// Reads the annotations of a policy with this effect. `listed` are those of the team's own.
     ///
     /// # Errors
     /// All faults: a message and a hint each.
     pub fn read<'a>(
         effect: Effect,
         annotations: impl Iterator<Item = (&'a str, &'a str)>,
+        listed: &[Own],
     ) -> Result<Self, Vec<(String, String)>> {
         let mut faults = Vec::new();
         let mut own = Self::default();
@@ -69,20 +72,23 @@ impl Annotations {
                 }
                 "header" => {
                     shapes.push(name);
+                    if value.trim().is_empty() {
+                        faults.push(("`@header` without a header".to_owned(), LIKE_HEADER.to_owned()));
+                    }
                     for line in value.split('\n').filter(|line| !line.trim().is_empty()) {
                         match line.split_once(':') {
                             Some((name, value)) => {
                                 shape.headers.push((name.trim().to_owned(), value.trim().to_owned()));
                             }
-                            None => faults.push((
-                                format!("`@header(\"{line}\")` is not a header"),
-                                "like `@header(\"www-authenticate: Bearer\")`; several are separated by `\\n`"
-                                    .to_owned(),
-                            )),
+                            None => {
+                                faults.push((format!("`@header(\"{line}\")` is not a header"), LIKE_HEADER.to_owned()))
+                            }
                         }
                     }
                 }
-                _ => {}
+                "id" => {}
+                _ if is_listed(name, listed) => {}
+                _ => faults.extend(slip(name)),
             }
         }
         if let (Effect::Permit, Some(first)) = (effect, shapes.first()) {
@@ -99,6 +105,106 @@ impl Annotations {
         }
         if faults.is_empty() { Ok(own) } else { Err(faults) }
     }
+}
+
+const LIKE_HEADER: &str = "like `@header(\"www-authenticate: Bearer\")`; several are separated by `\\n`";
+
+// === the others ===
+
+/// The annotations that have a meaning.
+const KNOWN: [&str; 7] = ["header", "id", "location", "message", "mode", "status", "ttl"];
+
+/// What people write for them, without `_` and in lower case. A policy with `@disabled` or `@deny_status("401")` would be in
+/// force as if it were not there.
+const MEANT: [(&str, &[&str]); 6] = [
+    (
+        "mode",
+        &[
+            "shadow",
+            "shadowmode",
+            "enforce",
+            "enforced",
+            "enforcement",
+            "enforcementmode",
+            "dryrun",
+            "monitor",
+            "audit",
+            "auditonly",
+            "logonly",
+            "testmode",
+            "disabled",
+            "disable",
+            "enabled",
+            "enable",
+            "active",
+            "inactive",
+            "effect",
+            "deny",
+            "permit",
+            "allow",
+        ],
+    ),
+    (
+        "status",
+        &[
+            "code",
+            "statuscode",
+            "httpstatus",
+            "httpstatuscode",
+            "httpcode",
+            "denystatus",
+            "responsestatus",
+            "errorcode",
+        ],
+    ),
+    ("message", &["msg", "body", "responsebody", "denymessage", "errormessage", "responsemessage", "denialmessage"]),
+    ("header", &["responseheader", "responseheaders", "denyheader", "setheader", "addheader", "httpheader"]),
+    ("location", &["redirect", "redirectto", "redirecturl", "redirecturi", "url"]),
+    ("ttl", &["cache", "cachettl", "maxage", "cachefor", "timetolive", "cachecontrol"]),
+];
+
+/// An entry of `annotations` of `bundle.yaml`: a name, or what names begin with, such as `team_`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserr)]
+#[deserr(error = Faults, try_from(String) = Own::parse -> Invalid)]
+pub struct Own(String);
+
+impl Own {
+    fn parse(text: String) -> Result<Self, Invalid> {
+        let is_start = |c: char| c.is_ascii_alphabetic() || c == '_';
+        let is_name = text.starts_with(is_start) && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if KNOWN.contains(&text.as_str()) {
+            return Err(Invalid::new(format!("`{text}` has a meaning that no bundle can take away")).hint("remove it"));
+        }
+        match is_name && text.chars().any(|c| c != '_') {
+            true => Ok(Self(text)),
+            false => Err(Invalid::new(format!("`{text}` is no name of an annotation"))
+                .hint("like `jira`, or `team_` for all that begin with it")),
+        }
+    }
+}
+
+fn is_listed(name: &str, listed: &[Own]) -> bool {
+    listed.iter().any(|Own(own)| own == name || (own.ends_with('_') && name.starts_with(own.as_str())))
+}
+
+/// Whether an annotation means nothing to anyone that we know of.
+pub(super) fn is_idle(name: &str, listed: &[Own]) -> bool {
+    !KNOWN.contains(&name) && !is_listed(name, listed)
+}
+
+/// The fault of an annotation that is nearly one of ours: a message and a hint.
+fn slip(name: &str) -> Option<(String, String)> {
+    let plain: String = name.chars().filter(|c| *c != '_').map(|c| c.to_ascii_lowercase()).collect();
+    let tolerated = |known: &str| if known.len() > 4 { 2 } else { 1 };
+    let near = |known: &&str| strsim::damerau_levenshtein(&plain, known) <= tolerated(known);
+    let meant = MEANT.iter().find(|(_, words)| words.contains(&plain.as_str())).map(|(known, _)| *known);
+    let known = meant.or_else(|| KNOWN.into_iter().find(near))?;
+    let like = match known {
+        "mode" => "@mode(\"shadow\")".to_owned(),
+        known => format!("@{known}(\"...\")"),
+    };
+    let message = format!("`@{name}` has no effect");
+    Some((message, format!("did you mean `{like}`? If it is yours, list it in bundle.yaml: `annotations: [{name}]`")))
 }
 
 /// The parts of a [`Denial`] as people write them, in annotations or in `bundle.yaml`.
@@ -192,7 +298,7 @@ mod tests {
             (&[("mode", "shaddow")], Err("`@mode(\"shaddow\")` is not a mode")),
         ];
         for (annotations, expected) in cases {
-            let read = Annotations::read(Effect::Forbid, annotations.iter().copied());
+            let read = Annotations::read(Effect::Forbid, annotations.iter().copied(), &[]);
             match expected {
                 Ok((status, headers)) => {
                     let denial = read.expect("good").denial.expect("shaped");
@@ -205,9 +311,65 @@ mod tests {
 
     #[test]
     fn a_permit_cannot_shape_a_denial() {
-        assert!(Annotations::read(Effect::Permit, [("status", "401")].into_iter()).is_err());
-        let own = Annotations::read(Effect::Permit, [("ttl", "10s"), ("owner", "me"), ("mode", "shadow")].into_iter());
+        assert!(Annotations::read(Effect::Permit, [("status", "401")].into_iter(), &[]).is_err());
+        let own =
+            Annotations::read(Effect::Permit, [("ttl", "10s"), ("owner", "me"), ("mode", "shadow")].into_iter(), &[]);
         let own = own.expect("good");
         assert_eq!((own.shadow, own.ttl), (true, Some(Duration::from_secs(10))));
+    }
+    /// Names that are one slip away from a known one, and what people write for it.
+    fn slips(known: &str) -> Vec<String> {
+        let chars: Vec<char> = known.chars().collect();
+        let mut all = vec![known.to_uppercase(), format!("{known}s"), format!("_{known}"), format!("{known}_")];
+        for at in 0..chars.len() {
+            let mut dropped = chars.clone();
+            dropped.remove(at);
+            let mut doubled = chars.clone();
+            doubled.insert(at, chars[at]);
+            let mut swapped = chars.clone();
+            swapped.swap(at, (at + 1).min(chars.len() - 1));
+            let mut upper = chars.clone();
+            upper[at] = upper[at].to_ascii_uppercase();
+            let mut parted = chars.clone();
+            parted.insert(at, '_');
+            all.extend([dropped, doubled, swapped, upper, parted].map(|chars| chars.into_iter().collect::<String>()));
+        }
+        all.retain(|slip| slip != known && !slip.is_empty());
+        all
+    }
+
+    #[test]
+    fn a_slip_is_refused_unless_it_is_listed() {
+        let words = MEANT.iter().flat_map(|(_, words)| words.iter().map(|word| (*word).to_owned()));
+        for name in KNOWN.into_iter().flat_map(slips).chain(words) {
+            let read =
+                |listed: &[Own]| Annotations::read(Effect::Forbid, [(name.as_str(), "shadow")].into_iter(), listed);
+            let faults = read(&[]).expect_err(&name);
+            assert!(faults[0].1.starts_with("did you mean `@"), "{name}: {faults:?}");
+            assert_eq!(read(&[Own(name.clone())]), Ok(Annotations::default()), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_near_nothing_is_idle_unless_it_is_listed() {
+        let listed = ["jira", "team_"].map(|text| Own::parse(text.to_owned()).expect("good"));
+        for (name, idle) in [
+            ("linkWhen", true),
+            ("createPolicyWhen", true),
+            ("owner", true),
+            ("description", true),
+            ("advice", true),
+            ("jira", false),
+            ("jira2", true),
+            ("team_owner", false),
+            ("team", true),
+            ("mode", false),
+        ] {
+            assert!(Annotations::read(Effect::Forbid, [(name, "shadow")].into_iter(), &listed).is_ok(), "{name}");
+            assert_eq!(is_idle(name, &listed), idle, "{name}");
+        }
+        for text in ["mode", "", "_", "team-", "a b", "1a", "team.owner"] {
+            assert!(Own::parse(text.to_owned()).is_err(), "{text}");
+        }
     }
 }

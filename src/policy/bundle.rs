@@ -3,21 +3,23 @@
 //! Loaded all or nothing, and every problem is reported, not the first. What stands in a bundle and where is described
 //! in policies/README.md.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cedar_policy::{Policy, PolicySet, SchemaFragment, Template};
-use cedar_policy_core::ast;
+use cedar_policy::{Policy, SchemaFragment, Template};
 use deserr::Deserr;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::annotations::{Annotations, Shape};
+use super::annotations::{self, Annotations, Shape};
+use super::compile::with_causes;
+use super::layout::{self, Form, Kind};
 use super::memory::{FileKey, GoodFile, Memory};
+use super::policy_file::{Contents, Reader};
 use super::vocabulary::{Unrouted, Wanted};
 use super::{Files, overlay};
 use crate::model::{Denial, EntityUid, PolicyId};
 use crate::problem::{Problem, SourceFile};
+use crate::strict_json;
 use crate::units::Span;
 use crate::yaml::{self, Faults, Invalid, Table};
 
@@ -42,6 +44,8 @@ pub struct Bundle {
     pub entities: Vec<Arc<SourceFile>>,
     /// `routes.yaml`.
     pub routes: Option<Arc<SourceFile>>,
+    /// What is worth a look in it.
+    pub warnings: Vec<Problem>,
 }
 
 /// `bundle.yaml`, as written.
@@ -71,6 +75,29 @@ pub struct Manifest {
     /// What becomes of requests that no route names; default: `deny` if any bundle has routes, else `base`.
     #[deserr(default)]
     pub unrouted: Option<Unrouted>,
+    /// Annotations of the team's own, without effect: `jira`, or all that begin with `team_`.
+    #[deserr(default)]
+    pub annotations: Vec<annotations::Own>,
+    /// Files beside the bundle's that nothing is to read: paths, and folders that end with `/`.
+    #[deserr(default)]
+    pub ignore: Vec<Ignored>,
+}
+
+/// An entry of `ignore` of `bundle.yaml`.
+#[derive(Debug, Clone, Deserr)]
+#[deserr(error = Faults, try_from(String) = Ignored::parse -> Invalid)]
+pub struct Ignored(pub String);
+
+impl Ignored {
+    fn parse(text: String) -> Result<Self, Invalid> {
+        let parts = text.strip_suffix('/').unwrap_or(&text).split('/');
+        let is_plain = parts.into_iter().all(|part| !part.is_empty() && part != "." && part != "..");
+        match is_plain && !text.contains(['*', '?', '[', '\\']) {
+            true => Ok(Self(text)),
+            false => Err(Invalid::new(format!("`{text}` is no path in the bundle"))
+                .hint("like `kustomization.yaml`, or `docs/` with all that is in it; there are no wildcards")),
+        }
+    }
 }
 
 /// The name of a bundle.
@@ -168,18 +195,10 @@ pub struct Link {
     pub source: Arc<SourceFile>,
 }
 
-/// One entry of `links.json`, in the form that the Cedar CLI writes.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LinkEntry {
-    template_id: String,
-    link_id: String,
-    args: BTreeMap<String, String>,
-}
-
 /// Over the texts of all schema files, and what the bundles want of our names: any edit may change what a request is.
 pub(super) fn schema_digest(bundles: &[Files], wanted: &Wanted) -> [u8; 32] {
-    let texts = bundles.iter().flat_map(|bundle| &bundle.files).filter(|(path, _)| matches!(kind(path), Kind::Schema));
+    let is_schema = |path: &str| matches!(Kind::of(path), Ok(Kind::Schema(_)));
+    let texts = bundles.iter().flat_map(|bundle| &bundle.files).filter(|(path, _)| is_schema(path));
     let hash = Sha256::new().chain_update(Sha256::digest(format!("{wanted:?}")));
     texts.fold(hash, |hash, (_, text)| hash.chain_update(Sha256::digest(text))).finalize().into()
 }
@@ -201,13 +220,13 @@ pub(super) fn wanted(bundles: &[Files]) -> Wanted {
 pub(super) fn parse(files: &Files, memory: Option<&Memory>) -> Result<Bundle, Vec<Problem>> {
     let mut problems = Vec::new();
     let source = |path: &str, text: &str| SourceFile::new(format!("{}/{path}", files.root.trim_end_matches('/')), text);
-    let Some(text) = files.files.get("bundle.yaml") else {
-        return Err(vec![
-            Problem::error(format!("{}: there is no `bundle.yaml`", files.root))
-                .hint("a bundle needs one, with at least `name: <name>`"),
-        ]);
+    problems.extend(layout::strays(files, &[]));
+    let Some(text) = files.files.get(MANIFEST) else {
+        let problem = Problem::error(format!("{}: there is no `bundle.yaml`", files.root));
+        problems.push(problem.hint("a bundle needs one, with at least `name: <name>`"));
+        return Err(problems);
     };
-    let manifest_source = source("bundle.yaml", text);
+    let manifest_source = source(MANIFEST, text);
     let manifest: Manifest = yaml::parse(&manifest_source)?;
     let denial = manifest.denial.clone().and_then(|entry| {
         let DenialEntry { status, message, headers, location } = entry;
@@ -218,7 +237,6 @@ pub(super) fn parse(files: &Files, memory: Option<&Memory>) -> Result<Bundle, Ve
             })
             .ok()
     });
-    let name = manifest.name.0.clone();
     let mut bundle = Bundle {
         manifest,
         denial,
@@ -229,164 +247,77 @@ pub(super) fn parse(files: &Files, memory: Option<&Memory>) -> Result<Bundle, Ve
         links: Vec::new(),
         entities: Vec::new(),
         routes: None,
+        warnings: Vec::new(),
     };
-    for (path, text) in &files.files {
-        let source = source(path, text);
-        match kind(path) {
-            Kind::Manifest | Kind::Other => {}
-            Kind::Schema if memory.is_some() => {}
-            Kind::Schema => match SchemaFragment::from_cedarschema_str(text) {
-                Ok((fragment, _)) => bundle.fragments.push((fragment, source)),
-                Err(error) => problems.push(Problem::from_diagnostic(&error, &source)),
-            },
-            Kind::Policies => {
-                let key = FileKey::of(&name, path, text);
-                match memory.and_then(|memory| memory.file(&key)) {
-                    Some(good) => bundle.known.push((key, Arc::clone(good), source)),
-                    None => {
-                        bundle.policies.extend(policies(&name, path, &source, &mut problems));
-                        bundle.fresh.push((key, source));
-                    }
-                }
-            }
-            Kind::Links => bundle.links.extend(links(&name, &source, &mut problems)),
-            Kind::Entities => bundle.entities.push(source),
-            Kind::Routes => bundle.routes = Some(source),
-            Kind::Misplaced(hint) => {
-                problems.push(Problem::error("a file in a place where nothing reads it").hint(hint).in_file(&source));
-            }
-        }
+    // Strays were reported above.
+    for (path, text, kind) in files.files.iter().filter_map(|(path, text)| Some((path, text, Kind::of(path).ok()?))) {
+        bundle.take(path, kind, source(path, text), memory, &mut problems);
     }
     if problems.is_empty() { Ok(bundle) } else { Err(problems) }
 }
 
-/// What a file of a bundle is, by its path.
-enum Kind {
-    Manifest,
-    Schema,
-    Policies,
-    Links,
-    Entities,
-    Routes,
-    /// Something of the team's own: README, CI files.
-    Other,
-    /// A policy, or what looks like one, that would be silently ignored: a `forbid` that is not in force is a breach.
-    Misplaced(&'static str),
-}
-
-fn kind(path: &str) -> Kind {
-    let (folder, file) = path.split_once('/').map_or(("", path), |(folder, _)| (folder, path));
-    let at_root = folder.is_empty();
-    match (folder, file) {
-        ("", "bundle.yaml") => Kind::Manifest,
-        ("", "routes.yaml") => Kind::Routes,
-        ("", "links.json") => Kind::Links,
-        ("", "entities.json") => Kind::Entities,
-        ("", "bundle.yml" | "routes.yml") => Kind::Misplaced("the ending is `.yaml`"),
-        ("tests", _) => Kind::Other,
-        ("entities", _) if path.ends_with(".json") => Kind::Entities,
-        _ if path.ends_with(".cedarschema") && (at_root || folder == "schemas") => Kind::Schema,
-        _ if path.ends_with(".cedarschema") => Kind::Misplaced("schemas stand in `schemas/` or beside `bundle.yaml`"),
-        _ if path.ends_with(".cedar") && (at_root || folder == "policies") => Kind::Policies,
-        _ if path.ends_with(".cedar") => Kind::Misplaced("policies stand in `policies/` or beside `bundle.yaml`"),
-        _ if path.ends_with("links.json") && folder == "policies" => Kind::Links,
-        _ => Kind::Other,
+impl Bundle {
+    /// Adds a file of the bundle.
+    fn take(
+        &mut self,
+        path: &str,
+        kind: Kind,
+        source: Arc<SourceFile>,
+        memory: Option<&Memory>,
+        problems: &mut Vec<Problem>,
+    ) {
+        let Manifest { name, annotations, ignore, .. } = &self.manifest;
+        if let Some(entry) = ignore.iter().find(|entry| layout::ignored(&entry.0, path)) {
+            let message = format!("`ignore` in bundle.yaml has `{}`, and this file is read", entry.0);
+            problems.push(Problem::error(message).hint("remove one of the two").in_file(&source));
+        }
+        let warnings = &mut self.warnings;
+        let mut reader = Reader { bundle: &name.0, annotations, source: &source, problems, warnings };
+        match kind {
+            Kind::Manifest | Kind::Tests | Kind::Request | Kind::Foreign => {}
+            Kind::Schema(_) if memory.is_some() => {}
+            Kind::Schema(form) => match fragment(form, &source) {
+                Ok(fragment) => self.fragments.push((fragment, source)),
+                Err(problem) => problems.push(problem),
+            },
+            Kind::Policies(form) => {
+                // The list of annotations decides what is wrong with a file, so it is part of the key.
+                let key = FileKey::of(&format!("{} {annotations:?}", name.0), path, &source.text);
+                match memory.and_then(|memory| memory.file(&key)) {
+                    Some(good) => self.known.push((key, Arc::clone(good), source)),
+                    None => {
+                        let Contents { policies, links } = reader.policies(path, form);
+                        self.policies.extend(policies);
+                        self.links.extend(links);
+                        self.fresh.push((key, source));
+                    }
+                }
+            }
+            Kind::Links => self.links.extend(reader.links()),
+            Kind::Entities => self.entities.push(source),
+            Kind::Routes => self.routes = Some(source),
+        }
     }
 }
 
-/// The policies and templates of a file, under their full ids.
-fn policies(bundle: &str, path: &str, source: &Arc<SourceFile>, problems: &mut Vec<Problem>) -> Vec<Parsed> {
-    let set: PolicySet = match source.text.parse() {
-        Ok(set) => set,
-        Err(errors) => {
-            let errors: &cedar_policy::ParseErrors = &errors;
-            problems.extend(errors.iter().map(|error| Problem::from_diagnostic(error, source)));
-            return Vec::new();
-        }
-    };
-    let alone = set.policies().count() + set.templates().count() == 1;
-    let stem = path.rsplit('/').next().and_then(|file| file.strip_suffix(".cedar")).unwrap_or(path);
-    let mut all = Vec::new();
-    let mut add = |body: Body, problems: &mut Vec<Problem>| {
-        let (effect, own_id, annotations, span) = match &body {
-            Body::Static(policy) => {
-                let loc = AsRef::<ast::Policy>::as_ref(policy.as_ref()).loc();
-                let annotations = policy.annotations().collect::<Vec<_>>();
-                (policy.effect(), policy.annotation("id"), annotations, loc)
-            }
-            Body::Template(template) => {
-                let loc = AsRef::<ast::Template>::as_ref(template.as_ref()).loc();
-                let annotations = template.annotations().collect::<Vec<_>>();
-                (template.effect(), template.annotation("id"), annotations, loc)
-            }
-        };
-        let span = span.map(|loc| (loc.start(), source.text.get(loc.start()..loc.end()).map_or(1, first_line)));
-        let id = match own_id {
-            Some("") => {
-                problems.push(Problem::error("`@id` without an id").at(source, span));
-                return;
-            }
-            Some(id) => id,
-            None if alone => stem,
-            None => {
-                let hint = "give each its `@id(\"...\")`: positions change with every insertion";
-                let problem = Problem::error("a policy without `@id` in a file of several").hint(hint);
-                problems.push(problem.at(source, span));
-                return;
-            }
-        };
-        let id = PolicyId::new(format!("{bundle}/{id}"));
-        match Annotations::read(effect, annotations.into_iter()) {
-            Ok(annotations) => {
-                let body = match body {
-                    Body::Static(policy) => Body::Static(Box::new(policy.new_id(id))),
-                    Body::Template(template) => Body::Template(Box::new(template.new_id(id))),
-                };
-                all.push(Parsed { body, annotations, source: Arc::clone(source), span });
-            }
-            Err(faults) => {
-                let found =
-                    faults.into_iter().map(|(message, hint)| Problem::error(message).hint(hint).at(source, span));
-                problems.extend(found);
-            }
-        }
-    };
-    for policy in set.policies() {
-        add(Body::Static(Box::new(policy.clone())), problems);
-    }
-    for template in set.templates() {
-        add(Body::Template(Box::new(template.clone())), problems);
-    }
-    all
+const MANIFEST: &str = "bundle.yaml";
+
+/// `ignore` of the manifest, if it can be read.
+pub(super) fn ignore(files: &Files) -> Option<Vec<Ignored>> {
+    let Some(text) = files.files.get(MANIFEST) else { return Some(Vec::new()) };
+    yaml::parse(&SourceFile::new(MANIFEST, text.as_str())).ok().map(|manifest: Manifest| manifest.ignore)
 }
 
-fn first_line(text: &str) -> usize {
-    text.lines().next().map_or(1, str::len)
-}
-
-/// The links of a file, under full ids.
-fn links(bundle: &str, source: &Arc<SourceFile>, problems: &mut Vec<Problem>) -> Vec<Link> {
-    let entries: Vec<LinkEntry> = match serde_json::from_str(&source.text) {
-        Ok(entries) => entries,
-        Err(error) => {
-            let hint = "a list of {\"template_id\", \"link_id\", \"args\": {\"?principal\": \"User::\\\"alice\\\"\"}}";
-            problems.push(Problem::error(error.to_string()).hint(hint).in_file(source));
-            return Vec::new();
+/// A file of the schema.
+fn fragment(form: Form, source: &Arc<SourceFile>) -> Result<SchemaFragment, Problem> {
+    match form {
+        Form::Cedar => SchemaFragment::from_cedarschema_str(&source.text)
+            .map(|(fragment, _)| fragment)
+            .map_err(|error| Problem::from_diagnostic(&error, source)),
+        Form::Json => {
+            strict_json::parse(source)?;
+            SchemaFragment::from_json_str(&source.text)
+                .map_err(|error| Problem::error(with_causes(&error)).in_file(source))
         }
-    };
-    let mut all = Vec::new();
-    for LinkEntry { template_id, link_id, args } in entries {
-        let full = |id: &str| PolicyId::new(format!("{bundle}/{id}"));
-        let mut values = Vec::new();
-        for (slot, text) in args {
-            match text.parse() {
-                Ok(uid) => values.push((slot, uid)),
-                Err(_) => problems
-                    .push(Problem::error(format!("link `{link_id}`: `{text}` is not an entity")).in_file(source)),
-            }
-        }
-        let (template, id, source) = (full(&template_id), full(&link_id), Arc::clone(source));
-        all.push(Link { template, id, values, source });
     }
-    all
 }

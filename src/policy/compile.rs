@@ -11,6 +11,7 @@ use cedar_policy_core::ast::EntityUID;
 use super::Files;
 use super::bundle::{self, Body, Bundle, Parsed};
 use super::entities::{EntityStore, Reach};
+use super::entity_file;
 use super::footprint::Footprint;
 use super::index::{Compiled, Index, Side};
 use super::memory::{FileKey, GoodFile, Linked, Memory};
@@ -50,7 +51,10 @@ impl Compiler {
         let mut bundles = Vec::new();
         for files in files {
             match bundle::parse(files, known.is_some().then_some(&*memory)) {
-                Ok(bundle) => bundles.push(bundle),
+                Ok(mut bundle) => {
+                    self.problems.append(&mut bundle.warnings);
+                    bundles.push(bundle);
+                }
                 Err(problems) => self.problems.extend(problems),
             }
         }
@@ -74,7 +78,8 @@ impl Compiler {
         let mut routes = Routes::default();
         for bundle in &bundles {
             if let Some(source) = &bundle.routes {
-                routes.add(&bundle.manifest.name.0, source, &types, &mut self.problems);
+                let schema = linked.validator.schema();
+                routes.add(&bundle.manifest.name.0, source, &types, schema, &mut self.problems);
             }
         }
         self.stop_at_errors()?;
@@ -99,6 +104,7 @@ impl Compiler {
                 bundles: bundles.iter().map(|bundle| describe(&bundle.manifest)).collect(),
             };
         self.problems.extend(base.warn_of_keys(|id| origin(&bundles, id)));
+        self.problems.extend(base.warn_of_routes());
         memory.replace(linked, good);
         Ok((base, self.problems))
     }
@@ -385,6 +391,11 @@ impl Compiler {
         let mut seen: HashMap<EntityUid, &str> = HashMap::new();
         let mut all: Vec<Entity> = Vec::new();
         for (bundle, source) in bundles.iter().flat_map(|b| b.entities.iter().map(move |source| (b, source))) {
+            let strange = entity_file::check(source);
+            if !strange.is_empty() {
+                self.problems.extend(strange);
+                continue;
+            }
             let file = match Entities::from_json_str(&source.text, Some(schema)) {
                 Ok(entities) => entities,
                 Err(error) => {
@@ -446,7 +457,7 @@ fn one_for_each_place(sorted: Vec<Problem>) -> Vec<Problem> {
 }
 
 /// Cedar's errors say little; their causes say which entity, attribute or slot.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -502,7 +513,6 @@ struct Sets {
 }
 
 fn describe(manifest: &bundle::Manifest) -> BundleSummary {
-    let bundle::Manifest { name, version, owner, description, controls, ttl, denial: _, unrouted: _ } =
-        manifest.clone();
+    let bundle::Manifest { name, version, owner, description, controls, ttl, .. } = manifest.clone();
     BundleSummary { name: name.0, version, owner, description, controls, ttl }
 }

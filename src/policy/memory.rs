@@ -30,7 +30,7 @@ pub(super) struct Linked {
     pub(super) types: Types,
 }
 
-/// Which file it is: its bundle's name, its path and its text decide what its policies are.
+/// Which file it is: its bundle's name and list of annotations, its path and its text decide what its policies are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FileKey([u8; 32]);
 

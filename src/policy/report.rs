@@ -355,6 +355,28 @@ impl Base {
         problems.collect()
     }
 
+    /// Actions that no route leads to, and routes that lead to actions that no policy is about, if there are routes.
+    /// Methods are the actions of requests that no route matches.
+    pub(super) fn warn_of_routes(&self) -> Vec<Problem> {
+        if self.routes.is_empty() {
+            return Vec::new();
+        }
+        let problem = |(uid, side, _)| match self.routes.lead(uid) {
+            // A request that no route names may have it.
+            None if self.types.vocabulary().is_fallback(uid) => None,
+            None => Some(
+                Problem::warning(format!("no route leads to {uid}, so no request has it"))
+                    .hint("add a route to routes.yaml, or remove the action from the schema"),
+            ),
+            Some(_) if self.policies.iter().any(|policy| policy.is_about(side)) => None,
+            Some(first) => Some(Problem::info(format!(
+                "no policy is about {uid}: the requests of route `{}` of bundle `{}` are denied",
+                first.pattern, first.bundle
+            ))),
+        };
+        self.reported().filter_map(problem).collect()
+    }
+
     /// The actions that a request can have, sorted.
     fn reported(&self) -> impl Iterator<Item = (&EntityUid, Side<'_>, &ActionType)> {
         let sides: BTreeMap<_, Side<'_>> = self.entities.actions().map(Side::of).map(|side| (side.uid, side)).collect();

@@ -5,10 +5,13 @@
 
 use std::sync::Arc;
 
+use cedar_policy::Schema;
+use cedar_policy_core::validator::{ValidatorEntityTypeKind, ValidatorSchema};
 use deserr::Deserr;
 use smol_str::SmolStr;
 
 use super::HashMap;
+use super::pattern::{Parameter, Pattern};
 use super::schema::Types;
 use crate::model::{EntityId, EntityTypeName, EntityUid, Root};
 use crate::problem::{Problem, SourceFile};
@@ -26,7 +29,7 @@ pub struct RoutesFile {
 #[derive(Debug, Deserr)]
 #[deserr(error = Faults, deny_unknown_fields)]
 pub struct RouteEntry {
-    /// `GET /books/{book_id}` or `grpc bookstore.v1.Books/GetBook`.
+    /// `GET /books/{book_id}`, `GET|POST /books` or `grpc bookstore.v1.Books/GetBook`.
     #[deserr(rename = "match")]
     pub pattern: Pattern,
     /// The action's id, or its full name; default: the text of `match`.
@@ -35,57 +38,6 @@ pub struct RouteEntry {
     /// The resource, such as `Book::"{book_id}"`; default: the service.
     #[deserr(default)]
     pub resource: Option<ResourceTemplate>,
-}
-
-/// What a route matches.
-#[derive(Debug, Clone, PartialEq, Eq, Deserr)]
-#[deserr(error = Faults, try_from(String) = Pattern::parse -> Invalid)]
-pub enum Pattern {
-    /// A method and a path template.
-    Http {
-        /// The method, in capitals.
-        method: String,
-        /// The template, in matchit's syntax: `{name}` for a segment, `{*name}` for the rest.
-        path: String,
-    },
-    /// A gRPC method.
-    Grpc {
-        /// `package.Service`
-        service: String,
-        /// `Method`
-        method: String,
-    },
-}
-
-impl Pattern {
-    fn parse(text: String) -> Result<Self, Invalid> {
-        let invalid = || {
-            Invalid::new(format!("`{text}` is not a route"))
-                .hint("like `GET /books/{book_id}` or `grpc bookstore.v1.Books/GetBook`")
-        };
-        let (word, rest) = text.split_once(' ').ok_or_else(invalid)?;
-        if word == "grpc" {
-            let (service, method) = rest.split_once('/').ok_or_else(invalid)?;
-            if service.is_empty() || method.is_empty() || method.contains('/') || rest.contains(char::is_whitespace) {
-                return Err(invalid());
-            }
-            return Ok(Self::Grpc { service: service.to_owned(), method: method.to_owned() });
-        }
-        let is_method = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
-        if !is_method || !rest.starts_with('/') || rest.contains(['?', '#', ' ']) {
-            return Err(invalid());
-        }
-        Ok(Self::Http { method: word.to_owned(), path: rest.to_owned() })
-    }
-}
-
-impl std::fmt::Display for Pattern {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Http { method, path } => write!(f, "{method} {path}"),
-            Self::Grpc { service, method } => write!(f, "grpc {service}/{method}"),
-        }
-    }
 }
 
 /// `Type::"text {parameter} text"`
@@ -117,7 +69,15 @@ impl ResourceTemplate {
             rest = after;
         }
         pieces.push(Piece::Text(rest.to_owned()));
+        if pieces.iter().any(|piece| matches!(piece, Piece::Text(text) if text.contains('}'))) {
+            return Err(invalid());
+        }
         Ok(Self { entity_type, pieces })
+    }
+
+    /// The entity, if it is the same for every request.
+    fn constant(&self) -> Option<EntityUid> {
+        self.parameters().next().is_none().then(|| self.fill(&[]))
     }
 
     fn parameters(&self) -> impl Iterator<Item = &str> {
@@ -128,27 +88,74 @@ impl ResourceTemplate {
     }
 
     /// The entity for these parameters. Parameters of a matched route are never missing: checked at load.
+    ///
+    /// Two requests of one route name one entity only if their parameters are equal: see [`Self::run_together`]. A
+    /// slash within a parameter, which `paths.allow: [encoded_slash]` lets through, is no separator, so it is escaped in
+    /// all parameters but the last, and `%` with it.
     fn fill(&self, parameters: &[(SmolStr, SmolStr)]) -> EntityUid {
         let mut id = String::new();
+        let mut left = self.parameters().count();
         for piece in &self.pieces {
-            id.push_str(match piece {
-                Piece::Text(text) => text,
+            match piece {
+                Piece::Text(text) => id.push_str(text),
                 Piece::Parameter(name) => {
-                    parameters.iter().find(|(candidate, _)| candidate == name).map_or("", |(_, value)| value)
+                    left = left.saturating_sub(1);
+                    let value =
+                        parameters.iter().find(|(candidate, _)| candidate == name).map_or("", |(_, value)| value);
+                    match left > 0 && value.contains(['/', '%']) {
+                        true => id.push_str(&value.replace('%', "%25").replace('/', "%2F")),
+                        false => id.push_str(value),
+                    }
                 }
-            });
+            }
         }
         EntityUid::from_type_name_and_id(self.entity_type.clone(), EntityId::new(id))
+    }
+
+    /// Two parameters that can run together, so that `a-b` and `c` would name the same entity as `a` and `b-c`. What
+    /// keeps them apart is a slash, which no parameter of one segment has.
+    fn run_together(&self, path: &[Parameter]) -> Option<(&str, &str)> {
+        let is_rest = |name: &str| path.iter().any(|own| own.is_rest && own.name == name);
+        let mut before: Option<&str> = None;
+        let mut is_apart = true;
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => is_apart |= text.contains('/'),
+                Piece::Parameter(name) => {
+                    if let Some(before) = before.filter(|before| !is_apart || is_rest(before)) {
+                        return Some((before, name));
+                    }
+                    (before, is_apart) = (Some(name.as_str()), false);
+                }
+            }
+        }
+        None
+    }
+
+    /// A parameter in the form of another language, which would be a literal, and the same entity for every request.
+    fn foreign<'p>(&self, path: &'p [Parameter]) -> Option<(String, &'p str)> {
+        let texts = self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Text(text) => Some(text),
+            Piece::Parameter(_) => None,
+        });
+        let forms = |name: &str| [":{}", "${}", "<{}>", "[{}]", "*{}", "({})"].map(|form| form.replace("{}", name));
+        let found = |text: &String| {
+            path.iter().find_map(|own| {
+                let form = forms(&own.name).into_iter().find(|form| text.contains(form.as_str()))?;
+                Some((form, own.name.as_str()))
+            })
+        };
+        texts.into_iter().find_map(found)
     }
 }
 
 /// A compiled route.
 #[derive(Debug)]
-struct Route {
-    pattern: Pattern,
+pub(super) struct Route {
+    pub(super) pattern: Pattern,
     action: EntityUid,
     resource: Option<ResourceTemplate>,
-    bundle: String,
+    pub(super) bundle: String,
 }
 
 /// All routes of a snapshot.
@@ -156,9 +163,18 @@ struct Route {
 pub struct Routes {
     http: HashMap<String, matchit::Router<Arc<Route>>>,
     grpc: HashMap<(String, String), Arc<Route>>,
-    /// The actions that routes lead to: whether the resource has every parameter of the path.
-    pinned: HashMap<EntityUid, bool>,
+    /// The actions that routes lead to.
+    leads: HashMap<EntityUid, Lead>,
     count: usize,
+}
+
+/// What is known of the routes that lead to an action.
+#[derive(Debug)]
+struct Lead {
+    /// Whether the resource of each has every parameter of its path.
+    pins: bool,
+    /// The first of them.
+    first: Arc<Route>,
 }
 
 /// Where a request leads.
@@ -174,7 +190,14 @@ pub struct Matched {
 
 impl Routes {
     /// Adds the routes of a bundle; reports every fault.
-    pub fn add(&mut self, bundle: &str, source: &Arc<SourceFile>, types: &Types, problems: &mut Vec<Problem>) {
+    pub fn add(
+        &mut self,
+        bundle: &str,
+        source: &Arc<SourceFile>,
+        types: &Types,
+        schema: &Schema,
+        problems: &mut Vec<Problem>,
+    ) {
         let file: RoutesFile = match yaml::parse(source) {
             Ok(file) => file,
             Err(faults) => return problems.extend(faults),
@@ -185,56 +208,82 @@ impl Routes {
                 let problem = Problem::error(message).at(source, span);
                 problems.push(if let Some(hint) = hint { problem.hint(hint) } else { problem });
             };
-            match compile(bundle, entry, types) {
+            let doubt = entry.pattern.doubt();
+            match compile(bundle, entry, types, schema) {
                 Ok(route) => {
-                    if let Err(message) = self.insert(route) {
-                        report(message, Some("one of the two has to go: they match the same requests".to_owned()));
+                    if let Err((message, hint)) = self.insert(route) {
+                        report(message, hint);
                     }
                 }
                 Err(faults) => faults.into_iter().for_each(|(message, hint)| report(message, hint)),
             }
+            problems.extend(doubt.map(|(message, hint)| Problem::warning(message).hint(hint).at(source, span)));
         }
     }
 
-    fn insert(&mut self, route: Route) -> Result<(), String> {
+    fn insert(&mut self, route: Route) -> Result<(), Fault> {
         let route = Arc::new(route);
         let conflict = |other: &Route| {
-            format!(
+            let message = format!(
                 "route `{}` of bundle `{}` conflicts with `{}` of bundle `{}`",
                 route.pattern, route.bundle, other.pattern, other.bundle
-            )
+            );
+            let hint = match route.pattern.shape() == other.pattern.shape() {
+                true => "one of the two has to go: they match the same requests",
+                false => "some requests match both, and nothing tells which of the two counts",
+            };
+            (message, Some(hint.to_owned()))
         };
         match &route.pattern {
             Pattern::Grpc { service, method } => {
                 let key = (service.clone(), method.clone());
-                if let Some(other) = self.grpc.get(&key) {
+                if let Some(other) = self.grpc.get(&key).or_else(|| self.literal_post(&route.pattern.shape())) {
                     return Err(conflict(other));
                 }
                 self.grpc.insert(key, Arc::clone(&route));
             }
-            Pattern::Http { method, path } => {
-                let router = self.http.entry(method.clone()).or_default();
-                router.insert(path.clone(), Arc::clone(&route)).map_err(|error| match error {
-                    matchit::InsertError::Conflict { with } => match router.at(&with) {
-                        Ok(other) => conflict(other.value),
-                        Err(_) => format!("route `{}` conflicts with `{method} {with}`", route.pattern),
-                    },
-                    other => format!("route `{}` is not a valid template: {other}", route.pattern),
-                })?;
+            Pattern::Http { methods, path, .. } => {
+                let is_post = methods.iter().any(|method| method == "POST");
+                let shadowed = self.grpc.values().find(|other| is_post && other.pattern.shape() == *path);
+                if let Some(other) = shadowed {
+                    return Err(conflict(other));
+                }
+                for method in methods {
+                    let router = self.http.entry(method.clone()).or_default();
+                    router.insert(path.clone(), Arc::clone(&route)).map_err(|error| match error {
+                        matchit::InsertError::Conflict { with } => match router.at(&with) {
+                            Ok(other) => conflict(other.value),
+                            Err(_) => (format!("route `{}` conflicts with `{method} {with}`", route.pattern), None),
+                        },
+                        other => (format!("route `{}` is not a valid template: {other}", route.pattern), None),
+                    })?;
+                }
             }
         }
         let named: Vec<&str> = route.resource.iter().flat_map(ResourceTemplate::parameters).collect();
-        let pins = parameters(&route.pattern).iter().all(|parameter| named.contains(&parameter.as_str()));
-        *self.pinned.entry(route.action.clone()).or_insert(true) &= pins;
+        let pins = route.pattern.parameters().iter().all(|parameter| named.contains(&parameter.name.as_str()));
+        let lead = self.leads.entry(route.action.clone()).or_insert_with(|| Lead { pins, first: Arc::clone(&route) });
+        lead.pins &= pins;
         self.count += 1;
         Ok(())
+    }
+
+    /// The route whose path has no parameters and is this one, of POST. A gRPC method of that path would win over it,
+    /// always.
+    fn literal_post(&self, path: &str) -> Option<&Arc<Route>> {
+        let found = self.http.get("POST")?.at(path).ok()?;
+        found.params.is_empty().then_some(found.value)
+    }
+
+    /// The first route that leads to this action.
+    pub(super) fn lead(&self, action: &EntityUid) -> Option<&Route> {
+        self.leads.get(action).map(|lead| lead.first.as_ref())
     }
 
     /// Whether action and resource of a request tell its path, so that the path adds nothing to a cache key that holds
     /// both. Methods are the actions of requests that no route matches, with any path at all.
     pub fn pin_path(&self, action: &EntityUid) -> bool {
-        let is_method = action.id().unescaped().bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
-        !is_method && self.pinned.get(action).copied().unwrap_or(false)
+        !is_method(action) && self.leads.get(action).is_some_and(|lead| lead.pins)
     }
 
     /// How many there are.
@@ -248,8 +297,11 @@ impl Routes {
     }
 
     /// The route of an HTTP request: method, and canonical path.
+    ///
+    /// HEAD is GET without the body (RFC 9110, 9.3.2): where no route of HEAD matches, that of GET does.
     pub fn http(&self, method: &str, path: &str) -> Option<Matched> {
-        let matched = self.http.get(method)?.at(path).ok()?;
+        let at = |method: &str| self.http.get(method)?.at(path).ok();
+        let matched = at(method).or_else(|| if method == "HEAD" { at("GET") } else { None })?;
         let parameters = matched.params.iter().map(|(name, value)| (name.into(), decoded(value))).collect();
         Some(matched.value.lead(parameters))
     }
@@ -259,6 +311,11 @@ impl Routes {
         let route = self.grpc.get(&(service.to_owned(), method.to_owned()))?;
         Some(route.lead(Vec::new()))
     }
+}
+
+/// Whether an action is called as methods are.
+fn is_method(action: &EntityUid) -> bool {
+    action.id().unescaped().bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-')
 }
 
 /// A parameter's value. The canonical path keeps those escapes that the operator allowed, so that they cannot be
@@ -279,18 +336,18 @@ impl Route {
 
 type Fault = (String, Option<String>);
 
-fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<Fault>> {
+fn compile(bundle: &str, entry: RouteEntry, types: &Types, schema: &Schema) -> Result<Route, Vec<Fault>> {
     let mut faults: Vec<Fault> = Vec::new();
-    let own = parameters(&entry.pattern);
+    let own: Vec<&str> = entry.pattern.parameters().iter().map(|parameter| parameter.name.as_str()).collect();
     let default = match &entry.pattern {
         Pattern::Http { .. } => entry.pattern.to_string(),
         Pattern::Grpc { service, method } => format!("{service}/{method}"),
     };
-    let Some(action) = action_uid(&entry.action.unwrap_or(default), types) else {
+    let Some(action) = action_uid(entry.action.as_ref().unwrap_or(&default), types) else {
         return Err(vec![(format!("the action of route `{}` is not an id", entry.pattern), None)]);
     };
     for parameter in entry.resource.iter().flat_map(ResourceTemplate::parameters) {
-        if !own.contains(&parameter.to_owned()) {
+        if !own.contains(&parameter) {
             let hint = if own.is_empty() { "it has none".to_owned() } else { format!("it has {}", own.join(", ")) };
             faults.push((
                 format!("the resource of route `{}` names `{{{parameter}}}`, which its path has not", entry.pattern),
@@ -298,6 +355,7 @@ fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<
             ));
         }
     }
+    faults.extend(entry.resource.iter().flat_map(|resource| resource_faults(&entry.pattern, resource, schema)));
     let service: Option<EntityTypeName> = "Service".parse().ok();
     let service = service.as_ref().map(|name| types.vocabulary().resolve(name));
     match types.action(&action) {
@@ -327,8 +385,7 @@ fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<
             }
             for (root, attribute) in &declared.declared {
                 if let (Root::Params, crate::model::Type::Record(fields)) = (root, &attribute.ty) {
-                    let missing =
-                        fields.iter().filter(|(name, field)| field.required && !own.contains(&name.to_string()));
+                    let missing = fields.iter().filter(|(name, field)| field.required && !own.contains(&name.as_str()));
                     faults.extend(missing.map(|(name, _)| {
                         (
                             format!("{action} needs `context.params.{name}`, which route `{}` has not", entry.pattern),
@@ -362,14 +419,38 @@ fn action_uid(text: &str, types: &Types) -> Option<EntityUid> {
     }
 }
 
-/// The names of the parameters of a template.
-fn parameters(pattern: &Pattern) -> Vec<String> {
-    let Pattern::Http { path, .. } = pattern else { return Vec::new() };
-    let unescaped = path.replace("{{", "").replace("}}", "");
-    unescaped
-        .split('{')
-        .skip(1)
-        .filter_map(|part| part.split_once('}'))
-        .map(|(name, _)| name.trim_start_matches('*').to_owned())
-        .collect()
+/// What is wrong with the resource of a route, whatever its action.
+fn resource_faults(pattern: &Pattern, resource: &ResourceTemplate, schema: &Schema) -> Vec<Fault> {
+    let mut faults: Vec<Fault> = Vec::new();
+    let path = pattern.parameters();
+    if let Some((form, name)) = resource.foreign(path) {
+        let message = format!("`{form}` in the resource of route `{pattern}` is a literal, the same for every request");
+        faults.push((message, Some(format!("`{{{name}}}`"))));
+    }
+    if let Some((one, other)) = resource.run_together(path) {
+        let message = format!(
+            "`{{{one}}}` and `{{{other}}}` run together in the resource of route `{pattern}`: different requests would \
+             name the same entity"
+        );
+        let hint = "put a `/` between them, such as `{a}/{b}`, and `{*rest}` last";
+        faults.push((message, Some(hint.to_owned())));
+    }
+    if let Some(uid) = resource.constant()
+        && let Some(choices) = choices(schema, uid.type_name())
+        && !choices.iter().any(|choice| choice == uid.id().unescaped())
+    {
+        let message = format!("the resource of route `{pattern}` is {uid}, which its enum does not have");
+        let known: Vec<&str> = choices.iter().map(String::as_str).collect();
+        faults.push((message, Some(yaml::suggest(uid.id().unescaped(), &known))));
+    }
+    faults
+}
+
+/// The ids that an enum type has; `None` if it is none.
+fn choices(schema: &Schema, name: &EntityTypeName) -> Option<Vec<String>> {
+    let schema: &ValidatorSchema = schema.as_ref();
+    match &schema.get_entity_type(name.as_ref())?.kind {
+        ValidatorEntityTypeKind::Enum(ids) => Some(ids.iter().map(|id| AsRef::<str>::as_ref(id).to_owned()).collect()),
+        _ => None,
+    }
 }

@@ -33,7 +33,7 @@ pub struct Snapshot {
     pub revision: Arc<Revision>,
     /// When it came to be.
     pub timeline: Timeline,
-    /// Warnings of the bundles, which do not stop it from being used.
+    /// Warnings of the bundles, and what else is worth knowing: nothing that stops it from being used.
     pub warnings: Arc<[Problem]>,
     /// What the bundles alone make of it.
     pub(super) base: Arc<Base>,
@@ -454,7 +454,7 @@ impl Snapshot {
             routes: self.base.routes.len(),
             entities: self.base.entities.len(),
             footprints: self.footprints(),
-            warnings: self.warnings.iter().map(ToString::to_string).collect(),
+            warnings: self.warnings.iter().filter(|own| own.is_warning()).map(ToString::to_string).collect(),
         }
     }
 

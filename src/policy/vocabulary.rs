@@ -24,7 +24,7 @@ pub const BASE: &str = include_str!("../../policies/base.cedarschema");
 const NAMESPACE: &str = "Stockade";
 
 /// The methods that HTTP itself defines (RFC 9110, 9.3; RFC 5789): each an action of the base schema.
-const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+pub(super) const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
 /// What becomes of requests that no route names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserr, Serialize)]
@@ -57,6 +57,11 @@ impl Vocabulary {
     /// The action of a request that no route names; `None` if it is denied.
     pub fn method(&self, method: &str) -> Option<&EntityUid> {
         self.methods.iter().find(|(candidate, _)| *candidate == method).map(|(_, action)| action)
+    }
+
+    /// Whether requests that no route names may have this action.
+    pub fn is_fallback(&self, action: &EntityUid) -> bool {
+        self.methods.iter().any(|(_, own)| own == action)
     }
 
     /// Whether this is an action of ours that no request has, because requests that no route names are denied.
