@@ -6,6 +6,7 @@ mod lab;
 mod many;
 mod outages;
 mod permissions;
+mod refused;
 mod replies;
 
 use std::time::Duration;
