@@ -34,6 +34,7 @@ pub mod listener;
 pub mod shutdown;
 
 pub mod problem;
+pub mod terminal;
 pub mod units;
 pub mod varint;
 pub mod yaml;

@@ -3,6 +3,7 @@ use std::process::ExitCode;
 
 use crate::config::Config;
 use crate::problem;
+use crate::terminal::{Stream, errln, outln};
 
 /// Check a configuration file.
 ///
@@ -24,20 +25,20 @@ pub(super) fn run(args: &Args) -> ExitCode {
     match Config::load(&args.file) {
         Ok(config) if args.print => match serde_json::to_string_pretty(&config) {
             Ok(text) => {
-                println!("{text}");
+                outln!("{text}");
                 ExitCode::SUCCESS
             }
             Err(error) => {
-                eprintln!("the configuration cannot be printed: {error}");
+                errln!("the configuration cannot be printed: {error}");
                 ExitCode::FAILURE
             }
         },
         Ok(_) => {
-            println!("{}: good", args.file.display());
+            outln!("{}: good", args.file.display());
             ExitCode::SUCCESS
         }
         Err(problems) => {
-            eprint!("{}", problem::render(&problems));
+            Stream::Err.show(&problem::render(&problems));
             ExitCode::from(2)
         }
     }

@@ -16,6 +16,7 @@ use crate::model::{Effect, Outcome, PolicyError};
 use crate::observe::{self, Metrics};
 use crate::policy::Snapshot;
 use crate::problem::{self, Problem, SourceFile};
+use crate::terminal::{Stream, out, outln};
 use crate::yaml;
 
 /// Show what becomes of one request.
@@ -42,9 +43,9 @@ pub(super) fn run(args: &Args) -> ExitCode {
     match verdict(args) {
         Ok(verdict) => {
             if args.json {
-                println!("{:#}", report(&verdict));
+                outln!("{:#}", report(&verdict));
             } else {
-                print!("{}", text(&verdict));
+                out!("{}", text(&verdict));
             }
             match &verdict.outcome {
                 Outcome::Decided(decision) if decision.effect == Effect::Allow => ExitCode::SUCCESS,
@@ -53,7 +54,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
             }
         }
         Err(problems) => {
-            eprint!("{}", problem::render(&problems));
+            Stream::Err.show(&problem::render(&problems));
             ExitCode::FAILURE
         }
     }

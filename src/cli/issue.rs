@@ -8,9 +8,10 @@ use super::wait::{Ear, WaitArgs};
 use crate::model::EntityUid;
 use crate::nats::Stored;
 use crate::publish::overlays::{Edit, describe, edited, new_id};
-use crate::publish::{Advance, read_overlays};
+use crate::publish::{Advance, is_anothers, read_overlays};
 use crate::store::statement::{Kind, OverlayEffect, OverlayEntry, Overlays, Timestamp};
 use crate::store::{SecretKey, envelope};
+use crate::terminal::{errln, outln};
 
 /// How often the list is read anew when someone else was faster. Each of several issuers loses to each other once.
 const ATTEMPTS: u32 = 20;
@@ -101,7 +102,7 @@ pub(super) async fn issue(
     let key = args.sign.key()?;
     let session = args.store.connect(args.trust.keyring(Some(&key))).await?;
     let code = edit(&session, &key, args, &Edit::Add(entry)).await?;
-    println!("{shown}");
+    outln!("{shown}");
     Ok(code)
 }
 
@@ -110,7 +111,7 @@ pub(super) async fn end(id: &str, args: &IssueArgs) -> Result<ExitCode, String> 
     let key = args.sign.key()?;
     let session = args.store.connect(args.trust.keyring(Some(&key))).await?;
     let code = edit(&session, &key, args, &Edit::End(id.to_owned())).await?;
-    println!("ended {id}");
+    outln!("ended {id}");
     Ok(code)
 }
 
@@ -139,22 +140,26 @@ async fn stored(session: &Session) -> Result<Option<Stored>, String> {
     session.store.newest(Kind::Overlays).await.map_err(|error| error.to_string())
 }
 
-/// The overlays in force and the sequence of the newest statement, if any were ever issued. They are signed anew with each change, so
-/// those of someone whom we do not trust must not get our signature. Where the newest are not believed, the ones before them are in
-/// force, as on sidecars: rubbish must not keep anyone from denying.
+/// The overlays in force and the sequence of the newest statement, if any were ever issued. They are signed again with each change, so
+/// those of someone whom we do not trust must not get our signature, nor be left out: sidecars may trust them. Where the newest are
+/// rubbish, the ones before them are in force, as on sidecars: rubbish must not keep anyone from denying.
 pub(super) async fn newest(session: &Session) -> Result<Option<(u64, Overlays)>, String> {
     let Some(newest) = stored(session).await? else { return Ok(None) };
-    let read = |stored: &Stored| read_overlays(session.store.name(), &session.keyring, &stored.payload);
-    let why = match read(&newest) {
+    let (store, keyring) = (session.store.name(), &session.keyring);
+    let first = match read_overlays(store, keyring, &newest.payload) {
         Ok(believed) => return Ok(Some((newest.sequence, believed.says))),
         Err(why) => why,
     };
     let history = session.store.history(Kind::Overlays, 1).await.map_err(|error| error.to_string())?;
-    match history.iter().rev().find_map(|stored| read(stored).ok()) {
-        Some(believed) => {
-            eprintln!("warning: {why}; the newest that is believed is version {}", believed.head.version);
-            Ok(Some((newest.sequence, believed.says)))
+    for stored in history.iter().rev() {
+        match read_overlays(store, keyring, &stored.payload) {
+            Ok(believed) => {
+                errln!("warning: {first}; the newest that is believed is version {}", believed.head.version);
+                return Ok(Some((newest.sequence, believed.says)));
+            }
+            Err(why) if is_anothers(store, keyring, &stored.payload) => return Err(why),
+            Err(_) => {}
         }
-        None => Err(format!("{why}, nor is any before it (`--new-epoch` with `deny` or `grant` begins a new list)")),
     }
+    Err(format!("{first}, nor is any before it (`--new-epoch` with `deny` or `grant` begins a new list)"))
 }

@@ -1,4 +1,3 @@
-use std::io::{IsTerminal, stdout};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -8,6 +7,7 @@ use super::store::{Session, StoreArgs, run as run_command};
 use crate::publish::table;
 use crate::store::Keyring;
 use crate::store::statement::Head;
+use crate::terminal::{self, Stream, out};
 
 /// Show what every sidecar enforces.
 ///
@@ -35,13 +35,15 @@ pub(super) fn run(args: &Args) -> ExitCode {
         loop {
             let seen = look(&session, args.json).await;
             if !args.watch {
-                print!("{}", seen?);
+                out!("{}", seen?);
                 return Ok(ExitCode::SUCCESS);
             }
             // A server that is away for a while is no reason to stop looking.
             let seen = seen.unwrap_or_else(|error| format!("{error}\n"));
-            let home = if stdout().is_terminal() && !args.json { "\u{1b}[H\u{1b}[2J" } else { "" };
-            print!("{home}{seen}");
+            if Stream::Out.is_terminal() && !args.json {
+                terminal::clear();
+            }
+            out!("{seen}");
             tokio::time::sleep(AGAIN).await;
         }
     })

@@ -13,6 +13,7 @@ use crate::model::Outcome;
 use crate::observe;
 use crate::policy::{Files, Snapshot};
 use crate::problem::{self, Problem, SourceFile};
+use crate::terminal::{Stream, errln, outln};
 use crate::yaml::{self, Faults};
 
 /// Run the tests of a bundle.
@@ -77,16 +78,16 @@ pub(super) fn run(args: &Args) -> ExitCode {
     let outcome = validate::read(&args.directories).and_then(|(files, _)| run_tests(&files));
     match outcome {
         Ok(0) => {
-            eprintln!("there are no tests: write `tests/*.yaml`, as policies/README.md shows");
+            errln!("there are no tests: write `tests/*.yaml`, as policies/README.md shows");
             ExitCode::FAILURE
         }
         Ok(passed) => {
-            println!("{passed} tests passed");
+            outln!("{passed} tests passed");
             ExitCode::SUCCESS
         }
         Err(problems) => {
-            eprint!("{}", problem::render(&problems));
-            eprintln!("{} tests failed or cannot be run", problems.len());
+            Stream::Err.show(&problem::render(&problems));
+            errln!("{} tests failed or cannot be run", problems.len());
             ExitCode::FAILURE
         }
     }

@@ -1,6 +1,5 @@
 //! `--wait`: who enforces what was just published.
 
-use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use super::store::Session;
 use crate::publish::leads::{Report, Waiting};
 use crate::publish::table::clean;
 use crate::store::statement::{Kind, Status, Timestamp, Version};
+use crate::terminal::{Stream, errln, out};
 
 /// What a statement that was published, but not enforced as asked for, exits with.
 pub(super) const NOT_ENFORCED: u8 = 2;
@@ -64,7 +64,7 @@ impl Ear {
     async fn wait(mut self, kind: Kind, version: Version, published_at: Timestamp) -> ExitCode {
         let mut waiting = Waiting::new(kind, version, published_at, &self.present);
         if waiting.expected() == 0 {
-            eprintln!("no sidecar has said what it enforces: there is nobody to wait for");
+            errln!("no sidecar has said what it enforces: there is nobody to wait for");
             return ExitCode::SUCCESS;
         }
         let mut progress = Progress::new(waiting.expected());
@@ -77,14 +77,11 @@ impl Ear {
             }
         }
         progress.finish();
-        print!("{}", text(&waiting.report()));
+        out!("{}", text(&waiting.report()));
         match waiting.has(self.percent) && !waiting.is_rejected() {
             true => ExitCode::SUCCESS,
             false => {
-                eprintln!(
-                    "published, but not enforced by {} % of the sidecars within {:?}",
-                    self.percent, self.timeout
-                );
+                errln!("published, but not enforced by {} % of the sidecars within {:?}", self.percent, self.timeout);
                 ExitCode::from(NOT_ENFORCED)
             }
         }
@@ -101,7 +98,7 @@ struct Progress {
 impl Progress {
     fn new(expected: usize) -> Self {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} sidecars enforce it, {elapsed_precise}");
-        let bar = style.ok().filter(|_| stderr().is_terminal());
+        let bar = style.ok().filter(|_| Stream::Err.is_terminal());
         let bar = bar.map(|style| ProgressBar::new(expected as u64).with_style(style));
         Self { bar, expected, tenths: 0 }
     }
@@ -114,7 +111,7 @@ impl Progress {
         let tenths = enforced * 10 / self.expected.max(1);
         if tenths > self.tenths {
             self.tenths = tenths;
-            eprintln!("{enforced} of {} sidecars enforce it", self.expected);
+            errln!("{enforced} of {} sidecars enforce it", self.expected);
         }
     }
 

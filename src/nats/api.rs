@@ -13,6 +13,7 @@ use serde_json::{Value as Json, json};
 use tokio::sync::watch;
 
 use super::Connection;
+use crate::terminal::clean_line;
 
 /// How many messages are asked for at a time. Beyond 1024 the server would not go.
 const BATCH: u32 = 256;
@@ -63,8 +64,8 @@ impl fmt::Display for Error {
             Self::Nobody(_) => {
                 f.write_str("the store is not there: nothing was ever published, or JetStream is not running")
             }
-            Self::Forbidden(text) => write!(f, "the server does not allow it: {text}"),
-            Self::Refused { text, .. } => write!(f, "the server refuses: {text}"),
+            Self::Forbidden(text) => write!(f, "the server does not allow it: {}", clean_line(text)),
+            Self::Refused { text, .. } => write!(f, "the server refuses: {}", clean_line(text)),
             Self::Malformed(what) => write!(f, "the server's answer cannot be read: {what}"),
             Self::Other(what) => f.write_str(what),
         }

@@ -23,6 +23,7 @@ use super::lines::{Lines, Lost};
 use super::metrics::DecisionLogMetrics;
 pub use super::record::{Attribute, ErrorRecord, Parts, Record, ShadowRecord, attributes};
 use crate::model::{Effect, Outcome};
+use crate::terminal::clean_bytes;
 use crate::units::Bytes;
 use crate::yaml::{Faults, Invalid, suggest};
 
@@ -195,7 +196,9 @@ impl DecisionLog {
         let (end, ended) = oneshot::channel();
         let lines = match &config.output {
             Output::None => return Ok((Self(None), Writer { ended })),
+            #[expect(clippy::disallowed_methods, reason = "for their descriptors; each line is cleaned")]
             Output::Stdout => Lines::stream(&io::stdout())?,
+            #[expect(clippy::disallowed_methods, reason = "for their descriptors; each line is cleaned")]
             Output::Stderr => Lines::stream(&io::stderr())?,
             Output::File(path) => Lines::rotated(path, config.max_file_size.0, config.max_files).map_err(|error| {
                 let message = format!("cannot open the decision log `{}`: {error}", path.display());
@@ -334,7 +337,7 @@ impl Writing {
         line.clear();
         let record = Record::new(seq, parts, &self.attributes);
         serde_json::to_writer(&mut *line, &record).map_err(|error| Lost { lines: 1, cause: error.into() })?;
-        self.lines.push(line)
+        self.lines.push(&clean_bytes(line))
     }
 
     fn account(&mut self, result: Result<(), Lost>) {

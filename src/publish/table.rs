@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::store::statement::{Head, Status};
+use crate::terminal::clean_line;
 
 /// The statuses in the order in which they need attention: who refuses something or enforces something old, who is not fresh, the rest.
 pub fn sort(statuses: &mut [Status], newest: Option<&Head>) {
@@ -66,8 +67,7 @@ pub fn ago(age: Duration) -> String {
 
 /// Text that others wrote, for a terminal: nothing in it moves the cursor, and it has an end.
 pub fn clean(text: &str) -> String {
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
-    let mut shown: String = text.chars().take(200).map(plain).collect();
+    let mut shown = clean_line(&text.chars().take(200).collect::<String>());
     if text.chars().nth(200).is_some() {
         shown.push('…');
     }
@@ -130,7 +130,7 @@ mod tests {
             render(&statuses, Some(&newest), now),
             "1.2 is the newest; 3 of 5 sidecars enforce it, 4 are fresh, 1 refuse something\n\
              POD    NAMESPACE  VERSION  REVISION      SINCE  LEAD  FRESHNESS  REJECTION\n\
-             no     shop       1.1      0123456789ab  2m     7ms   fresh      bad [2Jbundle\n\
+             no     shop       1.1      0123456789ab  2m     7ms   fresh      bad\\u001b[2Jbundle\n\
              old    shop       1.1      0123456789ab  2m     7ms   fresh      -\n\
              stale  shop       1.2      0123456789ab  2m     7ms   stale      -\n\
              a      shop       1.2      0123456789ab  2m     7ms   fresh      -\n\

@@ -2,6 +2,7 @@
 
 mod commands;
 mod feed;
+mod hostile;
 mod lab;
 mod many;
 mod outages;

@@ -693,6 +693,7 @@ async fn the_copy_on_disk_does_not_stand_in_for_overlays_that_it_lacks() {
 
 /// Whatever happens on the way, what is in force only moves on, is what was published under its number, and ends at the newest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::disallowed_macros, reason = "the seed, for whoever looks into a failure")]
 async fn whatever_the_source_does_what_is_in_force_moves_on_to_the_newest() {
     let seed =
         std::env::var("STOCKADE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
