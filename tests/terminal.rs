@@ -68,7 +68,7 @@ fn a_hostile_bundle_is_shown_as_text() {
         }
         println!("{name}: {}", if seen { "shown" } else { "not shown" });
         // At least what is quoted with its source must have been seen, or this tests nothing.
-        assert!(seen || !["policy", "comment", "raw"].contains(&name), "{name} was not shown at all");
+        assert!(seen || !["policy", "comment", "file"].contains(&name), "{name} was not shown at all");
     }
 }
 

@@ -11,7 +11,7 @@ use crate::publish::overlays::{Edit, describe, edited, new_id};
 use crate::publish::{Advance, is_anothers, read_overlays};
 use crate::store::statement::{Kind, OverlayEffect, OverlayEntry, Overlays, Timestamp};
 use crate::store::{SecretKey, envelope};
-use crate::terminal::{errln, outln};
+use crate::terminal::{clean_line, errln, outln};
 
 /// How often the list is read anew when someone else was faster. Each of several issuers loses to each other once.
 const ATTEMPTS: u32 = 20;
@@ -102,7 +102,7 @@ pub(super) async fn issue(
     let key = args.sign.key()?;
     let session = args.store.connect(args.trust.keyring(Some(&key))).await?;
     let code = edit(&session, &key, args, &Edit::Add(entry)).await?;
-    outln!("{shown}");
+    outln!("{}", clean_line(&shown));
     Ok(code)
 }
 

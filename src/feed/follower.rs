@@ -659,6 +659,9 @@ impl<P: Source, E: Engine> Follower<P, E> {
         let is_newest = self.ledger.manifest.as_ref().is_some_and(|own| own.head == head);
         match result {
             Ok(base) => {
+                if self.failures > 0 {
+                    self.store(|store| store.trouble = None);
+                }
                 (self.failures, self.retry_at) = (0, None);
                 let is_news = self.enforced.manifest.as_ref().is_none_or(|(own, _)| own.version < head.version);
                 if is_news && (is_newest || is_due(&says, SystemTime::now())) {

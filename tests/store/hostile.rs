@@ -108,7 +108,7 @@ async fn who_looks_believes_whom_who_publishes_believes() {
         let listed = command(&server, &dir, &["overlays", trust[0], trust[1]]).await;
         assert!(listed.stdout.starts_with("deny-"), "{listed:?}");
         let history = command(&server, &dir, &["history", trust[0], trust[1]]).await;
-        assert!(history.stdout.contains(" good "), "{history:?}");
+        assert!(history.stdout.contains(" good"), "{history:?}");
     }
     let refused = command(&server, &dir, &["pull", "newest", "out"]).await;
     assert!(refused.code == 1 && refused.stderr.contains("--trust") && refused.stderr.contains("--key"), "{refused:?}");

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value as Json, json};
 use stockade::publish::Advance;
+use stockade::publish::streams::Settings;
 use stockade::store::Kind;
 use stockade::store::statement::{OverlayEffect, OverlayEntry, Overlays, Timestamp, Version};
 use tempfile::TempDir;
@@ -126,7 +127,7 @@ async fn without_any_overlays_to_believe_a_start_is_not_ready() {
 #[tokio::test]
 async fn trouble_with_the_store_names_the_address_and_goes_when_it_is_over() {
     let mut lab = Lab::start().await;
-    let pod = lab.pod(&lab.server.url(), dir(), "").await;
+    let pod = lab.pod(&lab.server.url(), dir(), "  refresh: 1s\n").await;
     pod.catches_up(&lab).await;
     snapshot(&pod.sidecar, |store| store["trouble"].is_null() && store["freshness"] == "fresh").await;
     lab.server.kill().await;
@@ -137,6 +138,12 @@ async fn trouble_with_the_store_names_the_address_and_goes_when_it_is_over() {
     let store = snapshot(&pod.sidecar, named).await;
     assert!(!store.to_string().contains("IO error"), "{store}");
     lab.start_server_again().await;
+    snapshot(&pod.sidecar, |store| store["trouble"].is_null() && store["freshness"] == "fresh").await;
+    lab.operator().await.request("STREAM.DELETE.STOCKADE_prod", &Json::Null).await.unwrap();
+    let lost = |store: &Json| store["trouble"].as_str().is_some_and(|text| text.contains("the store is not there"));
+    snapshot(&pod.sidecar, lost).await;
+    lab.store.ensure(&Settings::default()).await.unwrap();
+    lab.publish_as(Version::first(SystemTime::now() + Duration::from_secs(60)), 0).await;
     snapshot(&pod.sidecar, |store| store["trouble"].is_null() && store["freshness"] == "fresh").await;
     let gone = crate::cli::run(dir().path(), &["status", "--store", "nats://127.0.0.1:9"], "");
     assert!(gone.stderr.contains("nats://127.0.0.1:9") && gone.stderr.contains("refused"), "{gone:?}");

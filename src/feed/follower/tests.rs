@@ -450,8 +450,11 @@ async fn a_damaged_blob_is_asked_for_again() {
     world.start();
     world.refusal(Kind::Manifest, "blob").await;
     assert!(world.snapshots.borrow().is_none());
+    let troubled = |status: &Status| status.store.as_ref().is_some_and(|store| store.trouble.is_some());
+    world.status("trouble", troubled).await;
     world.fake.damaged.store(false, Ordering::SeqCst);
     world.text("one").await;
+    world.status("end of trouble", |status| !troubled(status)).await;
 }
 
 #[tokio::test]
