@@ -91,7 +91,12 @@ pub fn readiness(phase: Phase, has_snapshot: bool, status: &Status) -> Readiness
         (Phase::Leaving | Phase::Draining, _) => vec!["shutting down".to_owned()],
         (_, false) => {
             let problems = status.rejection.iter().flat_map(|rejection| rejection.problems.iter().cloned());
-            let trouble = status.store.iter().flat_map(|store| [&store.trouble, &store.refused]).flatten().cloned();
+            let trouble = status
+                .store
+                .iter()
+                .flat_map(|store| [&store.trouble, &store.refused, &store.withheld])
+                .flatten()
+                .cloned();
             std::iter::once("no snapshot is in force yet".to_owned()).chain(problems).chain(trouble).collect()
         }
         (_, true) if matches!(expired, Some(OnExpired::Undecided | OnExpired::NotReady)) => {

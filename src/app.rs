@@ -386,6 +386,7 @@ fn following(metrics: &Metrics, status: &Status, proof: &LastProof, snapshot: Op
             proof_age: proof.age(now),
             refusals: refusals.collect(),
             from_disk: store.from_disk,
+            withheld: store.withheld.is_some(),
             overlays: snapshot.map_or(0, |snapshot| snapshot.overlays().len()),
         });
     }

@@ -43,6 +43,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::terminal::{Stream, Styled};
+
 /// A sidecar that answers Envoy's ext_authz calls with Cedar policies.
 ///
 /// Stockade runs beside Envoy, maps each HTTP or gRPC request to a Cedar query, evaluates the policies of its bundles
@@ -103,8 +105,11 @@ pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Printing to a closed pipe is all that can fail, and then nobody is left to tell.
-            let _ = error.print();
+            let stream = if error.use_stderr() { Stream::Err } else { Stream::Out };
+            let text = error.render();
+            let coloured = stream.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            let shown = if coloured { text.ansi().to_string() } else { text.to_string() };
+            stream.show(&Styled::new(&text.to_string(), shown));
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };

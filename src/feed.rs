@@ -61,6 +61,8 @@ pub struct StoreStatus {
     pub connected: bool,
     /// What went wrong with it; `None` once it is over.
     pub trouble: Option<String>,
+    /// Why nothing was put in force yet, though there may be a bundle: its newest overlays are refused.
+    pub withheld: Option<String>,
     /// What it does not allow this sidecar, since they were connected.
     pub refused: Option<String>,
     /// The newest manifest that was accepted.

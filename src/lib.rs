@@ -37,6 +37,7 @@ pub mod shutdown;
 pub mod claim_path;
 pub mod problem;
 pub mod strict_json;
+pub mod terminal;
 pub mod units;
 pub mod varint;
 pub mod waiting;

@@ -103,6 +103,13 @@ pub async fn connect(config: &Config, name: &str, patience: Patience) -> Result<
     if patience == Patience::Endless {
         options = options.retry_on_initial_connect();
     }
+    // It chooses no server: it is where the library tells, before each attempt, what came of those before, by address and cause.
+    options = options.reconnect_to_server_callback(move |pool, _| {
+        if let Some(why) = unreached(&pool) {
+            tell(Event::Down(why));
+        }
+        std::future::ready(None)
+    });
     let client = options.connect(servers).await.map_err(|error| unreachable(config, &error))?;
     let api = config.domain.as_ref().map_or_else(|| "$JS.API".to_owned(), |domain| format!("$JS.{domain}.API"));
     Ok((Connection { client, timeout: config.timeout.0, api, refused }, events))
@@ -162,7 +169,8 @@ fn read(event: async_nats::Event) -> Option<Event> {
             Some(Event::Refused("the server does not let us in: authorization violation".to_owned()))
         }
         async_nats::Event::ServerError(ServerError::Other(text)) => Some(said(text)),
-        async_nats::Event::ClientError(ClientError::Other(text)) => Some(attempted(&text)),
+        // Why else an attempt to connect has failed is told with the address ([`unreached`]).
+        async_nats::Event::ClientError(ClientError::Other(text)) => refused(&text),
         async_nats::Event::ClientError(error) => Some(Event::Down(error.to_string())),
         async_nats::Event::LameDuckMode | async_nats::Event::Draining => None,
     }
@@ -175,20 +183,34 @@ fn said(text: String) -> Event {
     if refused.iter().any(|word| lower.contains(word)) { Event::Refused(text) } else { Event::Down(text) }
 }
 
-/// Why an attempt to connect has failed; the library tells no more than its kind.
-fn attempted(text: &str) -> Event {
-    match text {
-        "authorization violation" => {
-            Event::Refused("the server does not let us in: authorization violation".to_owned())
-        }
-        "failed signing nonce" => Event::Refused("the credentials cannot be used or read".to_owned()),
-        _ => Event::Down(format!("no connection: {text}")),
-    }
+/// What a server that was reached refuses; `None` if it was not reached.
+fn refused(kind: &str) -> Option<Event> {
+    let text = match kind {
+        "authorization violation" => "the server does not let us in: authorization violation",
+        "failed signing nonce" => "the credentials cannot be used or read",
+        _ => return None,
+    };
+    Some(Event::Refused(text.to_owned()))
+}
+
+/// Which servers could not be reached, and why; `None` if all that were tried could.
+fn unreached(pool: &[async_nats::Server]) -> Option<String> {
+    let failed =
+        pool.iter().filter_map(|server| Some((server.addr.as_url_str(), cause(server.last_error.as_deref()?)?)));
+    let lines: Vec<String> = failed.map(|(address, cause)| format!("{address}: {cause}")).collect();
+    (!lines.is_empty()).then(|| format!("cannot connect to {}", lines.join("; ")))
+}
+
+/// The cause in an error of the library's: `IO error` and such say nothing beside it. Nothing if the server was reached.
+fn cause(error: &str) -> Option<&str> {
+    let (kind, cause) = error.split_once(": ").unwrap_or((error, error));
+    (refused(kind).is_none()).then_some(cause)
 }
 
 fn unreachable(config: &Config, error: &async_nats::ConnectError) -> String {
     let servers = config.servers.0.iter().map(Server::as_str).collect::<Vec<_>>().join(", ");
-    let mut text = format!("cannot connect to {servers}: {error}");
+    let text = error.to_string();
+    let mut text = format!("cannot connect to {servers}: {}", cause(&text).unwrap_or(&text));
     if error.kind() == async_nats::ConnectErrorKind::AuthorizationViolation {
         text.push_str(" (are these the right credentials, and does the server know them?)");
     }
@@ -308,8 +330,10 @@ mod tests {
             assert!(matches!(said(text.to_owned()), Event::Refused(_)), "{text}");
         }
         assert!(matches!(said("Stale Connection".to_owned()), Event::Down(_)));
-        assert!(matches!(attempted("authorization violation"), Event::Refused(_)));
-        assert!(matches!(attempted("IO error"), Event::Down(_)));
+        assert!(matches!(refused("authorization violation"), Some(Event::Refused(_))));
+        assert_eq!((refused("IO error"), cause("authorization violation")), (None, None));
+        assert_eq!(cause("IO error: Connection refused (os error 111)"), Some("Connection refused (os error 111)"));
+        assert_eq!(cause("timed out"), Some("timed out"));
     }
 
     #[test]

@@ -6,7 +6,11 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use miette::{Diagnostic, LabeledSpan, MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanContents};
+use miette::{
+    Diagnostic, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanContents,
+};
+
+use crate::terminal::{Stream, Styled};
 
 /// One thing that is wrong, or worth a warning, with its place and a hint.
 #[derive(Debug, Clone)]
@@ -198,9 +202,19 @@ pub fn one_line(problems: &[Problem]) -> String {
     problems.iter().map(|problem| problem.to_string().replace('\n', " ")).collect::<Vec<_>>().join("; ")
 }
 
-/// Renders problems with source snippets, for a terminal.
-pub fn render(problems: &[Problem]) -> String {
-    let handler = miette::GraphicalReportHandler::new();
+/// Renders problems with source snippets, for a terminal. Sources are of others, so what is hidden in them is written out, and then
+/// nothing has colours.
+pub fn render(problems: &[Problem]) -> Styled {
+    let coloured = snippets(problems, GraphicalTheme::default());
+    // As miette decides on it.
+    match Stream::Out.is_terminal() && Stream::Err.is_terminal() {
+        true => Styled::new(&snippets(problems, GraphicalTheme::unicode_nocolor()), coloured),
+        false => Styled::plain(&coloured),
+    }
+}
+
+fn snippets(problems: &[Problem], theme: GraphicalTheme) -> String {
+    let handler = miette::GraphicalReportHandler::new_themed(theme);
     let mut out = String::new();
     for problem in problems {
         // Writing to a String cannot fail; if rendering does, the one-liner still says what is wrong.

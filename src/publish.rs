@@ -353,6 +353,12 @@ pub fn read_overlays(store: &StoreName, keyring: &Keyring, bytes: &[u8]) -> Resu
     ledger.overlays.ok_or_else(|| "no overlays".to_owned())
 }
 
+/// Whether a statement of overlays is not believed for its key alone: others may trust that.
+pub fn is_anothers(store: &StoreName, keyring: &Keyring, bytes: &[u8]) -> bool {
+    let mut ledger = Ledger::new(store.clone(), keyring.clone(), Duration::ZERO);
+    matches!(ledger.overlays(bytes), Err(Refusal::UnknownKey(_) | Refusal::Role(..)))
+}
+
 fn unbelieved(what: &str, refusal: &Refusal) -> String {
     use crate::store::Refusal::{Role, UnknownKey};
     match refusal {

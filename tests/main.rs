@@ -1,5 +1,6 @@
 //! Tests at the boundary: the real binary, the real wire, the real Envoy.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+#![allow(clippy::disallowed_macros, reason = "a test that fails says what it saw")]
 
 mod fixture;
 mod support;
@@ -25,5 +26,6 @@ mod serve;
 mod smoke;
 #[cfg(feature = "nats")]
 mod store;
+mod terminal;
 mod transport;
 mod wire;

@@ -3,6 +3,7 @@
 //! Starts a real nats-server, a beacon, and three sidecars, each with an Envoy before it; publishes, rolls back, denies somebody
 //! everywhere, kills the store and brings it back. Every step is a command that is shown, and what it did is measured and asked of all
 //! three Envoys. Fails if anything did not come out as the tour says.
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods, reason = "it prints what it made itself")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 #[path = "../demo/style.rs"]

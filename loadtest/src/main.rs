@@ -12,6 +12,7 @@
 //! - [`engine`] measures what the decision engine must reach; [`admin`] reads what Stockade says of itself,
 //! - [`fanout`] measures what the central store must reach,
 //! - [`findings`] holds what was found against what must be reached.
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods, reason = "it prints what it made itself")]
 
 mod admin;
 mod client;

@@ -5,6 +5,7 @@ use std::fmt::{self, Display, Write};
 use super::{ROUTES, Readiness, store, timestamp};
 use crate::feed::Status;
 use crate::policy::{FootprintSummary, Hits, OverlaySummary, Summary};
+use crate::terminal::clean;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}\
     table{border-collapse:collapse}td,th{text-align:left;padding:.15rem 1.5rem .15rem 0;vertical-align:top}\
@@ -156,7 +157,7 @@ fn list(html: &mut String, items: &[String]) -> fmt::Result {
 /// Text as HTML shows it, between tags and in quoted attributes alike. Names and messages come from files of others.
 fn escape(text: &dyn Display) -> String {
     let mut escaped = String::new();
-    for character in text.to_string().chars() {
+    for character in clean(&text.to_string()).chars() {
         match character {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),

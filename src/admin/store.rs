@@ -23,6 +23,8 @@ pub(super) struct StoreSummary {
     from_disk: bool,
     /// What went wrong; `null` once it is over.
     trouble: Option<String>,
+    /// Why nothing was put in force yet: the newest overlays are refused.
+    withheld: Option<String>,
     /// What the store does not allow this sidecar.
     refused: Option<String>,
     /// How many statements were not believed since the start.
@@ -40,6 +42,7 @@ pub(super) fn summary(status: &StoreStatus) -> StoreSummary {
         overlays: status.overlays.map(|version| version.to_string()),
         from_disk: status.from_disk,
         trouble: status.trouble.clone(),
+        withheld: status.withheld.clone(),
         refused: status.refused.clone(),
         refusals: status.refusals.values().sum(),
         last_refusal: status.last_refusal.as_ref().map(|(at, what)| format!("{} {what}", timestamp(*at))),
@@ -62,6 +65,7 @@ impl StoreSummary {
             rows.push(("source", "the copy on disk".to_owned()));
         }
         rows.extend(self.trouble.iter().map(|trouble| ("trouble", trouble.clone())));
+        rows.extend(self.withheld.iter().map(|withheld| ("withheld", withheld.clone())));
         rows.extend(self.refused.iter().map(|refused| ("not allowed", refused.clone())));
         rows.extend(self.last_refusal.iter().map(|refusal| ("last refusal", refusal.clone())));
         rows

@@ -12,6 +12,7 @@ use crate::publish::{Advance, Store, history, read_manifest, read_overlays};
 use crate::shutdown::Signals;
 use crate::store::statement::{Beacon, Kind, Timestamp};
 use crate::store::{Keyring, SecretKey, envelope};
+use crate::terminal::errln;
 
 /// Say again and again what is the newest in the store, so that sidecars know that they have it.
 ///
@@ -37,7 +38,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> ExitCode {
     if let Err(error) = observe::tracing::init(&observe::tracing::Config::default()) {
-        eprintln!("logging cannot be set up: {error}");
+        errln!("logging cannot be set up: {error}");
         return ExitCode::FAILURE;
     }
     run_command(beacon(args))

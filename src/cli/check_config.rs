@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{decide, validate};
 use crate::config::Config;
 use crate::problem::{self, Problem};
+use crate::terminal::{Stream, errln, outln};
 
 /// Check a configuration file.
 ///
@@ -30,21 +31,21 @@ pub(super) fn run(args: &Args) -> ExitCode {
     match Config::load(&args.file).and_then(|config| if args.bundles { with_bundles(config) } else { Ok(config) }) {
         Ok(config) if args.print => match serde_json::to_string_pretty(&config) {
             Ok(text) => {
-                println!("{text}");
+                outln!("{text}");
                 ExitCode::SUCCESS
             }
             Err(error) => {
-                eprintln!("the configuration cannot be printed: {error}");
+                errln!("the configuration cannot be printed: {error}");
                 ExitCode::FAILURE
             }
         },
         Ok(config) => {
-            eprint!("{}", problem::render(&config.without_effect()));
-            println!("{}: good", args.file.display());
+            Stream::Err.show(&problem::render(&config.without_effect()));
+            outln!("{}: good", args.file.display());
             ExitCode::SUCCESS
         }
         Err(problems) => {
-            eprint!("{}", problem::render(&problems));
+            Stream::Err.show(&problem::render(&problems));
             ExitCode::from(2)
         }
     }
@@ -58,7 +59,7 @@ fn with_bundles(config: Config) -> Result<Config, Vec<Problem>> {
     }
     let snapshot = Arc::new(validate::load(&config.directories())?);
     let warnings = decide::judge(&config, Arc::clone(&snapshot))?.mapping.undeclared(&snapshot);
-    eprint!("{}", problem::render(&snapshot.warnings));
-    eprint!("{}", problem::render(&warnings));
+    Stream::Err.show(&problem::render(&snapshot.warnings));
+    Stream::Err.show(&problem::render(&warnings));
     Ok(config)
 }

@@ -17,6 +17,7 @@ use crate::model::{Effect, Outcome, PolicyError};
 use crate::observe::{self, Metrics};
 use crate::policy::Snapshot;
 use crate::problem::{self, Problem};
+use crate::terminal::{Stream, errln, out, outln};
 
 /// Show what becomes of one request.
 ///
@@ -41,9 +42,9 @@ pub(super) fn run(args: &Args) -> ExitCode {
     match verdict(args) {
         Ok(verdict) => {
             if args.json {
-                println!("{:#}", report(&verdict));
+                outln!("{:#}", report(&verdict));
             } else {
-                print!("{}", text(&verdict));
+                out!("{}", text(&verdict));
             }
             match &verdict.outcome {
                 Outcome::Decided(decision) if decision.effect == Effect::Allow => ExitCode::SUCCESS,
@@ -52,7 +53,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
             }
         }
         Err(problems) => {
-            eprint!("{}", problem::render(&problems));
+            Stream::Err.show(&problem::render(&problems));
             ExitCode::FAILURE
         }
     }
@@ -63,7 +64,7 @@ fn verdict(args: &Args) -> Result<Verdict, Vec<Problem>> {
         Some(config) => config,
         None => {
             let config = assumed::defaults()?;
-            eprintln!("assumed {}; `--config` names a sidecar's own", assumed::describe(&config));
+            errln!("assumed {}; `--config` names a sidecar's own", assumed::describe(&config));
             config
         }
     };
@@ -77,7 +78,7 @@ fn verdict(args: &Args) -> Result<Verdict, Vec<Problem>> {
         vec![Problem::error(message).hint("a CheckRequest in protobuf JSON, as Envoy's access to it is documented")]
     })?;
     let judge = judge(&config, Arc::clone(&snapshot))?;
-    eprint!("{}", problem::render(&judge.mapping.undeclared(&snapshot)));
+    Stream::Err.show(&problem::render(&judge.mapping.undeclared(&snapshot)));
     Ok(judge.request(&request, "decide"))
 }
 

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::validate;
 use crate::policy::{ALWAYS_IN_KEY, FootprintSummary, PlaceSummary, Read, Reader};
 use crate::problem;
+use crate::terminal::{Stream, out, outln};
 
 /// Show what the cache keys of each action hold.
 ///
@@ -34,17 +35,17 @@ pub(super) fn run(args: &Args) -> ExitCode {
             let footprints = snapshot.footprints();
             if args.json {
                 let revision = &snapshot.revision.id;
-                println!("{:#}", json!({"revision": revision, "always": ALWAYS_IN_KEY, "footprints": footprints}));
+                outln!("{:#}", json!({"revision": revision, "always": ALWAYS_IN_KEY, "footprints": footprints}));
             } else {
                 let mut report = String::new();
                 // Writing to a String cannot fail.
                 let _ = text(&mut report, &snapshot.revision.id, &footprints);
-                print!("{report}");
+                out!("{report}");
             }
             ExitCode::SUCCESS
         }
         Err(problems) => {
-            eprint!("{}", problem::render(&problems));
+            Stream::Err.show(&problem::render(&problems));
             ExitCode::FAILURE
         }
     }

@@ -2,9 +2,10 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::store::{StoreArgs, TrustArgs, run as run_command};
+use super::store::{ReaderTrustArgs, StoreArgs, run as run_command};
 use crate::publish::history::Entry;
 use crate::publish::table::{clean, columns};
+use crate::terminal::{out, outln};
 
 /// Show what was published: who, when, why, and from which commit.
 ///
@@ -17,22 +18,22 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    trust: TrustArgs,
+    trust: ReaderTrustArgs,
     #[command(flatten)]
     store: StoreArgs,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
     run_command(async {
-        let session = args.store.connect(args.trust.keyring(None)).await?;
+        let session = args.store.connect(args.trust.keyring()?).await?;
         let mut entries = session.entries().await?;
         entries.reverse();
         let checked = !args.trust.is_empty();
         match args.json {
             true => {
-                println!("{:#}", json!(entries.iter().map(|entry| self::json(entry, checked)).collect::<Vec<_>>()))
+                outln!("{:#}", json!(entries.iter().map(|entry| self::json(entry, checked)).collect::<Vec<_>>()))
             }
-            false => print!("{}", text(&entries, checked)),
+            false => out!("{}", text(&entries, checked)),
         }
         Ok(ExitCode::SUCCESS)
     })

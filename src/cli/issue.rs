@@ -6,10 +6,12 @@ use std::time::{Duration, SystemTime};
 use super::store::{Session, SignArgs, StoreArgs, TrustArgs};
 use super::wait::{Ear, WaitArgs};
 use crate::model::EntityUid;
+use crate::nats::Stored;
 use crate::publish::overlays::{Edit, describe, edited, new_id};
-use crate::publish::{Advance, read_overlays};
+use crate::publish::{Advance, is_anothers, read_overlays};
 use crate::store::statement::{Kind, OverlayEffect, OverlayEntry, Overlays, Timestamp};
 use crate::store::{SecretKey, envelope};
+use crate::terminal::{clean_line, errln, outln};
 
 /// How often the list is read anew when someone else was faster. Each of several issuers loses to each other once.
 const ATTEMPTS: u32 = 20;
@@ -41,6 +43,9 @@ pub(super) struct ScopeArgs {
 /// Who issues it, and where.
 #[derive(Debug, clap::Args)]
 pub(super) struct IssueArgs {
+    /// Begin a new list, whatever the store says: where none of its overlays is believed. Those that were in force end.
+    #[arg(long)]
+    new_epoch: bool,
     #[command(flatten)]
     sign: SignArgs,
     #[command(flatten)]
@@ -96,8 +101,8 @@ pub(super) async fn issue(
     let shown = describe(&entry, SystemTime::now());
     let key = args.sign.key()?;
     let session = args.store.connect(args.trust.keyring(Some(&key))).await?;
-    let code = edit(&session, &key, &args.sign.publisher(), &Edit::Add(entry), &args.wait).await?;
-    println!("{shown}");
+    let code = edit(&session, &key, args, &Edit::Add(entry)).await?;
+    outln!("{}", clean_line(&shown));
     Ok(code)
 }
 
@@ -105,25 +110,21 @@ pub(super) async fn issue(
 pub(super) async fn end(id: &str, args: &IssueArgs) -> Result<ExitCode, String> {
     let key = args.sign.key()?;
     let session = args.store.connect(args.trust.keyring(Some(&key))).await?;
-    let code = edit(&session, &key, &args.sign.publisher(), &Edit::End(id.to_owned()), &args.wait).await?;
-    println!("ended {id}");
+    let code = edit(&session, &key, args, &Edit::End(id.to_owned())).await?;
+    outln!("ended {id}");
     Ok(code)
 }
 
 /// Edits the list, anew each time that someone else has edited it in between: nobody's overlays get lost.
-async fn edit(
-    session: &Session,
-    key: &SecretKey,
-    publisher: &str,
-    edit: &Edit,
-    wait: &WaitArgs,
-) -> Result<ExitCode, String> {
-    let ear = wait.listen(session).await?;
+async fn edit(session: &Session, key: &SecretKey, args: &IssueArgs, edit: &Edit) -> Result<ExitCode, String> {
+    let ear = args.wait.listen(session).await?;
+    let publisher = &args.sign.publisher();
     for _ in 0..ATTEMPTS {
-        let (after, current) = match newest(session).await? {
-            Some((sequence, overlays)) => (sequence, Some(overlays)),
-            None => (0, None),
+        let newest = match args.new_epoch {
+            false => newest(session).await?.map(|(sequence, overlays)| (sequence, Some(overlays))),
+            true => stored(session).await?.map(|stored| (stored.sequence, None)),
         };
+        let (after, current) = newest.unwrap_or((0, None));
         let next = edited(current.as_ref(), edit, session.store.name(), publisher, SystemTime::now())?;
         let payload = serde_json::to_vec(&next).map_err(|error| error.to_string())?;
         let sealed =
@@ -135,13 +136,30 @@ async fn edit(
     Err(format!("others have changed the overlays {ATTEMPTS} times in between; nothing was changed (try again)"))
 }
 
-/// The overlays in force and their sequence, if any were ever issued. They are signed anew with each change, so those of
-/// someone whom we do not trust must not get our signature.
+async fn stored(session: &Session) -> Result<Option<Stored>, String> {
+    session.store.newest(Kind::Overlays).await.map_err(|error| error.to_string())
+}
+
+/// The overlays in force and the sequence of the newest statement, if any were ever issued. They are signed again with each change, so
+/// those of someone whom we do not trust must not get our signature, nor be left out: sidecars may trust them. Where the newest are
+/// rubbish, the ones before them are in force, as on sidecars: rubbish must not keep anyone from denying.
 pub(super) async fn newest(session: &Session) -> Result<Option<(u64, Overlays)>, String> {
-    let stored = session.store.newest(Kind::Overlays).await.map_err(|error| error.to_string())?;
-    let read = stored.map(|stored| {
-        let believed = read_overlays(session.store.name(), &session.keyring, &stored.payload)?;
-        Ok((stored.sequence, believed.says))
-    });
-    read.transpose()
+    let Some(newest) = stored(session).await? else { return Ok(None) };
+    let (store, keyring) = (session.store.name(), &session.keyring);
+    let first = match read_overlays(store, keyring, &newest.payload) {
+        Ok(believed) => return Ok(Some((newest.sequence, believed.says))),
+        Err(why) => why,
+    };
+    let history = session.store.history(Kind::Overlays, 1).await.map_err(|error| error.to_string())?;
+    for stored in history.iter().rev() {
+        match read_overlays(store, keyring, &stored.payload) {
+            Ok(believed) => {
+                errln!("warning: {first}; the newest that is believed is version {}", believed.head.version);
+                return Ok(Some((newest.sequence, believed.says)));
+            }
+            Err(why) if is_anothers(store, keyring, &stored.payload) => return Err(why),
+            Err(_) => {}
+        }
+    }
+    Err(format!("{first}, nor is any before it (`--new-epoch` with `deny` or `grant` begins a new list)"))
 }

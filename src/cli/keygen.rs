@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::store::{PublicKey, Role, SecretKey};
+use crate::terminal::{errln, out};
 
 /// Make a key for signing what is published.
 ///
@@ -31,11 +32,11 @@ fn role(text: &str) -> Result<Role, String> {
 pub(super) fn run(args: &Args) -> ExitCode {
     match SecretKey::generate().and_then(|text| write(&args.file, &text)) {
         Ok(public) => {
-            print!("{}", trust(&public, &args.roles));
+            out!("{}", trust(&public, &args.roles));
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("{error}");
+            errln!("{error}");
             ExitCode::FAILURE
         }
     }

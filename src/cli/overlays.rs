@@ -4,9 +4,10 @@ use std::time::SystemTime;
 use serde_json::json;
 
 use super::issue::{IssueArgs, end, newest};
-use super::store::{StoreArgs, TrustArgs, run as run_command};
+use super::store::{ReaderTrustArgs, StoreArgs, run as run_command};
 use crate::publish::overlays::describe;
 use crate::publish::table::clean;
+use crate::terminal::outln;
 
 /// List the emergency denials and exceptions in force, or end one.
 ///
@@ -23,7 +24,7 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    trust: TrustArgs,
+    trust: ReaderTrustArgs,
     #[command(flatten)]
     store: StoreArgs,
 }
@@ -48,17 +49,17 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 async fn list(args: &Args) -> Result<ExitCode, String> {
-    let session = args.store.connect(args.trust.keyring(None)).await?;
+    let session = args.store.connect(args.trust.keyring()?).await?;
     let now = SystemTime::now();
     let mut entries = newest(&session).await?.map(|(_, overlays)| overlays.overlays).unwrap_or_default();
     entries.retain(|entry| entry.until.0 > now);
     if args.json {
-        println!("{:#}", json!(entries));
+        outln!("{:#}", json!(entries));
     } else if entries.is_empty() {
-        println!("no overlays are in force");
+        outln!("no overlays are in force");
     }
     for entry in entries.iter().filter(|_| !args.json) {
-        println!("{}", clean(&describe(entry, now)));
+        outln!("{}", clean(&describe(entry, now)));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 
 use crate::config::{AdminListen, Config, ProbesListen};
 use crate::listener;
+use crate::terminal::errln;
 use crate::units::Span;
 
 /// Ask a running sidecar whether it is ready, or alive.
@@ -41,7 +42,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     match probe(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            eprintln!("{why}");
+            errln!("{why}");
             ExitCode::FAILURE
         }
     }

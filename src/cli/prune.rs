@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::store::{Session, StoreArgs, run as run_command};
 use crate::publish::history::Entry;
 use crate::store::Keyring;
+use crate::terminal::outln;
 
 /// Remove bundles that no recent version names.
 ///
@@ -39,7 +40,7 @@ async fn prune(args: &Args) -> Result<ExitCode, String> {
     let mut removed = 0;
     for digits in blobs.iter().filter(|digits| !kept.contains(*digits)) {
         if session.store.blob_age(digits).await.map_err(|error| error.to_string())? < AGE {
-            println!("kept    sha256:{digits}: it is new");
+            outln!("kept    sha256:{digits}: it is new");
             continue;
         }
         // Someone may have gone back to it since.
@@ -47,13 +48,9 @@ async fn prune(args: &Args) -> Result<ExitCode, String> {
             session.store.remove_blob(digits).await.map_err(|error| error.to_string())?;
         }
         removed += 1;
-        println!("{} sha256:{digits}", if args.dry_run { "would remove" } else { "removed" });
+        outln!("{} sha256:{digits}", if args.dry_run { "would remove" } else { "removed" });
     }
-    println!(
-        "{removed} of {} bundles{}",
-        blobs.len(),
-        if args.dry_run { "; dry run: nothing was changed" } else { "" }
-    );
+    outln!("{removed} of {} bundles{}", blobs.len(), if args.dry_run { "; dry run: nothing was changed" } else { "" });
     Ok(ExitCode::SUCCESS)
 }
 

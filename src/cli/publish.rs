@@ -13,6 +13,7 @@ use crate::publish::streams::Settings;
 use crate::publish::{Advance, history};
 use crate::store::statement::{Blob, Kind, Manifest, Timestamp, Version};
 use crate::store::{Digest, SecretKey, envelope, pack};
+use crate::terminal::{Stream, clean_line, errln, out, outln};
 use crate::units::Bytes;
 
 /// Publish a bundle: put it in force on every sidecar that follows the store.
@@ -73,23 +74,23 @@ pub(super) fn run(args: &Args) -> ExitCode {
     let (files, snapshot) = match validate::read(&args.directories) {
         Ok(good) => good,
         Err(problems) => {
-            eprint!("{}", problem::render(&problems));
-            eprintln!("nothing was published: a sidecar would refuse this");
+            Stream::Err.show(&problem::render(&problems));
+            errln!("nothing was published: a sidecar would refuse this");
             return ExitCode::FAILURE;
         }
     };
-    eprint!("{}", problem::render(&snapshot.warnings));
+    Stream::Err.show(&problem::render(&snapshot.warnings));
     if let Some(why) = refused(args, &snapshot, args.strict) {
-        eprintln!("nothing was published: {why}");
+        errln!("nothing was published: {why}");
         return ExitCode::FAILURE;
     }
     let tested = args.config.given().and_then(|config| test::run_tests(&files, config.as_ref()));
     match tested {
         Ok(0) => {}
-        Ok(passed) => println!("{passed} tests of the bundle passed"),
+        Ok(passed) => outln!("{passed} tests of the bundle passed"),
         Err(problems) => {
-            eprint!("{}", problem::render(&problems));
-            eprintln!("nothing was published: tests of the bundle fail, or cannot be run");
+            Stream::Err.show(&problem::render(&problems));
+            errln!("nothing was published: tests of the bundle fail, or cannot be run");
             return ExitCode::FAILURE;
         }
     }
@@ -106,7 +107,9 @@ fn refused(args: &Args, snapshot: &Snapshot, closed: bool) -> Option<String> {
         Some(first) if closed && !args.allow_open => {
             Some(format!("`{first}` permits everything to everybody (give it a scope, or say `--allow-open`)"))
         }
-        _ if args.strict && snapshot.warnings.len() > meant => Some("there are warnings, and `--strict`".to_owned()),
+        _ if args.strict && snapshot.warnings.iter().filter(|problem| problem.is_warning()).count() > meant => {
+            Some("there are warnings, and `--strict`".to_owned())
+        }
         _ => None,
     }
 }
@@ -118,22 +121,22 @@ async fn publish(args: &Args, files: &[Files], snapshot: &Snapshot) -> Result<Ex
     let session = args.store.connect(args.trust.keyring(Some(&key))).await?;
     let place = Place::find(&session, args.new_epoch).await?;
     if let Some(current) = place.current.as_ref().filter(|current| current.bundle == blob && !args.new_epoch) {
-        println!("nothing to publish: {} is in force as {}", blob.digest, current.version);
+        outln!("nothing to publish: {} is in force as {}", blob.digest, current.version);
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(why) = refused(args, snapshot, args.strict || place.current.is_some()) {
         return Err(format!("nothing was published: {why}"));
     }
-    print!("{}", changes(&session, place.current.as_ref(), files, snapshot, &blob).await);
+    out!("{}", changes(&session, place.current.as_ref(), files, snapshot, &blob).await);
     if args.dry_run {
-        println!("dry run: nothing was changed");
+        outln!("dry run: nothing was changed");
         return Ok(ExitCode::SUCCESS);
     }
     session.store.ensure(&Settings { replicas: args.replicas, max_bytes: args.max_bytes }).await?;
     let ear = args.wait.listen(&session).await?;
     let pieces = session.store.upload(&blob, &packed).await?;
     if pieces == 0 {
-        println!("the bundle was uploaded before");
+        outln!("the bundle was uploaded before");
     }
     let commit = args.directories.first().and_then(|dir| commit(dir));
     // Lead times count from here.
@@ -195,7 +198,7 @@ pub(super) async fn put(session: &Session, key: &SecretKey, manifest: &Manifest,
             history::meanwhile(&since, after)
         ));
     }
-    println!("published {} with {}", manifest.version, manifest.bundle.digest);
+    outln!("published {} with {}", manifest.version, manifest.bundle.digest);
     Ok(())
 }
 
@@ -235,7 +238,7 @@ fn describe(difference: &Difference, files: &[String]) -> String {
     for (sign, names) in [('+', added), ('-', removed), ('~', modified)] {
         for name in names.iter().take(SHOWN) {
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "    {sign} {name}");
+            let _ = writeln!(text, "    {sign} {}", clean_line(name));
         }
         let more = names.len().saturating_sub(SHOWN);
         if more > 0 {

@@ -3,9 +3,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::store::{StoreArgs, TrustArgs, believed, run as run_command};
+use super::store::{ReaderTrustArgs, StoreArgs, believed, run as run_command};
 use crate::policy::Files;
 use crate::publish::history::find;
+use crate::terminal::outln;
 
 /// Write the bundle of a version into a directory.
 ///
@@ -22,7 +23,7 @@ pub(super) struct Args {
     #[arg(value_name = "DIR")]
     directory: PathBuf,
     #[command(flatten)]
-    trust: TrustArgs,
+    trust: ReaderTrustArgs,
     #[command(flatten)]
     store: StoreArgs,
 }
@@ -33,17 +34,17 @@ pub(super) fn run(args: &Args) -> ExitCode {
 
 async fn pull(args: &Args) -> Result<ExitCode, String> {
     if args.trust.is_empty() {
-        return Err("whose signature is to be believed? name the publisher's public key with --trust".to_owned());
+        return Err("whose signature is to be believed? name the publisher's public key with --trust, or your own key with --key".to_owned());
     }
     is_free(&args.directory)?;
-    let session = args.store.connect(args.trust.keyring(None)).await?;
+    let session = args.store.connect(args.trust.keyring()?).await?;
     let entries = session.entries().await?;
     let entry = find(&entries, &args.revision)?;
     let files = session.files(believed(entry)?).await?;
     let written = write(&args.directory, &files);
     written.map_err(|error| format!("`{}` cannot be written: {error}", args.directory.display()))?;
     let count: usize = files.iter().map(|own| own.files.len()).sum();
-    println!("{count} files of {} in {}", entry.head.version, args.directory.display());
+    outln!("{count} files of {} in {}", entry.head.version, args.directory.display());
     Ok(ExitCode::SUCCESS)
 }
 

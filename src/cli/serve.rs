@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::observe;
 use crate::problem;
 use crate::shutdown::Signals;
+use crate::terminal::{Stream, errln};
 
 /// Run the sidecar.
 ///
@@ -25,12 +26,12 @@ pub(super) fn run(args: &Args) -> ExitCode {
     let config = match Config::load(&args.config) {
         Ok(config) => config,
         Err(problems) => {
-            eprint!("{}", problem::render(&problems));
+            Stream::Err.show(&problem::render(&problems));
             return ExitCode::from(2);
         }
     };
     if let Err(error) = observe::tracing::init(&config.log) {
-        eprintln!("logging cannot be set up: {error}");
+        errln!("logging cannot be set up: {error}");
         return ExitCode::FAILURE;
     }
     for problem in config.without_effect() {

@@ -3,9 +3,10 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::history;
-use super::store::{StoreArgs, TrustArgs, compile, run as run_command};
+use super::store::{ReaderTrustArgs, StoreArgs, compile, run as run_command};
 use crate::publish::history::{Entry, find};
 use crate::publish::table::clean;
+use crate::terminal::{clean_line, out, outln};
 
 /// Show one version: its manifest, and the policies of its bundle.
 ///
@@ -19,7 +20,7 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    trust: TrustArgs,
+    trust: ReaderTrustArgs,
     #[command(flatten)]
     store: StoreArgs,
 }
@@ -29,7 +30,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 async fn show(args: &Args) -> Result<ExitCode, String> {
-    let session = args.store.connect(args.trust.keyring(None)).await?;
+    let session = args.store.connect(args.trust.keyring()?).await?;
     let entries = session.entries().await?;
     let entry = find(&entries, &args.revision)?;
     let checked = !args.trust.is_empty();
@@ -42,14 +43,15 @@ async fn show(args: &Args) -> Result<ExitCode, String> {
         shown.insert("revision".to_owned(), json!(summary.revision.id));
         shown.insert("policies".to_owned(), json!(summary.policies));
         shown.insert("files".to_owned(), json!(paths));
-        println!("{:#}", json!(shown));
+        outln!("{:#}", json!(shown));
         return Ok(ExitCode::SUCCESS);
     }
-    print!("{}", head(entry, checked));
-    println!("{:<14}{}", "revision", summary.revision.id);
-    println!("{:<14}{}", "files", paths.join(", "));
+    out!("{}", head(entry, checked));
+    outln!("{:<14}{}", "revision", summary.revision.id);
+    outln!("{:<14}{}", "files", clean_line(&paths.join(", ")));
     for policy in &summary.policies {
-        println!("{:<14}{} ({}, {}) in {}", "policy", policy.id, policy.effect, policy.mode, policy.file);
+        let line = format!("{} ({}, {}) in {}", policy.id, policy.effect, policy.mode, policy.file);
+        outln!("{:<14}{}", "policy", clean_line(&line));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,3 @@
-use std::io::{IsTerminal, stdout};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +8,7 @@ use super::wait::NOT_ENFORCED;
 use crate::publish::table::{self, Sidecar};
 use crate::store::Keyring;
 use crate::store::statement::{Head, Timestamp};
+use crate::terminal::{self, Stream, out};
 
 /// Show what every sidecar enforces.
 ///
@@ -41,14 +41,16 @@ pub(super) fn run(args: &Args) -> ExitCode {
             let seen = look(&session, args).await;
             if !args.watch {
                 let (seen, enforced) = seen?;
-                print!("{seen}");
+                out!("{seen}");
                 let enough = args.expect.is_none_or(|expect| enforced >= expect);
                 return Ok(if enough { ExitCode::SUCCESS } else { ExitCode::from(NOT_ENFORCED) });
             }
             // A server that is away for a while is no reason to stop looking.
             let seen = seen.map_or_else(|error| format!("{error}\n"), |(seen, _)| seen);
-            let home = if stdout().is_terminal() && !args.json { "\u{1b}[H\u{1b}[2J" } else { "" };
-            print!("{home}{seen}");
+            if Stream::Out.is_terminal() && !args.json {
+                terminal::clear();
+            }
+            out!("{seen}");
             tokio::time::sleep(AGAIN).await;
         }
     })

@@ -14,6 +14,7 @@ use crate::store::keys::Trusted;
 use crate::store::ledger::Believed;
 use crate::store::statement::{Head, Kind, Manifest};
 use crate::store::{Keyring, PublicKey, Role, SecretKey, StoreName, pack};
+use crate::terminal::errln;
 use crate::units::Span;
 use crate::yaml::{AtLeastOne, Invalid};
 
@@ -66,6 +67,17 @@ pub(super) struct TrustArgs {
     /// A public key, `ed25519:...`, as `stockade keygen` prints it. Can be given several times.
     #[arg(long = "trust", env = "STOCKADE_TRUST", value_name = "KEY", value_delimiter = ',', value_parser = public_key)]
     keys: Vec<PublicKey>,
+}
+
+/// Whose signatures are believed by those who only look.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Trust")]
+pub(super) struct ReaderTrustArgs {
+    #[command(flatten)]
+    trust: TrustArgs,
+    /// Your own private key: its public half is believed too, as when you publish.
+    #[arg(long, env = "STOCKADE_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
 }
 
 /// Whoever signs.
@@ -155,6 +167,19 @@ impl TrustArgs {
     }
 }
 
+impl ReaderTrustArgs {
+    /// The same keys that whoever publishes with these arguments believes.
+    pub(super) fn keyring(&self) -> Result<Keyring, String> {
+        let own = self.key.as_deref().map(read_key).transpose()?;
+        Ok(self.trust.keyring(own.as_ref()))
+    }
+
+    /// Whether any key was named.
+    pub(super) fn is_empty(&self) -> bool {
+        self.trust.is_empty() && self.key.is_none()
+    }
+}
+
 impl SignArgs {
     /// Reads the key.
     pub(super) fn key(&self) -> Result<SecretKey, String> {
@@ -174,7 +199,7 @@ pub(super) fn read_key(path: &Path) -> Result<SecretKey, String> {
     let shown = path.display();
     let text = std::fs::read_to_string(path).map_err(|error| format!("`{shown}` cannot be read: {error}"))?;
     if std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
-        eprintln!("warning: others can read the private key `{shown}` (chmod 600 {shown})");
+        errln!("warning: others can read the private key `{shown}` (chmod 600 {shown})");
     }
     SecretKey::parse(&text).map_err(|error| format!("`{shown}`: {error}"))
 }
@@ -231,7 +256,7 @@ pub(super) fn run(command: impl Future<Output = Result<ExitCode, String>>) -> Ex
     match ended.and_then(|runtime| runtime.block_on(command)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{error}");
+            errln!("{error}");
             ExitCode::FAILURE
         }
     }

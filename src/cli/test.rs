@@ -16,6 +16,7 @@ use crate::model::Outcome;
 use crate::observe;
 use crate::policy::{FileKind, Files, Snapshot};
 use crate::problem::{self, Problem, SourceFile};
+use crate::terminal::{Stream, errln, outln};
 use crate::yaml::{self, AtLeastOne, Faults};
 
 /// Run the tests of a bundle.
@@ -85,21 +86,21 @@ pub(super) fn run(args: &Args) -> ExitCode {
     let given = args.config.given();
     let outcome = given.and_then(|config| {
         let (files, _) = validate::read(&args.directories)?;
-        eprint!("{}", problem::render(&unused(&files)));
+        Stream::Err.show(&problem::render(&unused(&files)));
         run_tests(&files, config.as_ref())
     });
     match outcome {
         Ok(0) => {
-            eprintln!("there are no tests: write `tests/*.yaml`, as policies/README.md shows");
+            errln!("there are no tests: write `tests/*.yaml`, as policies/README.md shows");
             ExitCode::FAILURE
         }
         Ok(passed) => {
-            println!("{passed} tests passed");
+            outln!("{passed} tests passed");
             ExitCode::SUCCESS
         }
         Err(problems) => {
-            eprint!("{}", problem::render(&problems));
-            eprintln!("{} tests failed or cannot be run", problems.len());
+            Stream::Err.show(&problem::render(&problems));
+            errln!("{} tests failed or cannot be run", problems.len());
             ExitCode::FAILURE
         }
     }
@@ -136,7 +137,7 @@ pub(super) fn run_tests(files: &[Files], given: Option<&Config>) -> Result<usize
             if given.is_none() && (suite.service.is_none() || suite.identity.is_none()) {
                 let described = assumed::describe(&config);
                 let path = &source.name;
-                eprintln!(
+                errln!(
                     "{path}: assumed {described}; `--config` names a sidecar's own, and so do `service` and `identity` here"
                 );
             }
@@ -162,7 +163,7 @@ pub(super) fn run_tests(files: &[Files], given: Option<&Config>) -> Result<usize
 fn configured(suite: &Suite, given: Option<&Config>) -> Result<Config, String> {
     let config = match given {
         Some(given) => given.clone(),
-        None => assumed::defaults().map_err(|problems| problem::render(&problems))?,
+        None => assumed::defaults().map_err(|problems| problem::render(&problems).to_string())?,
     };
     let service = suite.service.clone().unwrap_or_else(|| config.service.clone());
     let identity = suite.identity.clone().unwrap_or_else(|| config.identity.clone());

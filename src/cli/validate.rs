@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use crate::feed::{self, Limits};
 use crate::policy::{Files, Snapshot};
 use crate::problem;
+use crate::terminal::{Stream, errln, outln};
 
 /// Check a bundle, as a sidecar would before it puts it in force.
 ///
@@ -25,10 +26,10 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> ExitCode {
     match load(&args.directories) {
         Ok(snapshot) => {
-            eprint!("{}", problem::render(&snapshot.warnings));
+            Stream::Err.show(&problem::render(&snapshot.warnings));
             let summary = snapshot.summary();
             let warnings = snapshot.warnings.iter().filter(|problem| problem.is_warning()).count();
-            println!(
+            outln!(
                 "good: {} policies, {} routes, {} entities; revision {}; {warnings} warnings",
                 summary.policies.len(),
                 summary.routes,
@@ -38,9 +39,9 @@ pub(super) fn run(args: &Args) -> ExitCode {
             if args.strict && warnings > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
         Err(problems) => {
-            eprint!("{}", problem::render(&problems));
+            Stream::Err.show(&problem::render(&problems));
             let errors = problems.iter().filter(|problem| problem.is_error()).count();
-            eprintln!("{errors} errors; a sidecar would refuse this and keep what is in force");
+            errln!("{errors} errors; a sidecar would refuse this and keep what is in force");
             ExitCode::FAILURE
         }
     }

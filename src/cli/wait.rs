@@ -1,6 +1,5 @@
 //! `--wait`: who enforces what was just published.
 
-use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -13,6 +12,7 @@ use super::store::Session;
 use crate::publish::leads::{Report, Waiting};
 use crate::publish::table::{Presence, Sidecar, clean};
 use crate::store::statement::{Kind, Status, Timestamp, Version};
+use crate::terminal::{Stream, errln, out};
 
 /// What a statement that was published, but not enforced as asked for, exits with.
 pub(super) const NOT_ENFORCED: u8 = 2;
@@ -80,14 +80,14 @@ impl Ear {
                 .take(NAMED)
                 .map(|own| clean(&format!("{}/{}", own.status.namespace, own.status.pod)))
                 .collect();
-            eprintln!(
+            errln!(
                 "warning: {} sidecars have said nothing for more than a minute, and are not waited for: {}",
                 self.silent.len(),
                 named.join(", ")
             );
         }
         if waiting.expected() == 0 {
-            eprintln!(
+            errln!(
                 "published, but no sidecar is in sight: nobody is known to enforce it (if some should be there, see whether they \
                  reach the store; `--expect N` waits for them)"
             );
@@ -103,14 +103,11 @@ impl Ear {
             }
         }
         progress.finish();
-        print!("{}", text(&waiting.report()));
+        out!("{}", text(&waiting.report()));
         match waiting.has(self.percent) && !waiting.is_rejected() {
             true => ExitCode::SUCCESS,
             false => {
-                eprintln!(
-                    "published, but not enforced by {} % of the sidecars within {:?}",
-                    self.percent, self.timeout
-                );
+                errln!("published, but not enforced by {} % of the sidecars within {:?}", self.percent, self.timeout);
                 ExitCode::from(NOT_ENFORCED)
             }
         }
@@ -127,7 +124,7 @@ struct Progress {
 impl Progress {
     fn new(expected: usize) -> Self {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} sidecars enforce it, {elapsed_precise}");
-        let bar = style.ok().filter(|_| stderr().is_terminal());
+        let bar = style.ok().filter(|_| Stream::Err.is_terminal());
         let bar = bar.map(|style| ProgressBar::new(expected as u64).with_style(style));
         Self { bar, expected, tenths: 0 }
     }
@@ -140,7 +137,7 @@ impl Progress {
         let tenths = enforced * 10 / self.expected.max(1);
         if tenths > self.tenths {
             self.tenths = tenths;
-            eprintln!("{enforced} of {} sidecars enforce it", self.expected);
+            errln!("{enforced} of {} sidecars enforce it", self.expected);
         }
     }
 

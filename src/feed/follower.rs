@@ -12,7 +12,9 @@ mod making;
 mod telling;
 #[cfg(test)]
 mod tests;
+mod walking;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,6 +26,7 @@ use tracing::{error, info, warn};
 
 pub use self::config::Config;
 use self::making::{compile, fetch, is_at_least, is_due, published};
+use self::walking::Walked;
 use super::compiler::retire;
 use super::last_good::{self, LastGood};
 use super::source::{Event, Events, Source, SourceError};
@@ -34,7 +37,7 @@ use crate::observe::sparingly::Sparingly;
 use crate::policy::Files;
 use crate::problem::{Problem, one_line};
 use crate::store::statement::{Beacon, Head, Kind, Manifest};
-use crate::store::{Keyring, Ledger, Refusal, statement};
+use crate::store::{Digest, Keyring, Ledger, Refusal, statement};
 
 /// How often what only time changes is looked at: overlays that begin or end, freshness, retries.
 const TICK: Duration = Duration::from_millis(200);
@@ -103,8 +106,12 @@ pub struct Follower<P, E: Engine> {
     last_good: Option<LastGood>,
     jobs: JoinSet<Job<E>>,
 
-    /// Whether both heads were read, or taken from the disk: overlays are known before anything is in force.
+    /// Whether overlays are known, before anything is in force: read and believed, known to be none, or taken from the disk.
     looked: bool,
+    /// Newest statements that are refused, for which older ones were looked for.
+    walked: BTreeMap<Kind, Digest>,
+    /// For which kinds an older statement is being looked for.
+    walking: BTreeSet<Kind>,
     looking: bool,
     look_again: bool,
     next_look: Instant,
@@ -176,6 +183,7 @@ struct Enforced {
 /// What came of work beside the loop.
 enum Job<E: Engine> {
     Looked(Result<Vec<(Kind, Option<Bytes>)>, SourceError>),
+    WalkedBack(Walked),
     Made(Box<Made<E::Base>>),
     /// The other one is a panic.
     Succeeded(Result<Box<Step<E::Snapshot>>, task::JoinError>),
@@ -240,6 +248,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
             status,
             jobs: JoinSet::new(),
             looked: false,
+            walked: BTreeMap::new(),
+            walking: BTreeSet::new(),
             looking: false,
             look_again: true,
             next_look: now,
@@ -310,7 +320,10 @@ impl<P: Source, E: Engine> Follower<P, E> {
 
     fn hear(&mut self, event: Event) {
         match event {
-            Event::Statement(kind, bytes) => self.statement(kind, &bytes),
+            Event::Statement(kind, bytes) => {
+                // Overlays may be believed again; whether they are the newest is for a look to say.
+                self.look_again |= self.statement(kind, &bytes) && kind == Kind::Overlays && !self.looked;
+            }
             Event::Gap(reason) => {
                 info!(reason, "something of the store may have been missed; asking");
                 self.look_again = true;
@@ -336,11 +349,15 @@ impl<P: Source, E: Engine> Follower<P, E> {
         }
     }
 
-    fn statement(&mut self, kind: Kind, bytes: &Bytes) {
+    /// Takes note of a statement. Whether it is one to believe, though there may be a newer one.
+    fn statement(&mut self, kind: Kind, bytes: &Bytes) -> bool {
         let heard = match kind {
             Kind::Manifest => self.ledger.manifest(bytes),
             Kind::Overlays => self.ledger.overlays(bytes),
-            Kind::Beacon => return self.hear_beacon(bytes),
+            Kind::Beacon => {
+                self.hear_beacon(bytes);
+                return true;
+            }
         };
         match heard {
             Ok(true) => {
@@ -351,9 +368,13 @@ impl<P: Source, E: Engine> Follower<P, E> {
                     self.ready.take_if(|ready| !is_due(&ready.says, SystemTime::now()));
                 }
                 self.store_heads();
+                true
             }
-            Ok(false) => {}
-            Err(refusal) => self.refuse(kind, &refusal),
+            Ok(false) => true,
+            Err(refusal) => {
+                self.refuse(kind, &refusal);
+                matches!(refusal, Refusal::Older { .. } | Refusal::Forked(_))
+            }
         }
     }
 
@@ -565,6 +586,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
     fn done(&mut self, job: Job<E>) {
         match job {
             Job::Looked(result) => self.after_look(result),
+            Job::WalkedBack(walked) => self.after_walk(walked),
             Job::Made(made) => self.after_making(*made),
             Job::Succeeded(result) => {
                 self.succeeding = false;
@@ -605,12 +627,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
         match result {
             Ok(found) => {
                 for (kind, bytes) in found {
-                    match bytes {
-                        Some(bytes) => self.statement(kind, &bytes),
-                        None => self.weigh_absence(kind),
-                    }
+                    self.found(kind, bytes.as_ref());
                 }
-                self.looked = true;
                 self.status.send_if_modified(|status| {
                     status.last_read = Some(SystemTime::now());
                     // Whatever it was, it is over; unless a bundle cannot be had, which is tried apart.
@@ -623,6 +641,25 @@ impl<P: Source, E: Engine> Follower<P, E> {
                 // Soon again, but not all sidecars at once.
                 self.next_look = self.next_look.min(Instant::now() + jittered(Duration::from_secs(2)));
             }
+        }
+    }
+
+    /// The newest statement of a kind was read, or there is none.
+    fn found(&mut self, kind: Kind, bytes: Option<&Bytes>) {
+        let is_sound = match bytes {
+            Some(bytes) => self.statement(kind, bytes),
+            None => {
+                self.weigh_absence(kind);
+                true
+            }
+        };
+        match (kind, bytes) {
+            (Kind::Overlays, _) if is_sound => self.overlays_are_known(),
+            (Kind::Overlays, _) => self.overlays_are_unknown(),
+            (Kind::Manifest | Kind::Beacon, _) => {}
+        }
+        if let Some(bytes) = bytes.filter(|_| !is_sound) {
+            self.walk_back(kind, bytes);
         }
     }
 
@@ -644,6 +681,9 @@ impl<P: Source, E: Engine> Follower<P, E> {
         let is_newest = self.ledger.manifest.as_ref().is_some_and(|own| own.head == head);
         match result {
             Ok(base) => {
+                if self.failures > 0 {
+                    self.store(|store| store.trouble = None);
+                }
                 (self.failures, self.retry_at) = (0, None);
                 let is_news = self.enforced.manifest.as_ref().is_none_or(|(own, _)| own.version < head.version);
                 if is_news && (is_newest || is_due(&says, SystemTime::now())) {
@@ -728,6 +768,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
         error!(%error, "following the store failed; this is a bug in stockade");
         // Whatever it was is to be done again.
         (self.looking, self.look_again, self.telling) = (false, true, false);
+        self.walking.clear();
         self.making = None;
         self.retry_at = Some(Instant::now() + AFTER_A_FALL);
     }

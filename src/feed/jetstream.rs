@@ -59,6 +59,15 @@ impl Source for Jetstream {
         found.map(|found| found.map(|stored| stored.payload)).map_err(failed)
     }
 
+    async fn before(&self, kind: Kind, place: Option<u64>) -> Result<Option<(u64, Bytes)>, SourceError> {
+        let (stream, head) = (self.layout.stream(), self.layout.head(kind));
+        let found = match place {
+            None => self.connection.last(&stream, &head).await,
+            Some(place) => self.connection.last_before(&stream, &head, place).await,
+        };
+        found.map(|found| found.map(|stored| (stored.sequence, stored.payload))).map_err(failed)
+    }
+
     async fn blob(&self, blob: &Blob) -> Result<Bytes, SourceError> {
         blob_of(&self.connection, &self.layout, blob).await.map_err(SourceError)
     }

@@ -16,6 +16,17 @@ pub trait Source: Send + Sync + 'static {
     /// If the store cannot be asked.
     fn newest(&self, kind: Kind) -> impl Future<Output = Result<Option<Bytes>, SourceError>> + Send;
 
+    /// The newest statement of a kind before a place in the store, or the newest of all, with its place; `None` if there is none. For
+    /// the way back from a newest one that is not believed.
+    ///
+    /// # Errors
+    /// If the store cannot be asked.
+    fn before(
+        &self,
+        kind: Kind,
+        place: Option<u64>,
+    ) -> impl Future<Output = Result<Option<(u64, Bytes)>, SourceError>> + Send;
+
     /// The bytes of a blob, no more than its size says. Whether they are the right ones is for the caller to see.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use serde_json::{Value as Json, json};
 use tokio::sync::watch;
 
 use super::Connection;
+use crate::terminal::clean_line;
 
 /// How many messages are asked for at a time. Beyond 1024 the server would not go.
 const BATCH: u32 = 256;
@@ -63,8 +64,8 @@ impl fmt::Display for Error {
             Self::Nobody(_) => {
                 f.write_str("the store is not there: nothing was ever published, or JetStream is not running")
             }
-            Self::Forbidden(text) => write!(f, "the server does not allow it: {text}"),
-            Self::Refused { text, .. } => write!(f, "the server refuses: {text}"),
+            Self::Forbidden(text) => write!(f, "the server does not allow it: {}", clean_line(text)),
+            Self::Refused { text, .. } => write!(f, "the server refuses: {}", clean_line(text)),
             Self::Malformed(what) => write!(f, "the server's answer cannot be read: {what}"),
             Self::Other(what) => f.write_str(what),
         }
@@ -158,6 +159,18 @@ impl Connection {
         Ok(found)
     }
 
+    /// The last message on a subject before a sequence, from any replica; `None` if there is none that is kept.
+    ///
+    /// # Errors
+    /// If the server gives no answer, or not this one.
+    pub async fn last_before(&self, stream: &str, subject: &str, sequence: u64) -> Result<Option<Stored>, Error> {
+        // 0 would mean: whichever is the last.
+        let Some(up_to) = sequence.checked_sub(1).filter(|up_to| *up_to > 0) else { return Ok(None) };
+        let mut found = Vec::new();
+        self.several(stream, &json!({"multi_last": [subject], "up_to_seq": up_to}), &mut found).await?;
+        Ok(found.pop())
+    }
+
     /// One batch of a walk; where the next one begins, if there is more. (nats-server 2.11, ADR-31)
     async fn batch(
         &self,
@@ -166,16 +179,27 @@ impl Connection {
         from: u64,
         found: &mut Vec<Stored>,
     ) -> Result<Option<u64>, Error> {
+        let body = json!({"seq": from, "batch": BATCH, "next_by_subj": subject});
+        Ok(match self.several(stream, &body, found).await? {
+            0 => None,
+            _ => {
+                let last = found.last().map_or(0, |stored| stored.sequence);
+                last.checked_add(1).filter(|next| *next > from)
+            }
+        })
+    }
+
+    /// A direct get that is answered with several messages; how many are left.
+    async fn several(&self, stream: &str, body: &Json, found: &mut Vec<Stored>) -> Result<u64, Error> {
         if !self.is_up() {
             return Err(Error::Down);
         }
         let inbox = self.client.new_inbox();
         let mut answers = self.subscribe(inbox.clone()).await.map_err(Error::Other)?;
         let request = format!("{}.DIRECT.GET.{stream}", self.api);
-        let body = json!({"seq": from, "batch": BATCH, "next_by_subj": subject}).to_string();
         let mut refused = self.refused.clone();
         refused.mark_unchanged();
-        let sent = self.client.publish_with_reply(request.clone(), inbox, body.into()).await;
+        let sent = self.client.publish_with_reply(request.clone(), inbox, body.to_string().into()).await;
         sent.map_err(|error| Error::Other(error.to_string()))?;
         loop {
             let answer = tokio::select! {
@@ -191,11 +215,8 @@ impl Connection {
             let header = |name: &str| answer.headers.as_ref()?.get(name)?.as_str().parse::<u64>().ok();
             return match status.as_u16() {
                 // The end of the batch, which says how much is left and where this one stopped.
-                204 if header("Nats-Num-Pending").unwrap_or(0) > 0 => {
-                    let last = found.last().map_or(0, |stored| stored.sequence);
-                    Ok(last.checked_add(1).filter(|next| *next > from))
-                }
-                204 | 404 => Ok(None),
+                204 => Ok(header("Nats-Num-Pending").unwrap_or(0)),
+                404 => Ok(0),
                 503 => Err(Error::Nobody(request)),
                 _ => Err(Error::Refused { code: 0, text: answer.description.unwrap_or_else(|| status.to_string()) }),
             };

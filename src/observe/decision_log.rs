@@ -28,6 +28,7 @@ use super::lines::{Lines, Lost};
 use super::metrics::DecisionLogMetrics;
 pub use super::record::{Attribute, ErrorRecord, Of, Parts, Record, ShadowRecord, attributes};
 use crate::model::{Effect, Outcome, Undecided};
+use crate::terminal::clean_bytes;
 use crate::units::Bytes;
 use crate::yaml::{Faults, Invalid, suggest};
 
@@ -216,7 +217,9 @@ impl DecisionLog {
         let writer = Writer { ended, trouble: watch::Sender::new(None) };
         let lines = match &config.output {
             Output::None => return Ok((Self(None), writer)),
+            #[expect(clippy::disallowed_methods, reason = "for their descriptors; each line is cleaned")]
             Output::Stdout => Lines::stream(&io::stdout())?,
+            #[expect(clippy::disallowed_methods, reason = "for their descriptors; each line is cleaned")]
             Output::Stderr => Lines::stream(&io::stderr())?,
             Output::File(path) => Lines::rotated(path, config.max_file_size.0, config.max_files).map_err(|error| {
                 let message = format!("cannot open the decision log `{}`: {error}", path.display());
@@ -446,7 +449,7 @@ impl Writing {
                 if let Some(keeping) = &mut self.keeping {
                     keeping.buffered.push(queued);
                 }
-                self.lines.push(line)
+                self.lines.push(&clean_bytes(line))
             }
             Err(error) => {
                 // The lines before it are still in the buffer.

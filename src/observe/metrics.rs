@@ -99,6 +99,7 @@ pub(super) const STORE_FRESHNESS: &str = "stockade_store_freshness";
 pub(super) const STORE_PROOF_AGE: &str = "stockade_store_proof_age_seconds";
 pub(super) const STORE_REFUSALS: &str = "stockade_store_refusals_total";
 pub(super) const STORE_FROM_DISK: &str = "stockade_store_from_disk";
+pub(super) const STORE_WITHHELD: &str = "stockade_store_withheld";
 const CACHE_HITS: &str = "stockade_cache_hits_total";
 const CACHE_MISSES: &str = "stockade_cache_misses_total";
 const CACHE_PROMOTIONS: &str = "stockade_cache_promotions_total";
@@ -183,6 +184,12 @@ pub const METRICS: &[Metric] = &[
         Kind::Gauge,
         &[],
         "1 while the copy on disk is in force, because the store could not be reached.",
+    ),
+    metric(
+        STORE_WITHHELD,
+        Kind::Gauge,
+        &[],
+        "1 while nothing is put in force after a start, because the newest overlays are refused: alarm.",
     ),
     metric(CACHE_HITS, Kind::Counter, &[], "Decisions that were remembered."),
     metric(

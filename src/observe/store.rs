@@ -6,7 +6,7 @@ use metrics::{Counter, Gauge, Histogram};
 
 use super::metrics::{
     OVERLAY_LEAD_TIME, OVERLAYS, Registry, STORE_CONNECTED, STORE_FRESHNESS, STORE_FROM_DISK, STORE_PROOF_AGE,
-    STORE_REFUSALS,
+    STORE_REFUSALS, STORE_WITHHELD,
 };
 use crate::model::Freshness;
 use crate::store::Refusal;
@@ -25,6 +25,8 @@ pub struct StoreState {
     pub refusals: Vec<(Kind, &'static str, u64)>,
     /// Whether the copy on disk is in force.
     pub from_disk: bool,
+    /// Whether nothing was put in force, because the newest overlays are refused.
+    pub withheld: bool,
     /// How many overlays are in force.
     pub overlays: usize,
 }
@@ -38,6 +40,7 @@ pub(super) struct StoreHandles {
     proof_age: Gauge,
     refusals: Vec<(Kind, &'static str, Counter)>,
     from_disk: Gauge,
+    withheld: Gauge,
 }
 
 impl StoreHandles {
@@ -59,6 +62,7 @@ impl StoreHandles {
                 .flat_map(|kind| Refusal::WORDS.map(|reason| refusal(kind, reason)))
                 .collect(),
             from_disk: registry.gauge(STORE_FROM_DISK, &[]),
+            withheld: registry.gauge(STORE_WITHHELD, &[]),
         }
     }
 
@@ -71,6 +75,7 @@ impl StoreHandles {
         }
         self.proof_age.set(now.proof_age.map_or(f64::NAN, |age| age.as_secs_f64()));
         self.from_disk.set(truth(now.from_disk));
+        self.withheld.set(truth(now.withheld));
         for (kind, reason, count) in &now.refusals {
             let found = self.refusals.iter().find(|(own, word, _)| own == kind && word == reason);
             if let Some((.., counter)) = found {

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
-use std::io::{self, IsTerminal};
+use std::io;
 
 use deserr::Deserr;
 use serde::{Serialize, Serializer};
@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::terminal::{CleanLines, Stream};
 use crate::yaml::{Faults, Invalid, suggest};
 
 /// `log:` the program's own log. It goes to stderr.
@@ -48,19 +49,37 @@ impl Default for Config {
 ///
 /// # Errors
 /// If a subscriber is there already, or the level does not parse, which [`Config`] has made sure of.
+#[expect(clippy::disallowed_methods, reason = "what goes there is cleaned line by line")]
 pub fn init(config: &Config) -> Result<(), Box<dyn Error + Send + Sync>> {
-    Ok(dispatch(config, io::stderr, io::stderr().is_terminal())?.try_init()?)
+    Ok(dispatch(config, io::stderr, Stream::Err.is_terminal())?.try_init()?)
 }
 
 fn dispatch<W>(config: &Config, writer: W, colours: bool) -> Result<Dispatch, Box<dyn Error + Send + Sync>>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
+    // What is logged comes from others too.
+    let coloured = colours && config.format == Format::Text;
+    let writer = Cleaning { inner: writer, coloured };
     let builder = tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(&config.level)?).with_writer(writer);
     Ok(match config.format {
         Format::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).into(),
         Format::Text => builder.with_ansi(colours).into(),
     })
+}
+
+/// Makes writers that clean what they write.
+struct Cleaning<W> {
+    inner: W,
+    coloured: bool,
+}
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Cleaning<W> {
+    type Writer = CleanLines<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        CleanLines { inner: self.inner.make_writer(), coloured: self.coloured }
+    }
 }
 
 fn directives(text: String) -> Result<String, Invalid> {
@@ -221,9 +240,12 @@ mod tests {
         tracing::dispatcher::with_default(&dispatch, || {
             tracing::info!(listener = "admin", address = "tcp://127.0.0.1:123", "listening");
             tracing::debug!("too low");
+            tracing::info!(pod = "\u{1b}[2J\u{9b}\u{202e}\n", "hostile");
         });
         let text = String::from_utf8(out.0.lock().expect("alone").clone()).expect("text");
-        let line: serde_json::Value = serde_json::from_str(&text).expect("one line of JSON");
+        let [text, hostile] = text.lines().collect::<Vec<_>>().try_into().expect("two lines");
+        assert!(hostile.contains(r#""pod":"\u001b[2J\u009b\u202e\n""#), "{hostile}");
+        let line: serde_json::Value = serde_json::from_str(text).expect("a line of JSON");
         assert_eq!((&line["level"], &line["message"]), (&"INFO".into(), &"listening".into()));
         assert_eq!((&line["listener"], &line["address"]), (&"admin".into(), &"tcp://127.0.0.1:123".into()));
     }

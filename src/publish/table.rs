@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use crate::store::statement::{Head, REPORT_INTERVAL, Status};
+use crate::terminal::clean_line;
 
 /// What a sidecar said last, and when the server heard it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,8 +129,7 @@ pub fn ago(age: Duration) -> String {
 
 /// Text that others wrote, for a terminal: nothing in it moves the cursor, and it has an end.
 pub fn clean(text: &str) -> String {
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
-    let mut shown: String = text.chars().take(200).map(plain).collect();
+    let mut shown = clean_line(&text.chars().take(200).collect::<String>());
     if text.chars().nth(200).is_some() {
         shown.push('…');
     }
@@ -202,7 +202,7 @@ mod tests {
             render(&sidecars, Some(&newest), None, now),
             "1.2 is the newest; 4 of 7 sidecars enforce it, 5 are fresh, 1 refuse something, 1 are silent, 1 have left\n\
              POD    NAMESPACE  VERSION  REVISION      SINCE  LEAD  FRESHNESS  HEARD    REJECTION\n\
-             no     shop       1.1      0123456789ab  2m     7ms   fresh      10s ago  bad [2Jbundle\n\
+             no     shop       1.1      0123456789ab  2m     7ms   fresh      10s ago  bad\\u001b[2Jbundle\n\
              gone   shop       1.2      0123456789ab  2m     7ms   silent     67s ago  -\n\
              old    shop       1.1      0123456789ab  2m     7ms   fresh      10s ago  -\n\
              stale  shop       1.2      0123456789ab  2m     7ms   stale      10s ago  -\n\

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::Refusal;
+use crate::terminal::clean_line;
 use crate::yaml::{Faults, Invalid};
 
 /// What a key may sign. A key that is stolen can do no more than its roles.
@@ -46,7 +47,8 @@ pub struct KeyId(String);
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        // What an envelope says is the id of a key may be anything.
+        f.write_str(&clean_line(&self.0.chars().take(64).collect::<String>()))
     }
 }
 

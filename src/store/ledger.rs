@@ -10,6 +10,7 @@ use super::envelope;
 use super::keys::{KeyId, Keyring, Role};
 use super::statement::{Beacon, Head, Kind, Manifest, OverlayEntry, Overlays, StoreName, Version};
 use crate::model::Overlay;
+use crate::terminal::clean_line;
 
 /// Why something from the store is not believed. What was accepted before stays.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,25 +82,39 @@ impl Refusal {
     ];
 }
 
+/// What is refused was written by anyone, and is quoted here: one line, with nothing hidden in it.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Oversized(size) => write!(f, "it is larger than its kind may be ({size} bytes)"),
-            Self::Malformed(what) => write!(f, "it cannot be read: {what}"),
-            Self::Unsigned => write!(f, "it is not signed"),
-            Self::UnknownKey(id) => {
+        f.write_str(&clean_line(&Quoted(self).to_string()))
+    }
+}
+
+/// A refusal as it stands.
+struct Quoted<'a>(&'a Refusal);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use Refusal::{
+            Blob, Forked, Future, Malformed, MinSidecar, Older, OtherStore, Oversized, Role, Signature, UnknownKey,
+            Unsigned,
+        };
+        match self.0 {
+            Oversized(size) => write!(f, "it is larger than its kind may be ({size} bytes)"),
+            Malformed(what) => write!(f, "it cannot be read: {what}"),
+            Unsigned => write!(f, "it is not signed"),
+            UnknownKey(id) => {
                 write!(f, "no trusted key has the id {id} (add it to `store.keys` if it should be)")
             }
-            Self::Role(id, role) => write!(f, "the key {id} is not trusted with the role `{}`", role.as_str()),
-            Self::Signature(id) => write!(f, "the signature is not of the key {id}: it was forged or damaged"),
-            Self::OtherStore(store) => write!(f, "it is of the store `{store}`"),
-            Self::Older { offered, accepted } => {
+            Role(id, role) => write!(f, "the key {id} is not trusted with the role `{}`", role.as_str()),
+            Signature(id) => write!(f, "the signature is not of the key {id}: it was forged or damaged"),
+            OtherStore(store) => write!(f, "it is of the store `{store}`"),
+            Older { offered, accepted } => {
                 write!(f, "it is version {offered}, older than {accepted}, which was accepted before")
             }
-            Self::Forked(version) => write!(f, "it differs from what was accepted as version {version}"),
-            Self::Future(by) => write!(f, "it was sent {by:.1?} in the future: clocks differ"),
-            Self::Blob(what) => write!(f, "its bundle: {what}"),
-            Self::MinSidecar(version) => write!(f, "it needs Stockade {version} or newer"),
+            Forked(version) => write!(f, "it differs from what was accepted as version {version}"),
+            Future(by) => write!(f, "it was sent {by:.1?} in the future: clocks differ"),
+            Blob(what) => write!(f, "its bundle: {what}"),
+            MinSidecar(version) => write!(f, "it needs Stockade {version} or newer"),
         }
     }
 }

@@ -2,12 +2,15 @@
 
 mod commands;
 mod feed;
+mod hostile;
 mod lab;
 mod many;
 mod outages;
 mod paused;
 mod permissions;
 mod presence;
+mod refused;
+mod replies;
 
 use std::time::Duration;
 

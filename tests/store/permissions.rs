@@ -77,6 +77,9 @@ async fn a_sidecar_reads_hears_and_says_what_it_enforces_and_nothing_else() {
     until(&mut events, |event| *event == Event::Up).await;
     assert_eq!(source.newest(Kind::Manifest).await.unwrap().unwrap().as_ref(), b"x");
     assert_eq!(source.newest(Kind::Overlays).await, Ok(None));
+    let (place, _) = source.before(Kind::Manifest, None).await.unwrap().unwrap();
+    assert_eq!(source.before(Kind::Manifest, Some(place + 1)).await.unwrap().unwrap().1.as_ref(), b"x");
+    assert_eq!(source.before(Kind::Manifest, Some(place)).await, Ok(None));
     assert_eq!(source.blob(&blob(b"bundle")).await.unwrap().as_ref(), b"bundle");
     let status = |namespace: &str| Status {
         pod: "a".to_owned(),

@@ -34,14 +34,15 @@ pub struct NatsServer {
     child: Child,
 }
 
-/// The users of the shipped configuration, and where it takes their passwords from.
-pub const USERS: [(&str, &str); 6] = [
+/// The users of the shipped configuration, and where it takes their passwords from; the last one is of a namespace that tests add.
+pub const USERS: [(&str, &str); 7] = [
     ("publisher", "PUBLISHER_PASSWORD"),
     ("overlays", "OVERLAYS_PASSWORD"),
     ("beacon", "BEACON_PASSWORD"),
     ("sidecar-shop", "SIDECAR_SHOP_PASSWORD"),
     ("admin", "ADMIN_PASSWORD"),
     ("viewer", "VIEWER_PASSWORD"),
+    ("sidecar-bank", "SIDECAR_BANK_PASSWORD"),
 ];
 
 impl NatsServer {
@@ -62,6 +63,11 @@ impl NatsServer {
     /// As `k8s/nats/nats.conf` has it: TLS for `localhost`, by `ca.pem` in its directory, and the [`USERS`], each with a
     /// password that is its name and `-secret`, in a file of its name. Nothing is left out but the port of its statistics.
     pub async fn shipped() -> Self {
+        Self::shipped_with(|config| config).await
+    }
+
+    /// The same, edited.
+    pub async fn shipped_with(edit: impl FnOnce(String) -> String) -> Self {
         let dir = TempDir::new().unwrap();
         Authority::new().write_server(dir.path());
         for (user, _) in USERS {
@@ -79,7 +85,7 @@ impl NatsServer {
             assert!(config.contains(from), "k8s/nats/nats.conf has no `{from}` any more");
             config = config.replace(from, to);
         }
-        Self::launch(dir, config).await
+        Self::launch(dir, edit(config)).await
     }
 
     async fn launch(dir: TempDir, config: String) -> Self {

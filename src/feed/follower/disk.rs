@@ -16,6 +16,11 @@ impl<P: Source, E: Engine> Follower<P, E> {
     pub(super) async fn start_from_disk(&mut self) {
         let Some(disk) = &self.last_good else { return };
         let Some(copy) = disk.load().await else { return };
+        // The store has overlays, even if they are not to be believed: a copy without any is no better.
+        if copy.overlays.is_none() && self.status.borrow().store.as_ref().is_some_and(|store| store.withheld.is_some())
+        {
+            return warn!("the copy on disk is not used: it holds no overlays, and those of the store are refused");
+        }
         let accepted = (|| {
             self.ledger.manifest(&copy.manifest)?;
             if let Some(overlays) = &copy.overlays {
@@ -55,9 +60,9 @@ impl<P: Source, E: Engine> Follower<P, E> {
         self.enforced.from_disk = true;
         self.proof.prove(Instant::now(), age);
         self.beacon = Some(Heard { says: beacon, bytes: copy.beacon, at: Instant::now(), age });
-        self.looked = true;
+        self.overlays_are_known();
         self.store_heads();
-        warn!(version = %head.version, ?age, "the store cannot be reached: the copy on disk is in force");
+        warn!(version = %head.version, ?age, "the store cannot be reached or believed: the copy on disk is in force");
     }
 
     /// Keeps what is in force on disk, for the next start.

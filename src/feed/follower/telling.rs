@@ -15,6 +15,9 @@ use crate::store::statement::{REPORT_INTERVAL, Status, Timestamp};
 /// compile what was published.
 const TELL_WITHIN: Duration = Duration::from_millis(100);
 
+/// How many characters of a rejection are told. A status that were larger than the store takes would be none.
+const REJECTION: usize = 2000;
+
 impl<P: Source, E: Engine> Follower<P, E> {
     /// Tells the store what is in force, if it is time to.
     pub(super) fn tell(&mut self) {
@@ -45,6 +48,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
     fn report(&self) -> Status {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let rejection = self.status.borrow().rejection.as_ref().map(|own| own.problems.join("; "));
+        let rejection = rejection.map(|text| text.chars().take(REJECTION).collect());
         Status {
             pod: self.config.pod.clone(),
             namespace: self.config.namespace.clone(),
