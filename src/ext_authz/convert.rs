@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use smol_str::{SmolStr, ToSmolStr};
 
 use super::view::{Kind, Struct, StructValue};
-use crate::model::{EntityId, EntityUid, Extension, Record, RecordType, Type, Unmapped, UnmappedKind, Value};
+use crate::model::{Extension, Record, RecordType, Type, Unmapped, UnmappedKind, Value};
 use crate::policy;
 
 /// The largest integer up to which every integer is a double: beyond it a number may have been another one.
@@ -60,7 +60,7 @@ pub fn text(ty: &Type, text: &str, place: &Place<'_>) -> Result<Value, Unmapped>
         Type::Bool => text.parse().ok().map(Value::Bool),
         // `+1` and `01` are numbers to some and texts to others.
         Type::Long => text.parse::<i64>().ok().filter(|long| long.to_smolstr() == text).map(Value::Long),
-        Type::Entity(name) => Some(Value::Entity(EntityUid::from_type_name_and_id(name.clone(), EntityId::new(text)))),
+        Type::Entity(ty) => ty.entity(text).map(Value::Entity),
         Type::Extension(extension) => self::extension(*extension, text),
         Type::Set(_) | Type::Record(_) => None,
     }
@@ -383,7 +383,7 @@ fn decode(bytes: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::AttributeType;
+    use crate::model::{AttributeType, Choices, EntityType};
 
     fn field(ty: Type, required: bool) -> AttributeType {
         AttributeType { ty, required }
@@ -391,7 +391,9 @@ mod tests {
 
     #[test]
     fn texts_fit_their_types_or_are_refused() {
-        let user = Type::Entity("User".parse().expect("a name"));
+        let of = |name: &str, choices| Type::Entity(EntityType { name: name.parse().expect("a name"), choices });
+        let user = of("User", None);
+        let env = of("Env", Some(Choices::new(["dev", "prod"].map(SmolStr::new).into())));
         let ip = Type::Extension(Extension::Ipaddr);
         let table = [
             (&Type::Bool, "true", true),
@@ -404,6 +406,10 @@ mod tests {
             (&Type::Long, "1.0", false),
             (&Type::String, "", true),
             (&user, "alice", true),
+            (&env, "prod", true),
+            (&env, "Prod", false),
+            (&env, "prod ", false),
+            (&env, "", false),
             (&ip, "10.0.0.0/8", true),
             (&ip, "10.0.0", false),
             (&Type::Extension(Extension::Decimal), "1.2345", true),

@@ -231,12 +231,10 @@ pub fn identify<'a>(
                 }
                 let peer = std::str::from_utf8(peer).map_err(|_| unusable("the peer's identity is not UTF-8"))?;
                 let uid = EntityUid::from_type_name_and_id(entity_type.0.clone(), EntityId::new(peer));
-                let mut own = workload(peer)?;
-                let mut told = own.clone();
+                let parts = workload(peer)?;
+                let own = action.principal(&entity_type.0).map(|fields| fitting(fields, &parts)).transpose()?;
+                let (own, mut told) = (own.unwrap_or_default(), parts);
                 told.retain(|name, _| logged.contains(name));
-                // Only what the schema names; the type may have been declared anew by a bundle.
-                let fields = action.principal(&entity_type.0);
-                own.retain(|name, _| fields.is_some_and(|fields| fields.contains_key(name)));
                 Identity { principal: principal(uid, own, Vec::new(), Proof::Peer), claims: None, logged: told }
             }
             Source::TrustedHeader { header, peers, addresses, entity_type } => {
@@ -363,6 +361,18 @@ fn workload(peer: &str) -> Result<Record, Unmapped> {
         record.insert("service_account".into(), Value::String((*account).into()));
     }
     Ok(record)
+}
+
+/// Of the parts of an id those that the schema names, as the types that it gives them: a bundle may declare the type of the
+/// peers itself.
+fn fitting(fields: &RecordType, parts: &Record) -> Result<Record, Unmapped> {
+    let named = fields.iter().filter_map(|(name, field)| match parts.get(name) {
+        Some(Value::String(text)) => {
+            Some(convert::text(&field.ty, text, &PRINCIPAL.of(name)).map(|value| (name.clone(), value)))
+        }
+        _ => None,
+    });
+    named.collect()
 }
 
 /// Whether the connection is one from which a trusted header is believed.

@@ -17,11 +17,11 @@ use super::identity::{self, Identity, Source};
 use super::path;
 use super::view::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct};
 use crate::model::{
-    AttributeType, EntityId, EntityTypeName, EntityUid, Extension, Query, Record, RecordType, Root, Type, Unmapped,
-    UnmappedKind, Value,
+    AttributeType, EntityId, EntityTypeName, EntityUid, Extension, Principal, Query, Record, RecordType, Root, Type,
+    Unmapped, UnmappedKind, Value,
 };
 use crate::observe::decision_log::Attribute;
-use crate::policy::{ActionType, Matched, Snapshot};
+use crate::policy::{ActionType, Matched, Snapshot, Types};
 use crate::yaml::{Faults, Invalid};
 
 /// How requests are mapped, from the configuration.
@@ -102,6 +102,7 @@ impl Mapping {
             .ok_or_else(|| Unmapped::new(UnmappedKind::Action, format!("no schema declares {}", matched.action)))?;
         let told = &self.logged.principal;
         let mut identity = identity::identify(&self.identity, attributes, line.headers, action, snapshot, told)?;
+        admit(snapshot.types(), &mut identity.principal, matched.resource.as_ref().unwrap_or(&self.service))?;
         let reader = ContextReader { attributes, http, line: &line, matched: &matched, identity: &identity };
         let context = reader.context(action)?;
         let mut logged = Record::new();
@@ -142,6 +143,24 @@ impl Mapping {
         }
         Ok(Matched { action, resource: None, parameters: Vec::new() })
     }
+}
+
+/// Holds the entities that a request is about against the schema, whatever they were made from: as Cedar's own strict checks
+/// of requests and entities would, which cost more than a remembered decision. Values of the context and of the
+/// principal's attributes are held against their types when they are made.
+fn admit(types: &Types, principal: &mut Principal, resource: &EntityUid) -> Result<(), Unmapped> {
+    if let Some(ancestors) = types.ancestors(principal.uid.type_name()) {
+        // As with claims: what the schema does not declare is not taken over, and no policy can ask for it.
+        principal.parents.retain(|parent| ancestors.contains(parent.type_name()));
+    }
+    let check = |uid: &EntityUid, what: &str, kind| {
+        let ty = uid.type_name();
+        let refuse = || Unmapped::new(kind, format!("the {what} is not one of the ids that the schema lists for `{ty}`"));
+        types.admits(uid).then_some(()).ok_or_else(refuse)
+    };
+    check(&principal.uid, "principal", UnmappedKind::Identity)?;
+    principal.parents.iter().try_for_each(|parent| check(parent, "principal's group", UnmappedKind::Identity))?;
+    check(resource, "resource", UnmappedKind::Attribute)
 }
 
 /// The methods that HTTP itself defines (RFC 9110, 9.3; RFC 5789).
