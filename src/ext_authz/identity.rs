@@ -96,6 +96,9 @@ impl Source {
         if http::HeaderName::from_bytes(header.as_bytes()).is_err() {
             return fault(format!("`{header}` is not a header name"), "letters, digits and `-`");
         }
+        if header.contains('_') {
+            return fault(format!("the header `{header}` has a `_`"), "apps take it for `-`; name it with `-`");
+        }
         if peers.is_empty() && addresses.is_empty() {
             let message = format!("the header `{header}` is trusted from nobody");
             return fault(message, "list `peers` or `addresses` that set it, and no others");

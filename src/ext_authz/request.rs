@@ -11,11 +11,12 @@ use deserr::Deserr;
 use serde::Serialize;
 use smol_str::SmolStr;
 
+use super::body::{self, Body, Content, Unreadable};
 use super::convert::{self, Pairs, Place};
-use super::headers::Headers;
+use super::headers::{self, Headers};
 use super::identity::{self, Identity, Source};
 use super::path;
-use super::view::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct};
+use super::view::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct, Timestamp};
 use crate::model::{
     AttributeType, EntityId, EntityTypeName, EntityUid, Extension, Principal, Query, Record, RecordType, Root, Type,
     Unmapped, UnmappedKind, Value,
@@ -32,6 +33,9 @@ pub struct Mapping {
     paths: path::Config,
     identity: Vec<Source>,
     logged: Logged,
+    bodies: body::Config,
+    /// Headers that are ours: set, removed or trusted, in lower case.
+    own_headers: Vec<String>,
 }
 
 /// What of a request may be logged, beside what policies read.
@@ -83,7 +87,32 @@ impl Mapping {
         };
         let principal = under("principal").into_iter().map(SmolStr::from).collect();
         let logged = Logged { principal, context: under("context") };
-        Self { service, action_type: "Action".parse().expect("an entity type"), paths, identity, logged }
+        let trusted = identity.iter().filter_map(|source| match source {
+            Source::TrustedHeader { header, .. } => Some(header.to_ascii_lowercase()),
+            _ => None,
+        });
+        Self {
+            service,
+            action_type: "Action".parse().expect("an entity type"),
+            paths,
+            logged,
+            bodies: body::Config::default(),
+            own_headers: trusted.collect(),
+            identity,
+        }
+    }
+
+    /// With what the configuration says of bodies.
+    #[must_use]
+    pub fn with_bodies(self, bodies: body::Config) -> Self {
+        Self { bodies, ..self }
+    }
+
+    /// With these headers, which Stockade sets or removes.
+    #[must_use]
+    pub fn owning<'a>(mut self, headers: impl IntoIterator<Item = &'a str>) -> Self {
+        self.own_headers.extend(headers.into_iter().map(str::to_ascii_lowercase));
+        self
     }
 
     /// Maps a request under the schema and the routes of a snapshot.
@@ -100,10 +129,20 @@ impl Mapping {
             .types()
             .action(&matched.action)
             .ok_or_else(|| Unmapped::new(UnmappedKind::Action, format!("no schema declares {}", matched.action)))?;
+        line.headers.without_doubles(|name| {
+            self.own_headers.iter().any(|own| own == name) || headers::is_read_by_all(name) || reads_header(action, name)
+        })?;
         let told = &self.logged.principal;
         let mut identity = identity::identify(&self.identity, attributes, line.headers, action, snapshot, told)?;
         admit(snapshot.types(), &mut identity.principal, matched.resource.as_ref().unwrap_or(&self.service))?;
-        let reader = ContextReader { attributes, http, line: &line, matched: &matched, identity: &identity };
+        let reader = ContextReader {
+            attributes,
+            http,
+            line: &line,
+            matched: &matched,
+            identity: &identity,
+            unreadable: self.bodies.unreadable,
+        };
         let context = reader.context(action)?;
         let mut logged = Record::new();
         if !self.logged.context.is_empty() {
@@ -208,8 +247,12 @@ impl<'a> RequestLine<'a> {
     }
 
     /// Service and method, if this is a gRPC call.
-    fn grpc(&self) -> Option<(&str, &str)> {
-        self.headers.starts_with("content-type", "application/grpc").then(|| grpc_method(&self.path)).flatten()
+    fn grpc(&self, place: &Place<'_>) -> Result<Option<(&str, &str)>, Unmapped> {
+        if self.headers.lines("content-type").nth(1).is_some() {
+            let detail = format!("`{place}` cannot be told: `content-type` is repeated");
+            return Err(Unmapped::new(UnmappedKind::Attribute, detail));
+        }
+        Ok(self.headers.starts_with("content-type", "application/grpc").then(|| grpc_method(&self.path)).flatten())
     }
 }
 
@@ -263,6 +306,7 @@ struct ContextReader<'a, 'b> {
     line: &'b RequestLine<'a>,
     matched: &'b Matched,
     identity: &'b Identity<'a>,
+    unreadable: Unreadable,
 }
 
 impl ContextReader<'_, '_> {
@@ -308,8 +352,8 @@ impl ContextReader<'_, '_> {
             Root::Scheme => bytes(&self.http.scheme.to_ascii_lowercase())?,
             Root::Protocol => bytes(self.http.protocol)?,
             Root::Identity => string(self.identity.principal.proof.as_str()),
-            Root::Time => self.time(),
-            Root::Grpc => line.grpc().map(|(service, method)| {
+            Root::Time => self.time(place)?,
+            Root::Grpc => line.grpc(place)?.map(|(service, method)| {
                 let all = [("method", method), ("service", service)];
                 let named = all.into_iter().filter(|(name, _)| fields.contains_key(*name));
                 Value::Record(named.map(|(name, value)| (name.into(), Value::String(value.into()))).collect())
@@ -332,7 +376,7 @@ impl ContextReader<'_, '_> {
                 |name| Ok(line.headers.list(name)?.into_iter().map(Cow::Borrowed).collect()),
             )?)),
             Root::Query => {
-                let query = Pairs::new(line.query.unwrap_or(b""));
+                let query = Pairs::new(Content { bytes: line.query.unwrap_or(b""), replaced: false });
                 Some(Value::Record(convert::texts(
                     fields,
                     place,
@@ -366,28 +410,28 @@ impl ContextReader<'_, '_> {
                 .transpose()?
                 .map(Value::Record),
             Root::Body => self.body(fields, place)?,
-            Root::BodyPartial => Some(Value::Bool(self.body_is_partial())),
+            Root::BodyPartial => Some(Value::Bool(body::is_partial(self.http, line.headers))),
             // Envoy says -1 where it does not know; it says 0 where it did not buffer, and where there is none.
             Root::BodySize => (self.http.size >= 0).then_some(Value::Long(self.http.size)),
         })
     }
 
-    fn time(&self) -> Option<Value> {
-        let time = self.attributes.request.as_ref()?.time.as_ref()?;
-        let millis = u64::try_from(time.seconds).ok()?.checked_mul(1000)?;
-        let millis = millis.checked_add(u64::try_from(time.nanos).ok()? / 1_000_000)?;
-        // Cedar's datetime ends with the year 9999, and so does this format: it panics beyond. Nanoseconds of more than a
-        // second count into it, too.
-        let at = UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
-        let latest = 253_402_300_799_999;
-        let text = (millis <= latest).then(|| humantime::format_rfc3339_millis(at).to_string())?;
-        Some(Value::Extension(Extension::Datetime, text.into()))
+    fn time(&self, place: &Place<'_>) -> Result<Option<Value>, Unmapped> {
+        let time = self.attributes.request.as_ref().and_then(|request| request.time.as_ref());
+        let refuse = || Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not a time that Cedar has"));
+        time.map(|time| instant(*time).ok_or_else(refuse)).transpose()
     }
 
     fn peer(&self, peer: &Peer, fields: &RecordType, place: &Place<'_>) -> Result<Value, Unmapped> {
         let socket = peer.address.as_ref().and_then(|address| address.socket_address.as_ref());
-        let address = socket.and_then(|socket| std::str::from_utf8(socket.address).ok());
-        let address = address.and_then(|text| text.parse::<std::net::IpAddr>().ok());
+        let socket_address = socket.map(|socket| socket.address).filter(|bytes| !bytes.is_empty());
+        let address = |place: &Place<'_>| match socket_address {
+            None => Ok(None),
+            // It is there: whoever reads it must not take it for absent.
+            Some(bytes) => ip_address(bytes).map(Some).ok_or_else(|| {
+                Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not an IP address"))
+            }),
+        };
         let mut record = Record::new();
         for (name, field) in fields {
             let place = place.of(name);
@@ -396,15 +440,7 @@ impl ContextReader<'_, '_> {
                 Ok(text.map(|text| Value::String(text.into())))
             };
             let value = match name.as_str() {
-                // An IPv4 address in IPv6 clothes is the IPv4 address; ranges are written for that one.
-                "address" => address.map(|address| {
-                    // What is read as an IPv4 address is written as one already.
-                    let text: SmolStr = match (address, socket) {
-                        (std::net::IpAddr::V4(_), Some(socket)) => String::from_utf8_lossy(socket.address).into(),
-                        _ => address.to_canonical().to_string().into(),
-                    };
-                    Value::Extension(Extension::Ipaddr, text)
-                }),
+                "address" => address(&place)?.map(|text| Value::Extension(Extension::Ipaddr, text)),
                 "port" => socket.map(|socket| Value::Long(i64::from(socket.port_value))),
                 "principal" => text(peer.principal)?,
                 "certificate" => match utf8(peer.certificate, &place)?.filter(|pem| !pem.is_empty()) {
@@ -433,32 +469,52 @@ impl ContextReader<'_, '_> {
         Ok(Value::Record(record))
     }
 
-    /// Whether Envoy sent only the beginning of the body: it says so, or less is here than there is.
-    fn body_is_partial(&self) -> bool {
-        let declared = self.line.headers.lines("x-envoy-auth-partial-body").any(|value| value == b"true");
-        let here = self.http.body.len().max(self.http.raw_body.len());
-        let short = here > 0 && usize::try_from(self.http.size).is_ok_and(|size| size > here);
-        declared || short
-    }
-
-    /// The body's fields; `None` if there is no body, or not all of it is here, or it is in no form that has fields.
+    /// The body's fields; `None` if there is no body.
     fn body(&self, fields: &RecordType, place: &Place<'_>) -> Result<Option<Value>, Unmapped> {
-        let body = if self.http.raw_body.is_empty() { &self.http.body } else { &self.http.raw_body };
-        if body.is_empty() || self.body_is_partial() {
-            return Ok(None);
-        }
-        let content_type = self.line.headers.one("content-type")?.unwrap_or("");
-        let media = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-        let record = if media == "application/json" || media.ends_with("+json") {
-            convert::json(fields, body, place)?
-        } else if media == "application/x-www-form-urlencoded" {
-            let pairs = Pairs::new(body);
-            convert::texts(fields, place, |name| pairs.one(name, place), |name| pairs.values(name, place))?
-        } else {
-            return Ok(None);
+        let refuse = |why: &str| {
+            Err(Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is there and cannot be read: {why}")))
+        };
+        let record = match Body::of(self.http, self.line.headers) {
+            Body::Absent => return Ok(None),
+            Body::Unreadable(_) if self.unreadable == Unreadable::Absent => return Ok(None),
+            Body::Unreadable(why) | Body::Contradictory(why) => return refuse(why),
+            Body::Json(content) => convert::json(fields, content, place)?,
+            Body::Form(content) => {
+                let pairs = Pairs::new(content);
+                convert::texts(fields, place, |name| pairs.one(name, place), |name| pairs.values(name, place))?
+            }
         };
         Ok(Some(Value::Record(record)))
     }
+}
+
+/// Whether a policy of the action reads this header.
+fn reads_header(action: &ActionType, name: &str) -> bool {
+    let headers = action.context.iter().filter(|(root, _)| *root == Root::Headers);
+    headers.flat_map(|(_, attribute)| record_type(&attribute.ty).keys()).any(|own| own.eq_ignore_ascii_case(name))
+}
+
+/// An IP address as Cedar has it; `None` if it is none. An IPv4 address in IPv6 clothes is the IPv4 address; ranges are written
+/// for that one.
+fn ip_address(bytes: &[u8]) -> Option<SmolStr> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    Some(match text.parse().ok()? {
+        // What is read as an IPv4 address is written as one already.
+        std::net::IpAddr::V4(_) => text.into(),
+        address @ std::net::IpAddr::V6(_) => address.to_canonical().to_string().into(),
+    })
+}
+
+/// A timestamp as Cedar has it; `None` if it is none.
+fn instant(time: Timestamp) -> Option<Value> {
+    let millis = u64::try_from(time.seconds).ok()?.checked_mul(1000)?;
+    let millis = millis.checked_add(u64::try_from(time.nanos).ok()? / 1_000_000)?;
+    // Cedar's datetime ends with the year 9999, and so does this format: it panics beyond. Nanoseconds of more than a
+    // second count into it, too.
+    let at = UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
+    let latest = 253_402_300_799_999;
+    let text = (millis <= latest).then(|| humantime::format_rfc3339_millis(at).to_string())?;
+    Some(Value::Extension(Extension::Datetime, text.into()))
 }
 
 /// What is left of dotted paths below a name; the empty text if the name itself is meant.

@@ -333,7 +333,17 @@ fn provided(root: Root, place: &str, ty: &Type, faults: &mut Vec<String>) {
         }
         Root::Tls => parts(&[("sni", "String")], place, ty, faults),
         Root::Grpc => parts(&[("method", "String"), ("service", "String")], place, ty, faults),
-        Root::Headers | Root::Query | Root::Params | Root::Extensions => texts(place, ty, faults),
+        Root::Headers => {
+            texts(place, ty, faults);
+            if let Type::Record(fields) = ty {
+                // Apps cannot tell the two, so Envoy and the mapping refuse the one with `_`.
+                let doubles = fields.keys().filter(|name| name.contains('_'));
+                faults.extend(doubles.map(|name| {
+                    format!("`{place}.{name}` has a `_`, which apps take for `-`; name the header `{}`", name.replace('_', "-"))
+                }));
+            }
+        }
+        Root::Query | Root::Params | Root::Extensions => texts(place, ty, faults),
         Root::Metadata | Root::RouteMetadata => match ty {
             Type::Record(namespaces) if namespaces.values().all(|space| matches!(space.ty, Type::Record(_))) => {}
             _ => faults.push(format!("`{place}` must be a record of records: namespaces, and what they hold")),
