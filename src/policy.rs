@@ -10,6 +10,7 @@ mod entities;
 mod files;
 mod footprint;
 mod index;
+mod lint;
 mod memory;
 mod overlay;
 mod report;

@@ -19,4 +19,6 @@ mod serve;
 mod smoke;
 #[cfg(feature = "nats")]
 mod store;
+mod strict;
+mod values;
 mod wire;

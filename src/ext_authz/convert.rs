@@ -338,7 +338,9 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Option<Value>, A::Error> {
         let Type::Set(member) = self.ty else { return self.misfit("a list") };
         let mut members = Vec::new();
-        while let Some(value) = seq.next_element_seed(ValueSeed { ty: member, place: self.place, replaced: self.replaced })? {
+        while let Some(value) =
+            seq.next_element_seed(ValueSeed { ty: member, place: self.place, replaced: self.replaced })?
+        {
             members.extend(value);
         }
         Ok(Some(Value::set(members)))
@@ -346,7 +348,9 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Option<Value>, A::Error> {
         let Type::Record(fields) = self.ty else { return self.misfit("an object") };
-        RecordSeed { fields, place: self.place, replaced: self.replaced }.visit_map(map).map(|record| Some(Value::Record(record)))
+        RecordSeed { fields, place: self.place, replaced: self.replaced }
+            .visit_map(map)
+            .map(|record| Some(Value::Record(record)))
     }
 }
 
@@ -490,25 +494,23 @@ mod tests {
     #[test]
     fn numbers_in_metadata_are_longs_only_if_they_are_exact() {
         let number = |number: f64| StructValue { kind: Some(Kind::Number(number)) };
-        for (value, fits) in
-            [
-                (3.0, true),
-                (-3.0, true),
-                (0.0, true),
-                (-0.0, false),
-                (3.5, false),
-                (9_007_199_254_740_991.0, true),
-                (-9_007_199_254_740_991.0, true),
-                // 2^53, which 2^53 + 1 becomes as well.
-                (9_007_199_254_740_992.0, false),
-                (-9_007_199_254_740_992.0, false),
-                (9.1e15, false),
-                (1e300, false),
-                (5e-324, false),
-                (f64::NAN, false),
-                (f64::INFINITY, false),
-            ]
-        {
+        for (value, fits) in [
+            (3.0, true),
+            (-3.0, true),
+            (0.0, true),
+            (-0.0, false),
+            (3.5, false),
+            (9_007_199_254_740_991.0, true),
+            (-9_007_199_254_740_991.0, true),
+            // 2^53, which 2^53 + 1 becomes as well.
+            (9_007_199_254_740_992.0, false),
+            (-9_007_199_254_740_992.0, false),
+            (9.1e15, false),
+            (1e300, false),
+            (5e-324, false),
+            (f64::NAN, false),
+            (f64::INFINITY, false),
+        ] {
             assert_eq!(metadata(&Type::Long, &number(value), &Place::new("x")).is_ok(), fits, "{value}");
         }
         assert_eq!(metadata(&Type::String, &StructValue { kind: Some(Kind::Null) }, &Place::new("x")), Ok(None));
@@ -526,8 +528,7 @@ mod tests {
             ("tags".into(), field(Type::Set(Box::new(Type::String)), false)),
             ("o".into(), field(Type::Record(inner), false)),
         ]);
-        let good =
-            read(&fields, br#"{"n":1,"x":{"n":2},"tags":["b","a","b"],"o":{"b":true,"c":1}}"#);
+        let good = read(&fields, br#"{"n":1,"x":{"n":2},"tags":["b","a","b"],"o":{"b":true,"c":1}}"#);
         let good = good.expect("fits");
         assert_eq!(good.get("tags"), Some(&Value::Set(vec![Value::String("a".into()), Value::String("b".into())])));
         assert_eq!(good.len(), 3);

@@ -96,7 +96,8 @@ impl<'a> Headers<'a> {
         for key in joined.chain(raw).filter(|key| has_underscore(key)) {
             let name = String::from_utf8_lossy(key).to_ascii_lowercase().replace('_', "-");
             if matters(&name) {
-                let detail = format!("a header differs from `{name}` by `_` for `-` only, and apps take one for the other");
+                let detail =
+                    format!("a header differs from `{name}` by `_` for `-` only, and apps take one for the other");
                 return Err(Unmapped::new(UnmappedKind::Attribute, detail));
             }
         }

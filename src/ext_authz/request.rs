@@ -130,7 +130,9 @@ impl Mapping {
             .action(&matched.action)
             .ok_or_else(|| Unmapped::new(UnmappedKind::Action, format!("no schema declares {}", matched.action)))?;
         line.headers.without_doubles(|name| {
-            self.own_headers.iter().any(|own| own == name) || headers::is_read_by_all(name) || reads_header(action, name)
+            self.own_headers.iter().any(|own| own == name)
+                || headers::is_read_by_all(name)
+                || reads_header(action, name)
         })?;
         let told = &self.logged.principal;
         let mut identity = identity::identify(&self.identity, attributes, line.headers, action, snapshot, told)?;
@@ -194,7 +196,8 @@ fn admit(types: &Types, principal: &mut Principal, resource: &EntityUid) -> Resu
     }
     let check = |uid: &EntityUid, what: &str, kind| {
         let ty = uid.type_name();
-        let refuse = || Unmapped::new(kind, format!("the {what} is not one of the ids that the schema lists for `{ty}`"));
+        let refuse =
+            || Unmapped::new(kind, format!("the {what} is not one of the ids that the schema lists for `{ty}`"));
         types.admits(uid).then_some(()).ok_or_else(refuse)
     };
     check(&principal.uid, "principal", UnmappedKind::Identity)?;
@@ -428,9 +431,9 @@ impl ContextReader<'_, '_> {
         let address = |place: &Place<'_>| match socket_address {
             None => Ok(None),
             // It is there: whoever reads it must not take it for absent.
-            Some(bytes) => ip_address(bytes).map(Some).ok_or_else(|| {
-                Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not an IP address"))
-            }),
+            Some(bytes) => ip_address(bytes)
+                .map(Some)
+                .ok_or_else(|| Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not an IP address"))),
         };
         let mut record = Record::new();
         for (name, field) in fields {

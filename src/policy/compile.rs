@@ -90,6 +90,7 @@ impl Compiler {
                 bundles: bundles.iter().map(|bundle| describe(&bundle.manifest)).collect(),
             };
         self.problems.extend(base.warn_of_keys(|id| origin(&bundles, id)));
+        self.problems.extend(base.lint(|id| origin(&bundles, id)));
         memory.replace(linked, good);
         Ok((base, self.problems))
     }

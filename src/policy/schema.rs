@@ -9,8 +9,8 @@ use std::sync::LazyLock;
 
 use cedar_policy::{Schema, SchemaFragment};
 use cedar_policy_core::ast;
-use cedar_policy_core::validator::{ValidatorEntityTypeKind, ValidatorSchema};
 use cedar_policy_core::validator::types::{self, EntityKind};
+use cedar_policy_core::validator::{ValidatorEntityTypeKind, ValidatorSchema};
 use serde_json::{Map, Value as Json};
 use smol_str::SmolStr;
 
@@ -339,7 +339,10 @@ fn provided(root: Root, place: &str, ty: &Type, faults: &mut Vec<String>) {
                 // Apps cannot tell the two, so Envoy and the mapping refuse the one with `_`.
                 let doubles = fields.keys().filter(|name| name.contains('_'));
                 faults.extend(doubles.map(|name| {
-                    format!("`{place}.{name}` has a `_`, which apps take for `-`; name the header `{}`", name.replace('_', "-"))
+                    format!(
+                        "`{place}.{name}` has a `_`, which apps take for `-`; name the header `{}`",
+                        name.replace('_', "-")
+                    )
                 }));
             }
         }
