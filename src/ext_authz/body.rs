@@ -53,7 +53,7 @@ pub enum Body<'a> {
 pub struct Content<'a> {
     /// All of it.
     pub bytes: &'a [u8],
-    /// Whether Envoy sent it as a protobuf string, where it writes `!` for each byte that is not UTF-8.
+    /// Whether it comes from a protobuf string, where Envoy writes `!` for each byte that is not UTF-8.
     pub replaced: bool,
 }
 

@@ -218,7 +218,9 @@ impl RecordSeed<'_> {
 
 /// What is wrong with a `!` where Envoy writes it for other bytes.
 fn may_be_replaced(place: &Place<'_>) -> String {
-    format!("`{place}` has a `!`, so it may not have been UTF-8; Envoy's `pack_as_bytes: true` tells")
+    format!(
+        "`{place}` has a `!`, so it may not have been UTF-8; Envoy's `pack_as_bytes: true` or `encode_raw_headers: true` tells"
+    )
 }
 
 impl<'de> DeserializeSeed<'de> for RecordSeed<'_> {

@@ -80,6 +80,11 @@ impl<'a> Headers<'a> {
         Ok(all)
     }
 
+    /// Whether Envoy has written `!` for bytes of this header, and of the field that says the same, that are not UTF-8.
+    pub fn may_replace(self, name: &str) -> bool {
+        self.joined && self.lines(name).next().is_some()
+    }
+
     /// Whether a value may be another one, with bytes that are not UTF-8: Envoy writes `!` for each of them when it joins.
     fn may_be_replaced(self, value: &[u8]) -> bool {
         self.joined && value.contains(&b'!')
@@ -114,7 +119,8 @@ impl<'a> Headers<'a> {
     }
 }
 
-const REPLACED: &str = "has a `!`, so it may not have been UTF-8; Envoy's `encode_raw_headers: true` tells";
+/// What is wrong with a `!` where Envoy writes it for other bytes.
+pub const REPLACED: &str = "has a `!`, so it may not have been UTF-8; Envoy's `encode_raw_headers: true` tells";
 
 /// Whether a header matters to everybody: what a body is read by, and what proxies say of a request.
 pub fn is_read_by_all(name: &str) -> bool {

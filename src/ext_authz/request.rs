@@ -223,6 +223,8 @@ struct RequestLine<'a> {
     method: &'a str,
     path: Cow<'a, str>,
     query: Option<&'a [u8]>,
+    /// Whether a `!` in the target may be a byte that is not UTF-8.
+    replaced: bool,
     host: Cow<'a, str>,
     headers: Headers<'a>,
 }
@@ -237,7 +239,12 @@ impl<'a> RequestLine<'a> {
         });
         let method = method.ok_or_else(|| incomplete("the method is missing or not a method"))?;
         let target = field(http.path, headers, ":path")?;
+        let replaced = target.contains(&b'!') && headers.may_replace(":path");
         let (path, query) = path::split_query(target);
+        if replaced && path.contains(&b'!') {
+            let detail = format!("the path {}", headers::REPLACED);
+            return Err(Unmapped::new(UnmappedKind::Path, detail));
+        }
         let path = match (method, path) {
             // CONNECT has no path, and OPTIONS may ask about the server as a whole (RFC 9110, 7.1).
             ("CONNECT", b"") => "".into(),
@@ -246,7 +253,7 @@ impl<'a> RequestLine<'a> {
                 .map_err(|refused| Unmapped::new(UnmappedKind::Path, refused.to_string()))?,
         };
         let host = canonical_host(field(http.host, headers, ":authority")?)?;
-        Ok(Self { method, path, query, host, headers })
+        Ok(Self { method, path, query, replaced, host, headers })
     }
 
     /// Service and method, if this is a gRPC call.
@@ -379,7 +386,7 @@ impl ContextReader<'_, '_> {
                 |name| Ok(line.headers.list(name)?.into_iter().map(Cow::Borrowed).collect()),
             )?)),
             Root::Query => {
-                let query = Pairs::new(Content { bytes: line.query.unwrap_or(b""), replaced: false });
+                let query = Pairs::new(Content { bytes: line.query.unwrap_or(b""), replaced: line.replaced });
                 Some(Value::Record(convert::texts(
                     fields,
                     place,

@@ -100,7 +100,8 @@ async fn policies_read_bodies() {
         for listener in all {
             let request = request.clone().bearer(&token);
             let answer = request.send(envoy.listener(listener)).await;
-            assert_eq!(answer.status, status, "{listener}: {request:?}: {answer:?} {}", envoy.logged().await);
+            let line = envoy.logged().await;
+            assert_eq!(answer.status, status, "{listener}: {request:?}: {answer:?} {line}");
         }
     }
     upstream.take();
@@ -109,7 +110,8 @@ async fn policies_read_bodies() {
     for (name, value) in [("content-encoding", "gzip"), ("content_type", "text/plain"), ("content_length", "1")] {
         let request = Request::new("POST", "/orders").bearer(&token).header(name, value).body(json, order);
         let answer = request.send(envoy.listener("bytes")).await;
-        assert_eq!(answer.status, 400, "{name}: {answer:?} {}", envoy.logged().await);
+        let line = envoy.logged().await;
+        assert_eq!(answer.status, 400, "{name}: {answer:?} {line}");
     }
 
     // A client cannot hide its body from policies by calling it partial.

@@ -83,7 +83,7 @@ async fn no_configuration_lets_headers_with_underscores_through() {
         let text = std::fs::read_to_string(&path).unwrap();
         let own = text.matches("v3.HttpConnectionManager\n").count();
         let refusing = text.matches("headers_with_underscores_action: REJECT_REQUEST").count();
-        assert_eq!(own, refusing, "{}: each connection manager refuses headers with underscores", path.display());
+        assert!(own <= refusing, "{}: a connection manager takes headers with underscores", path.display());
         managers += own;
     }
     assert_eq!(managers, ALL.len());
