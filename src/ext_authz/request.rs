@@ -190,7 +190,9 @@ impl Mapping {
 /// of requests and entities would, which cost more than a remembered decision. Values of the context and of the
 /// principal's attributes are held against their types when they are made.
 fn admit(types: &Types, principal: &mut Principal, resource: &EntityUid) -> Result<(), Unmapped> {
-    if let Some(ancestors) = types.ancestors(principal.uid.type_name()) {
+    if !principal.parents.is_empty()
+        && let Some(ancestors) = types.ancestors(principal.uid.type_name())
+    {
         // As with claims: what the schema does not declare is not taken over, and no policy can ask for it.
         principal.parents.retain(|parent| ancestors.contains(parent.type_name()));
     }
