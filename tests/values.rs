@@ -158,6 +158,31 @@ fn parts_of_a_peers_id_have_the_types_that_a_bundle_gives_them() {
     assert_eq!(sound(&court("String").judge.request(&peer("spiffe://prod/ns/shop/sa/x"), "d")), "allow");
 }
 
+/// Cedar validates templates, and not what links put into their slots.
+#[test]
+fn links_name_entities_that_can_be() {
+    let link = |uid: &str| {
+        let links = json!([{"template_id": "t", "link_id": "l", "args": {"?resource": uid}}]).to_string();
+        shop(&[
+            (
+                "schema.cedarschema",
+                "entity Env enum [\"prod\"]; action \"a\" appliesTo { principal: [User], resource: [Env], context: {} };",
+            ),
+            ("policies/t.cedar", "@id(\"t\") forbid (principal, action, resource == ?resource);"),
+            ("policies/links.json", &links),
+        ])
+    };
+    crate::fixture::compile(&[link("Env::\"prod\"")]);
+    let told = problems(&[link("Env::\"Prod\"")]);
+    assert_eq!(
+        told,
+        [
+            "shop/policies/links.json: link `shop/l`: `?resource` is Env::\"Prod\", which is not one of the ids that the schema lists"
+        ]
+    );
+    assert!(problems(&[link("Nowhere::\"x\"")])[0].contains("no schema declares `Nowhere`"));
+}
+
 // === numbers ===
 
 #[test]
