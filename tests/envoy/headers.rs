@@ -168,16 +168,15 @@ async fn headers_reach_policies_one_by_one_in_both_forms() {
 async fn over_http2(to: std::net::SocketAddr, path: &[u8]) -> u16 {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    let short = |bytes: &[u8]| u8::try_from(bytes.len()).expect("short");
     let fields: [(&[u8], &[u8]); 4] =
         [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", b"bookstore.example"), (b":path", path)];
     // Literal fields without indexing, nothing compressed (RFC 7541, 6.2.2).
-    let block: Vec<u8> = fields
-        .iter()
-        .flat_map(|(name, value)| [&[0, name.len() as u8], *name, &[value.len() as u8], *value].concat())
-        .collect();
+    let block: Vec<u8> =
+        fields.iter().flat_map(|(name, value)| [&[0, short(name)], *name, &[short(value)], *value].concat()).collect();
     // SETTINGS, and HEADERS that end the stream and the headers (RFC 9113, 6).
     let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    let headers = [0, 0, block.len() as u8, 1, 0x5, 0, 0, 0, 1];
+    let headers = [0, 0, short(&block), 1, 0x5, 0, 0, 0, 1];
     let mut stream = tokio::net::TcpStream::connect(to).await.unwrap();
     let bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &settings, &headers, &block].concat();
     stream.write_all(&bytes).await.unwrap();
