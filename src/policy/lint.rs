@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cedar_policy::pst::{BinaryOp, Clause, Expr, UnaryOp, Var};
+use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, UnaryOp, Var};
 use cedar_policy::{Effect, Policy};
 
 use super::index::Side;
@@ -142,6 +142,7 @@ fn collect(expr: &Expr, sense: Sense, actions: &[&ActionType], asked: &mut BTree
 /// What a condition says of a request that has none of what is optional; `None` if it depends on more than that.
 fn without(expr: &Expr, actions: &[&ActionType]) -> Option<bool> {
     match expr {
+        Expr::Literal(Literal::Bool(value)) => Some(*value),
         Expr::HasAttr { expr, attrs } => {
             let place = [path(expr)?, attrs.iter().map(|name| name.as_str()).collect()].concat();
             actions.iter().any(|action| is_optional(action, &place)).then_some(false)
