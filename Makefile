@@ -37,8 +37,8 @@ test: $(ENVOY_FOR_TESTS) $(NATS_FOR_TESTS) ## every test; installs the Envoy and
 	exit $$status
 
 .PHONY: engine
-engine: ## the long forms of the engine's tests: a million comparisons, traffic under pushes, ten million keys
-	$(CARGO) test --release --locked --test stockade engine:: -- --ignored --nocapture
+engine: ## the long forms of the engine's tests: millions of comparisons, traffic under pushes, ten million keys
+	$(CARGO) test --release --locked --test stockade -- --ignored --nocapture engine:: strict::
 
 .PHONY: mutations
 mutations: ## plants bugs in the engine, each of which its tests must catch

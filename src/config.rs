@@ -17,7 +17,7 @@ use crate::ext_authz::identity::{self, Source};
 use crate::ext_authz::judge::Judge;
 use crate::ext_authz::request::{Mapping, ServiceName};
 use crate::ext_authz::response::{Answers, Errors, HeaderName, HeaderSource, UndecidedAnswer};
-use crate::ext_authz::{path, server, service};
+use crate::ext_authz::{body, path, server, service};
 #[cfg(feature = "nats")]
 use crate::nats;
 use crate::observe::{Metrics, decision_log, metrics, tracing};
@@ -60,6 +60,9 @@ pub struct Config {
     /// Which forms of paths are let through.
     #[deserr(default)]
     pub paths: path::Config,
+    /// What becomes of bodies that cannot be read.
+    #[deserr(default)]
+    pub bodies: body::Config,
     /// How Undecided looks on the wire.
     #[deserr(default)]
     pub undecided: UndecidedAnswer,
@@ -360,7 +363,9 @@ impl Config {
                 self.paths.clone(),
                 self.identity.0.clone(),
                 &self.decision_log.attributes,
-            ),
+            )
+            .with_bodies(self.bodies)
+            .owning(self.upstream_headers.0.keys().chain(&self.remove_headers).map(HeaderName::as_str)),
             answers: Answers {
                 undecided: self.undecided,
                 errors: self.errors,

@@ -1,6 +1,7 @@
 //! Envoy's side: from CheckRequest to Query, and from what became of it to CheckResponse. tonic and Envoy's types stay
 //! in here.
 
+pub mod body;
 pub mod checker;
 mod claims;
 mod convert;
@@ -11,6 +12,7 @@ mod headers;
 pub mod identity;
 pub mod json;
 pub mod judge;
+mod names;
 pub mod path;
 pub mod request;
 pub mod response;

@@ -3,7 +3,7 @@
 //! A [`Query`] is what Cedar is asked; an [`Outcome`] is what became of it: a [`Decision`], a refusal to map the
 //! request ([`Unmapped`]), or the reason why *we* could not decide ([`Undecided`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -145,13 +145,34 @@ pub enum Type {
     /// `String`
     String,
     /// An entity type.
-    Entity(EntityTypeName),
+    Entity(EntityType),
     /// An extension type.
     Extension(Extension),
     /// `Set<T>`
     Set(Box<Type>),
     /// A closed record.
     Record(RecordType),
+}
+
+/// An entity type, and which ids its entities can have: the one place where an id from outside becomes an entity of a
+/// declared type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntityType {
+    /// Its name.
+    pub name: EntityTypeName,
+    /// The ids of an enum; `None` if any id will do.
+    pub choices: Option<Choices>,
+}
+
+/// The ids that an enum of entities has (`entity Env enum ["dev", "prod"]`).
+pub type Choices = Arc<BTreeSet<SmolStr>>;
+
+impl EntityType {
+    /// The entity with this id; `None` if the type has no such entity.
+    pub fn entity(&self, id: &str) -> Option<EntityUid> {
+        let exists = self.choices.as_ref().is_none_or(|choices| choices.contains(id));
+        exists.then(|| EntityUid::from_type_name_and_id(self.name.clone(), EntityId::new(id)))
+    }
 }
 
 /// The attributes of a record or an entity, sorted by name.
@@ -172,7 +193,7 @@ impl fmt::Display for Type {
             Self::Bool => f.write_str("Bool"),
             Self::Long => f.write_str("Long"),
             Self::String => f.write_str("String"),
-            Self::Entity(name) => write!(f, "{name}"),
+            Self::Entity(ty) => write!(f, "{}", ty.name),
             Self::Extension(extension) => f.write_str(extension.as_str()),
             Self::Set(member) => write!(f, "Set<{member}>"),
             Self::Record(_) => f.write_str("record"),

@@ -12,6 +12,7 @@ mod files;
 mod footprint;
 mod index;
 mod layout;
+mod lint;
 mod memory;
 mod open;
 mod overlay;

@@ -26,6 +26,8 @@ mod serve;
 mod smoke;
 #[cfg(feature = "nats")]
 mod store;
+mod strict;
 mod terminal;
 mod transport;
+mod values;
 mod wire;

@@ -6,12 +6,14 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use smol_str::{SmolStr, ToSmolStr};
 
+use super::body::Content;
+use super::names;
 use super::view::{Kind, Struct, StructValue};
-use crate::model::{EntityId, EntityUid, Extension, Record, RecordType, Type, Unmapped, UnmappedKind, Value};
+use crate::model::{Extension, Record, RecordType, Type, Unmapped, UnmappedKind, Value};
 use crate::policy;
 
-/// The largest integer up to which every integer is a double: beyond it a number may have been another one.
-const EXACT: f64 = 9_007_199_254_740_992.0;
+/// 2^53: below it every integer is a double of its own, and this one may have been 2^53 + 1.
+const EXACT: i64 = 1 << 53;
 
 /// A place in a request, such as `context.headers.x-tenant`: only written out for who gets to read it.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +62,7 @@ pub fn text(ty: &Type, text: &str, place: &Place<'_>) -> Result<Value, Unmapped>
         Type::Bool => text.parse().ok().map(Value::Bool),
         // `+1` and `01` are numbers to some and texts to others.
         Type::Long => text.parse::<i64>().ok().filter(|long| long.to_smolstr() == text).map(Value::Long),
-        Type::Entity(name) => Some(Value::Entity(EntityUid::from_type_name_and_id(name.clone(), EntityId::new(text)))),
+        Type::Entity(ty) => ty.entity(text).map(Value::Entity),
         Type::Extension(extension) => self::extension(*extension, text),
         Type::Set(_) | Type::Record(_) => None,
     }
@@ -149,10 +151,11 @@ pub fn metadata_record(fields: &RecordType, value: &Struct<'_>, place: &Place<'_
     Ok(record)
 }
 
-/// A double as an integer, if it is exactly one.
+/// A double as an integer, if it is exactly one: no other integer is the same double, and it is no negative zero.
 pub fn integral(number: f64) -> Option<i64> {
-    let exact = number.fract() == 0.0 && number.abs() <= EXACT;
-    #[expect(clippy::cast_possible_truncation, reason = "integral and within 2^53, so nothing is cut off")]
+    #[expect(clippy::cast_precision_loss, reason = "2^53 is a double")]
+    let exact = number.fract() == 0.0 && number.abs() < EXACT as f64 && (number != 0.0 || number.is_sign_positive());
+    #[expect(clippy::cast_possible_truncation, reason = "integral and below 2^53, so nothing is cut off")]
     exact.then_some(number as i64)
 }
 
@@ -172,9 +175,10 @@ fn kind_name(kind: &Kind<'_>) -> &'static str {
 /// A JSON body, cut down to what is declared, without building a tree of the rest.
 ///
 /// # Errors
-/// If it is not JSON, if a key that is declared comes twice (parsers disagree on which of them counts), if a value does
-/// not fit its type.
-pub fn json(fields: &RecordType, body: &[u8], place: &Place<'_>) -> Result<Record, Unmapped> {
+/// If it is not JSON, if a key that is declared comes twice (parsers disagree on which of them counts), or under a name that
+/// some take for it ([`names::same_key`]), if a value does not fit its type.
+pub fn json(fields: &RecordType, content: Content<'_>, place: &Place<'_>) -> Result<Record, Unmapped> {
+    let Content { bytes: body, replaced } = content;
     // serde would repeat what it finds instead, and refusals are logged.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(Unmapped::new(UnmappedKind::Attribute, format!("`{place}`: expected an object")));
@@ -183,7 +187,7 @@ pub fn json(fields: &RecordType, body: &[u8], place: &Place<'_>) -> Result<Recor
     let body = std::str::from_utf8(body)
         .map_err(|_| Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not UTF-8")))?;
     let mut deserializer = serde_json::Deserializer::from_str(body);
-    let seed = RecordSeed { fields, place };
+    let seed = RecordSeed { fields, place, replaced };
     seed.deserialize(&mut deserializer)
         .and_then(|record| deserializer.end().map(|()| record))
         .map_err(|error| Unmapped::new(UnmappedKind::Attribute, format!("`{place}`: {error}")))
@@ -192,6 +196,31 @@ pub fn json(fields: &RecordType, body: &[u8], place: &Place<'_>) -> Result<Recor
 struct RecordSeed<'a> {
     fields: &'a RecordType,
     place: &'a Place<'a>,
+    /// As [`Content`] has it.
+    replaced: bool,
+}
+
+impl RecordSeed<'_> {
+    /// Refuses a key that is not declared, if somebody may take it for one that is.
+    fn undeclared<E: Error>(&self, key: &str) -> Result<(), E> {
+        for declared in self.fields.keys() {
+            if names::same_key(declared, key) {
+                let place = self.place.of(declared);
+                return Err(E::custom(format!("`{place}` comes under a name that some take for it")));
+            }
+            if self.replaced && key.contains('!') && names::same_key(declared, &key.replace('!', "")) {
+                return Err(E::custom(may_be_replaced(&self.place.of(declared))));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with a `!` where Envoy writes it for other bytes.
+fn may_be_replaced(place: &Place<'_>) -> String {
+    format!(
+        "`{place}` has a `!`, so it may not have been UTF-8; Envoy's `pack_as_bytes: true` or `encode_raw_headers: true` tells"
+    )
 }
 
 impl<'de> DeserializeSeed<'de> for RecordSeed<'_> {
@@ -214,6 +243,7 @@ impl<'de> Visitor<'de> for RecordSeed<'_> {
         let mut seen: Vec<SmolStr> = Vec::new();
         while let Some(key) = map.next_key::<SmolStr>()? {
             let Some(field) = self.fields.get(&key) else {
+                self.undeclared(&key)?;
                 map.next_value::<IgnoredAny>()?;
                 continue;
             };
@@ -221,7 +251,7 @@ impl<'de> Visitor<'de> for RecordSeed<'_> {
                 return Err(A::Error::custom(format!("`{}.{key}` comes twice", self.place)));
             }
             let place = self.place.of(&key);
-            let value = map.next_value_seed(ValueSeed { ty: &field.ty, place: &place })?;
+            let value = map.next_value_seed(ValueSeed { ty: &field.ty, place: &place, replaced: self.replaced })?;
             seen.push(key.clone());
             if let Some(value) = value {
                 record.insert(key, value);
@@ -239,6 +269,7 @@ impl<'de> Visitor<'de> for RecordSeed<'_> {
 struct ValueSeed<'a> {
     ty: &'a Type,
     place: &'a Place<'a>,
+    replaced: bool,
 }
 
 impl ValueSeed<'_> {
@@ -271,25 +302,34 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<Option<Value>, E> {
-        if *self.ty == Type::Long { Ok(Some(Value::Long(value))) } else { self.misfit("a number") }
+        if *self.ty != Type::Long {
+            return self.misfit("a number");
+        }
+        // Whoever reads numbers as doubles reads another one.
+        if value.unsigned_abs() >= EXACT.unsigned_abs() {
+            return self.misfit("a number beyond 2^53");
+        }
+        Ok(Some(Value::Long(value)))
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<Option<Value>, E> {
         match i64::try_from(value) {
             Ok(value) => self.visit_i64(value),
-            Err(_) => self.misfit("a number beyond 2^63"),
+            Err(_) if *self.ty == Type::Long => self.misfit("a number beyond 2^53"),
+            Err(_) => self.misfit("a number"),
         }
     }
 
-    fn visit_f64<E: Error>(self, value: f64) -> Result<Option<Value>, E> {
-        match integral(value) {
-            Some(value) => self.visit_i64(value),
-            None => self.misfit("a number that is not an exact integer"),
-        }
+    /// `1.5`, and also `1.0`, `1e3` and `-0`: to some they are integers, to others errors, and one value has one form.
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Option<Value>, E> {
+        self.misfit("a number that is not written as an integer")
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Option<Value>, E> {
         match self.ty {
+            Type::String | Type::Entity(_) | Type::Extension(_) if self.replaced && value.contains('!') => {
+                Err(E::custom(may_be_replaced(self.place)))
+            }
             Type::String | Type::Entity(_) | Type::Extension(_) => {
                 text(self.ty, value, self.place).map(Some).map_err(|unmapped| E::custom(unmapped.detail))
             }
@@ -300,7 +340,9 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Option<Value>, A::Error> {
         let Type::Set(member) = self.ty else { return self.misfit("a list") };
         let mut members = Vec::new();
-        while let Some(value) = seq.next_element_seed(ValueSeed { ty: member, place: self.place })? {
+        while let Some(value) =
+            seq.next_element_seed(ValueSeed { ty: member, place: self.place, replaced: self.replaced })?
+        {
             members.extend(value);
         }
         Ok(Some(Value::set(members)))
@@ -308,7 +350,9 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Option<Value>, A::Error> {
         let Type::Record(fields) = self.ty else { return self.misfit("an object") };
-        RecordSeed { fields, place: self.place }.visit_map(map).map(|record| Some(Value::Record(record)))
+        RecordSeed { fields, place: self.place, replaced: self.replaced }
+            .visit_map(map)
+            .map(|record| Some(Value::Record(record)))
     }
 }
 
@@ -316,35 +360,53 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
 
 /// Strictly decoded `name=value` pairs, for query parameters and form bodies.
 #[derive(Debug)]
-pub struct Pairs<'a>(&'a [u8]);
+pub struct Pairs<'a>(Content<'a>);
 
 impl<'a> Pairs<'a> {
     /// The pairs of an `application/x-www-form-urlencoded` text.
-    pub fn new(text: &'a [u8]) -> Self {
-        Self(text)
+    pub fn new(content: Content<'a>) -> Self {
+        Self(content)
     }
 
     /// Every value of a name, in order.
     ///
     /// # Errors
-    /// If one has a malformed escape or is not UTF-8. Pairs with other names are nobody's business.
+    /// If one has a malformed escape or is not UTF-8. Pairs with other names are nobody's business, unless somebody may take
+    /// one for this name ([`names::same_parameter`]), or splits pairs at `;` as well.
     pub fn values(&self, name: &str, place: &Place<'_>) -> Result<Vec<std::borrow::Cow<'static, str>>, Unmapped> {
         let mut all = Vec::new();
-        for pair in self.0.split(|byte| *byte == b'&') {
-            let at = pair.iter().position(|byte| *byte == b'=');
-            let (key, value) = match at {
-                Some(at) => (pair.get(..at).unwrap_or(pair), pair.get(at + 1..).unwrap_or(b"")),
-                None => (pair, b"".as_slice()),
+        let refuse = |what: fmt::Arguments<'_>| Err(Unmapped::new(UnmappedKind::Attribute, what.to_string()));
+        for pair in self.0.bytes.split(|byte| *byte == b'&') {
+            let (key, value) = name_and_value(pair);
+            let Some(key) = decode(key) else {
+                return refuse(format_args!("a name in `{place}` is not validly encoded"));
             };
-            if decode(key).as_deref() != Some(name) {
+            if key != name {
+                if self.hides(name, pair) {
+                    return refuse(format_args!("`{place}.{name}` comes under a name that some take for it"));
+                }
                 continue;
             }
-            let value = decode(value).ok_or_else(|| {
-                Unmapped::new(UnmappedKind::Attribute, format!("`{place}.{name}` is not validly encoded"))
-            })?;
-            all.push(std::borrow::Cow::Owned(value));
+            if value.contains(&b';') {
+                return refuse(format_args!("`{place}.{name}` has a `;`, at which some parsers end it"));
+            }
+            if self.0.replaced && value.contains(&b'!') {
+                return Err(Unmapped::new(UnmappedKind::Attribute, may_be_replaced(&place.of(name))));
+            }
+            match decode(value) {
+                Some(value) => all.push(std::borrow::Cow::Owned(value)),
+                None => return refuse(format_args!("`{place}.{name}` is not validly encoded")),
+            }
         }
         Ok(all)
+    }
+
+    /// Whether somebody may find this name in a pair of another one.
+    fn hides(&self, name: &str, pair: &[u8]) -> bool {
+        pair.split(|byte| *byte == b';').filter_map(|part| decode(name_and_value(part).0)).any(|found| {
+            names::same_parameter(name, &found)
+                || (self.0.replaced && found.contains('!') && names::same_parameter(name, &found.replace('!', "")))
+        })
     }
 
     /// The one value of a name that may come once.
@@ -358,6 +420,13 @@ impl<'a> Pairs<'a> {
             return Err(Unmapped::new(UnmappedKind::Attribute, detail));
         }
         Ok(values.pop())
+    }
+}
+
+fn name_and_value(pair: &[u8]) -> (&[u8], &[u8]) {
+    match pair.iter().position(|byte| *byte == b'=') {
+        Some(at) => (pair.get(..at).unwrap_or(pair), pair.get(at + 1..).unwrap_or(b"")),
+        None => (pair, b""),
     }
 }
 
@@ -383,7 +452,7 @@ fn decode(bytes: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::AttributeType;
+    use crate::model::{AttributeType, Choices, EntityType};
 
     fn field(ty: Type, required: bool) -> AttributeType {
         AttributeType { ty, required }
@@ -391,7 +460,9 @@ mod tests {
 
     #[test]
     fn texts_fit_their_types_or_are_refused() {
-        let user = Type::Entity("User".parse().expect("a name"));
+        let of = |name: &str, choices| Type::Entity(EntityType { name: name.parse().expect("a name"), choices });
+        let user = of("User", None);
+        let env = of("Env", Some(Choices::new(["dev", "prod"].map(SmolStr::new).into())));
         let ip = Type::Extension(Extension::Ipaddr);
         let table = [
             (&Type::Bool, "true", true),
@@ -404,6 +475,10 @@ mod tests {
             (&Type::Long, "1.0", false),
             (&Type::String, "", true),
             (&user, "alice", true),
+            (&env, "prod", true),
+            (&env, "Prod", false),
+            (&env, "prod ", false),
+            (&env, "", false),
             (&ip, "10.0.0.0/8", true),
             (&ip, "10.0.0", false),
             (&Type::Extension(Extension::Decimal), "1.2345", true),
@@ -421,12 +496,30 @@ mod tests {
     #[test]
     fn numbers_in_metadata_are_longs_only_if_they_are_exact() {
         let number = |number: f64| StructValue { kind: Some(Kind::Number(number)) };
-        for (value, fits) in
-            [(3.0, true), (-3.0, true), (3.5, false), (9.1e15, false), (f64::NAN, false), (f64::INFINITY, false)]
-        {
+        for (value, fits) in [
+            (3.0, true),
+            (-3.0, true),
+            (0.0, true),
+            (-0.0, false),
+            (3.5, false),
+            (9_007_199_254_740_991.0, true),
+            (-9_007_199_254_740_991.0, true),
+            // 2^53, which 2^53 + 1 becomes as well.
+            (9_007_199_254_740_992.0, false),
+            (-9_007_199_254_740_992.0, false),
+            (9.1e15, false),
+            (1e300, false),
+            (5e-324, false),
+            (f64::NAN, false),
+            (f64::INFINITY, false),
+        ] {
             assert_eq!(metadata(&Type::Long, &number(value), &Place::new("x")).is_ok(), fits, "{value}");
         }
         assert_eq!(metadata(&Type::String, &StructValue { kind: Some(Kind::Null) }, &Place::new("x")), Ok(None));
+    }
+
+    fn read(fields: &RecordType, bytes: &[u8]) -> Result<Record, Unmapped> {
+        json(fields, Content { bytes, replaced: false }, &Place::new("body"))
     }
 
     #[test]
@@ -437,17 +530,16 @@ mod tests {
             ("tags".into(), field(Type::Set(Box::new(Type::String)), false)),
             ("o".into(), field(Type::Record(inner), false)),
         ]);
-        let good =
-            json(&fields, br#"{"n":1,"x":{"n":2},"tags":["b","a","b"],"o":{"b":true,"c":1}}"#, &Place::new("body"));
+        let good = read(&fields, br#"{"n":1,"x":{"n":2},"tags":["b","a","b"],"o":{"b":true,"c":1}}"#);
         let good = good.expect("fits");
         assert_eq!(good.get("tags"), Some(&Value::Set(vec![Value::String("a".into()), Value::String("b".into())])));
         assert_eq!(good.len(), 3);
-        assert!(json(&fields, b"{\"n\":1,\"x\":\"\xff\"}", &Place::new("body")).is_err());
+        assert!(read(&fields, b"{\"n\":1,\"x\":\"\xff\"}").is_err());
         for (body, why) in [
             (r#"{"n":1,"n":2}"#, "`body.n` comes twice"),
             (r#"{"n":"1"}"#, "`body.n` is declared as `Long`, found a text"),
-            (r#"{"n":1.5}"#, "not an exact integer"),
-            (r#"{"n":99999999999999999999}"#, "not an exact integer"),
+            (r#"{"n":1.5}"#, "not written as an integer"),
+            (r#"{"n":99999999999999999999}"#, "not written as an integer"),
             ("{}", "`body.n` is required"),
             (r#"{"n":null}"#, "`body.n` is required"),
             (r#"{"n":1,"o":{}}"#, "`body.o.b` is required"),
@@ -455,14 +547,14 @@ mod tests {
             (r#"{"n":1"#, "EOF"),
             ("[]", "expected an object"),
         ] {
-            let refused = json(&fields, body.as_bytes(), &Place::new("body")).expect_err(body);
+            let refused = read(&fields, body.as_bytes()).expect_err(body);
             assert!(refused.detail.contains(why), "{body}: {refused}");
         }
     }
 
     #[test]
     fn pairs_decode_strictly() {
-        let pairs = Pairs::new(b"a=1&b=x+y&%61=2&c=%zz&d&e=%E9");
+        let pairs = Pairs::new(Content { bytes: b"a=1&b=x+y&%61=2&c=%zz&d&e=%E9", replaced: false });
         assert_eq!(pairs.values("a", &Place::new("q")).expect("good"), ["1", "2"]);
         assert!(pairs.one("a", &Place::new("q")).is_err());
         assert_eq!(pairs.one("b", &Place::new("q")), Ok(Some("x y".into())));

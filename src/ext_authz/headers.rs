@@ -53,6 +53,7 @@ impl<'a> Headers<'a> {
             return refuse("has a comma, so it may have been repeated; Envoy's `encode_raw_headers: true` tells");
         }
         match std::str::from_utf8(first) {
+            Ok(_) if self.may_be_replaced(first) => refuse(REPLACED),
             Ok(text) => Ok(Some(text)),
             Err(_) => refuse("is not UTF-8"),
         }
@@ -66,15 +67,46 @@ impl<'a> Headers<'a> {
     pub fn list(self, name: &str) -> Result<Vec<&'a str>, Unmapped> {
         let mut all = Vec::new();
         for line in self.lines(name) {
-            let text = std::str::from_utf8(line).map_err(|_| {
-                Unmapped::new(
-                    UnmappedKind::Attribute,
-                    format!("the header `{}` is not UTF-8", name.to_ascii_lowercase()),
-                )
-            })?;
+            let refuse = |why: &str| {
+                let detail = format!("the header `{}` {why}", name.to_ascii_lowercase());
+                Unmapped::new(UnmappedKind::Attribute, detail)
+            };
+            let text = std::str::from_utf8(line).map_err(|_| refuse("is not UTF-8"))?;
+            if self.may_be_replaced(line) {
+                return Err(refuse(REPLACED));
+            }
             all.extend(text.split(',').map(str::trim).filter(|value| !value.is_empty()));
         }
         Ok(all)
+    }
+
+    /// Whether Envoy has written `!` for bytes of this header, and of the field that says the same, that are not UTF-8.
+    pub fn may_replace(self, name: &str) -> bool {
+        self.joined && self.lines(name).next().is_some()
+    }
+
+    /// Whether a value may be another one, with bytes that are not UTF-8: Envoy writes `!` for each of them when it joins.
+    fn may_be_replaced(self, value: &[u8]) -> bool {
+        self.joined && value.contains(&b'!')
+    }
+
+    /// Refuses headers that the app may take for one that matters: many make `X_TENANT` of both `x-tenant` and `x_tenant`,
+    /// and the last or the first of them counts. `matters` is asked about names in lower case, with `-`.
+    ///
+    /// # Errors
+    /// If there is such a header.
+    pub fn without_doubles(self, matters: impl Fn(&str) -> bool) -> Result<(), Unmapped> {
+        let joined = self.http.headers.iter().map(|pair| pair.key);
+        let raw = self.http.header_map.iter().flat_map(|map| &map.headers).map(|header| header.key);
+        for key in joined.chain(raw).filter(|key| has_underscore(key)) {
+            let name = String::from_utf8_lossy(key).to_ascii_lowercase().replace('_', "-");
+            if matters(&name) {
+                let detail =
+                    format!("a header differs from `{name}` by `_` for `-` only, and apps take one for the other");
+                return Err(Unmapped::new(UnmappedKind::Attribute, detail));
+            }
+        }
+        Ok(())
     }
 
     /// The start of a header that decides how others are read, such as `content-type`; never an error, since a strange
@@ -84,5 +116,56 @@ impl<'a> Headers<'a> {
             .next()
             .and_then(|line| line.get(..prefix.len()))
             .is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+    }
+}
+
+/// What is wrong with a `!` where Envoy writes it for other bytes.
+pub const REPLACED: &str = "has a `!`, so it may not have been UTF-8; Envoy's `encode_raw_headers: true` tells";
+
+/// Whether a header matters to everybody: what a body is read by, and what proxies say of a request.
+pub fn is_read_by_all(name: &str) -> bool {
+    const NAMES: [&str; 4] = ["content-type", "content-length", "content-encoding", "transfer-encoding"];
+    const PREFIXES: [&str; 3] = ["x-envoy-", "x-forwarded-", "x-stockade-"];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Whether a name has a `_`, eight bytes at a time: every header of every request is asked, and next to none has one.
+fn has_underscore(name: &[u8]) -> bool {
+    const LOW: u64 = u64::MAX / 255;
+    const HIGH: u64 = LOW << 7;
+    // A byte is zero where the name has a `_`; the trick finds zero bytes, and takes no other for one
+    // (https://graphics.stanford.edu/~seander/bithacks.html#ZeroInWord).
+    let in_word = |word: [u8; 8]| {
+        let word = u64::from_ne_bytes(word) ^ (LOW * u64::from(b'_'));
+        word.wrapping_sub(LOW) & !word & HIGH != 0
+    };
+    let (words, rest) = name.as_chunks::<8>();
+    match name.last_chunk::<8>() {
+        // The last eight bytes hold the rest.
+        Some(last) => words.iter().any(|word| in_word(*word)) || in_word(*last),
+        None => rest.contains(&b'_'),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn underscores_are_found_at_every_place() {
+        for length in 0..40 {
+            let mut name = vec![b'`'; length];
+            assert!(!has_underscore(&name));
+            for at in 0..length {
+                name[at] = b'_';
+                assert!(has_underscore(&name), "{at} of {length}");
+                // Its neighbours in ASCII, and what differs from it by a bit.
+                for other in (0..=u8::MAX).filter(|other| *other != b'_') {
+                    name[at] = other;
+                    assert!(!has_underscore(&name), "{other} at {at} of {length}");
+                }
+                name[at] = b'`';
+            }
+        }
     }
 }

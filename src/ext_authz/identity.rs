@@ -7,11 +7,13 @@ use serde::Serialize;
 use smol_str::SmolStr;
 
 use super::claims::{self, JWT_AUTHN, Keys, Tokens};
-use super::convert::Place;
+use super::convert::{self, Place};
 use super::headers::Headers;
 use super::view::{Attributes, Struct};
 use crate::claim_path::ClaimPath;
-use crate::model::{EntityId, EntityTypeName, EntityUid, Principal, Proof, Record, Unmapped, UnmappedKind, Value};
+use crate::model::{
+    EntityId, EntityTypeName, EntityUid, Principal, Proof, Record, RecordType, Unmapped, UnmappedKind, Value,
+};
 use crate::policy::{ActionType, Snapshot};
 use crate::yaml::{Faults, Invalid, Table};
 
@@ -107,6 +109,11 @@ impl Source {
             && http::HeaderName::from_bytes(header.as_bytes()).is_err()
         {
             return fault(format!("`{header}` is not a header name"), "letters, digits and `-`");
+        }
+        if let Self::TrustedHeader { header, .. } | Self::JwtMetadata { verification_status_header: header, .. } = &self
+            && header.contains('_')
+        {
+            return fault(format!("the header `{header}` has a `_`"), "apps take it for `-`; name it with `-`");
         }
         let Self::TrustedHeader { header, peers, addresses, .. } = &self else { return Ok(self) };
         if peers.is_empty() && addresses.is_empty() {
@@ -258,12 +265,10 @@ pub fn identify<'a>(
                 }
                 let peer = std::str::from_utf8(peer).map_err(|_| unusable("the peer's identity is not UTF-8"))?;
                 let uid = EntityUid::from_type_name_and_id(entity_type.meant(snapshot).clone(), EntityId::new(peer));
-                let mut own = workload(peer)?;
-                let mut told = own.clone();
+                let parts = workload(peer)?;
+                let own = action.principal(entity_type.meant(snapshot)).map(|fields| fitting(fields, &parts));
+                let (own, mut told) = (own.transpose()?.unwrap_or_default(), parts);
                 told.retain(|name, _| logged.contains(name));
-                // Only what the schema names; the type may have been declared anew by a bundle.
-                let fields = action.principal(entity_type.meant(snapshot));
-                own.retain(|name, _| fields.is_some_and(|fields| fields.contains_key(name)));
                 let principal = principal(uid, own, Vec::new(), Proof::Peer);
                 Identity { principal, claims: None, logged: told, incomplete: None }
             }
@@ -347,6 +352,18 @@ fn workload(peer: &str) -> Result<Record, Unmapped> {
         record.insert("service_account".into(), Value::String((*account).into()));
     }
     Ok(record)
+}
+
+/// Of the parts of an id those that the schema names, as the types that it gives them: a bundle may declare the type of the
+/// peers itself.
+fn fitting(fields: &RecordType, parts: &Record) -> Result<Record, Unmapped> {
+    let named = fields.iter().filter_map(|(name, field)| match parts.get(name) {
+        Some(Value::String(text)) => {
+            Some(convert::text(&field.ty, text, &PRINCIPAL.of(name)).map(|value| (name.clone(), value)))
+        }
+        _ => None,
+    });
+    named.collect()
 }
 
 /// Whether the connection is one from which a trusted header is believed.

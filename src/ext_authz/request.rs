@@ -12,19 +12,21 @@ use deserr::Deserr;
 use serde::Serialize;
 use smol_str::SmolStr;
 
+use super::body::{self, Body, Content, Unreadable};
 use super::claims;
 use super::convert::{self, Pairs, Place};
-use super::headers::Headers;
+use super::headers::{self, Headers};
 use super::identity::{self, Identity, Source};
 use super::path;
 use super::undeclared;
-use super::view::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct};
+use super::view::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct, Timestamp};
 use crate::claim_path::{ClaimPath, Step};
 use crate::model::{
-    AttributeType, EntityId, EntityUid, Extension, Query, Record, RecordType, Root, Type, Unmapped, UnmappedKind, Value,
+    AttributeType, EntityId, EntityUid, Extension, Principal, Query, Record, RecordType, Root, Type, Unmapped,
+    UnmappedKind, Value,
 };
 use crate::observe::decision_log::{Attribute, Of};
-use crate::policy::{self, ActionType, Matched, Snapshot};
+use crate::policy::{self, ActionType, Matched, Snapshot, Types};
 use crate::problem::Problem;
 use crate::yaml::{Faults, Invalid};
 
@@ -35,6 +37,9 @@ pub struct Mapping {
     paths: path::Config,
     identity: Vec<Source>,
     logged: Logged,
+    bodies: body::Config,
+    /// Headers that are ours: set, removed or trusted, in lower case.
+    own_headers: Vec<String>,
 }
 
 /// What of a request may be logged, beside what policies read.
@@ -97,7 +102,27 @@ impl Mapping {
             Some((root, AttributeType { ty, required: false }))
         });
         let logged = Logged { all: logged.to_vec(), principal, fixed: fixed.collect(), context };
-        Self { service, paths, identity, logged }
+        let believed = identity.iter().filter_map(|source| match source {
+            Source::TrustedHeader { header, .. } => Some(header.to_ascii_lowercase()),
+            Source::JwtMetadata { verification_status_header, .. } => {
+                Some(verification_status_header.to_ascii_lowercase())
+            }
+            Source::Peer { .. } | Source::Anonymous { .. } => None,
+        });
+        Self { service, paths, logged, bodies: body::Config::default(), own_headers: believed.collect(), identity }
+    }
+
+    /// With what the configuration says of bodies.
+    #[must_use]
+    pub fn with_bodies(self, bodies: body::Config) -> Self {
+        Self { bodies, ..self }
+    }
+
+    /// With these headers, which Stockade sets or removes.
+    #[must_use]
+    pub fn owning<'a>(mut self, headers: impl IntoIterator<Item = &'a str>) -> Self {
+        self.own_headers.extend(headers.into_iter().map(str::to_ascii_lowercase));
+        self
     }
 
     /// What of `decision_log.attributes` would never be logged under a snapshot, and what of `identity` never read, since no bundle
@@ -119,11 +144,25 @@ impl Mapping {
         let http = attributes.request.as_ref().and_then(|request| request.http.as_ref());
         let http = http.ok_or_else(|| incomplete("there is no HTTP request"))?;
         let line = RequestLine::read(http, &self.paths)?;
-        let matched = Self::route(&line, snapshot);
+        let mut matched = Self::route(&line, snapshot);
         let action = snapshot.types().action(&matched.action).unwrap_or(&UNDECLARED);
+        line.headers.without_doubles(|name| {
+            self.own_headers.iter().any(|own| own == name)
+                || headers::is_read_by_all(name)
+                || reads_header(action, name)
+        })?;
         let told = &self.logged.principal;
         let mut identity = identity::identify(&self.identity, attributes, line.headers, action, snapshot, told)?;
-        let reader = ContextReader { attributes, http, line: &line, matched: &matched, identity: &identity };
+        let resource = matched.resource.take().unwrap_or_else(|| self.service(snapshot));
+        admit(snapshot.types(), &mut identity.principal, &resource)?;
+        let reader = ContextReader {
+            attributes,
+            http,
+            line: &line,
+            matched: &matched,
+            identity: &identity,
+            unreadable: self.bodies.unreadable,
+        };
         let context = reader.context(action)?;
         let mut logged = Record::new();
         if !self.logged.context.is_empty() {
@@ -136,12 +175,7 @@ impl Mapping {
             incomplete: identity.incomplete,
             token: identity.claims.and_then(token_end),
             logged,
-            query: Query {
-                principal: identity.principal,
-                context,
-                resource: matched.resource.unwrap_or_else(|| self.service(snapshot)),
-                action: matched.action,
-            },
+            query: Query { principal: identity.principal, context, resource, action: matched.action },
             claims: identity.claims,
         })
     }
@@ -172,6 +206,27 @@ impl Mapping {
     }
 }
 
+/// Holds the entities that a request is about against the schema, whatever they were made from: as Cedar's own strict checks
+/// of requests and entities would, which cost more than a remembered decision. Values of the context and of the
+/// principal's attributes are held against their types when they are made.
+fn admit(types: &Types, principal: &mut Principal, resource: &EntityUid) -> Result<(), Unmapped> {
+    if !principal.parents.is_empty()
+        && let Some(ancestors) = types.ancestors(principal.uid.type_name())
+    {
+        // As with claims: what the schema does not declare is not taken over, and no policy can ask for it.
+        principal.parents.retain(|parent| ancestors.contains(parent.type_name()));
+    }
+    let check = |uid: &EntityUid, what: &str, kind| {
+        let ty = uid.type_name();
+        let refuse =
+            || Unmapped::new(kind, format!("the {what} is not one of the ids that the schema lists for `{ty}`"));
+        types.admits(uid).then_some(()).ok_or_else(refuse)
+    };
+    check(&principal.uid, "principal", UnmappedKind::Identity)?;
+    principal.parents.iter().try_for_each(|parent| check(parent, "principal's group", UnmappedKind::Identity))?;
+    check(resource, "resource", UnmappedKind::Attribute)
+}
+
 /// The end of a token's life, by its `exp` claim (RFC 7519, 4.1.4).
 fn token_end(claims: &Struct<'_>) -> Option<SystemTime> {
     let Some(Kind::Number(expires)) = claims.fields.get("exp")?.kind else { return None };
@@ -187,6 +242,8 @@ struct RequestLine<'a> {
     method: &'a str,
     path: Cow<'a, str>,
     query: Option<&'a [u8]>,
+    /// Whether a `!` in the target may be a byte that is not UTF-8.
+    replaced: bool,
     host: Cow<'a, str>,
     headers: Headers<'a>,
 }
@@ -201,7 +258,12 @@ impl<'a> RequestLine<'a> {
         });
         let method = method.ok_or_else(|| incomplete("the method is missing or not a method"))?;
         let target = field(http.path, headers, ":path")?;
+        let replaced = target.contains(&b'!') && headers.may_replace(":path");
         let (path, query) = path::split_query(target);
+        if replaced && path.contains(&b'!') {
+            let detail = format!("the path {}", headers::REPLACED);
+            return Err(Unmapped::new(UnmappedKind::Path, detail));
+        }
         let path = match (method, path) {
             // CONNECT has no path, and OPTIONS may ask about the server as a whole (RFC 9110, 7.1).
             ("CONNECT", b"") => "".into(),
@@ -210,12 +272,16 @@ impl<'a> RequestLine<'a> {
                 .map_err(|refused| Unmapped::new(UnmappedKind::Path, refused.to_string()))?,
         };
         let host = canonical_host(field(http.host, headers, ":authority")?)?;
-        Ok(Self { method, path, query, host, headers })
+        Ok(Self { method, path, query, replaced, host, headers })
     }
 
     /// Service and method, if this is a gRPC call.
-    fn grpc(&self) -> Option<(&str, &str)> {
-        self.headers.starts_with("content-type", "application/grpc").then(|| grpc_method(&self.path)).flatten()
+    fn grpc(&self, place: &Place<'_>) -> Result<Option<(&str, &str)>, Unmapped> {
+        if self.headers.lines("content-type").nth(1).is_some() {
+            let detail = format!("`{place}` cannot be told: `content-type` is repeated");
+            return Err(Unmapped::new(UnmappedKind::Attribute, detail));
+        }
+        Ok(self.headers.starts_with("content-type", "application/grpc").then(|| grpc_method(&self.path)).flatten())
     }
 }
 
@@ -269,6 +335,7 @@ struct ContextReader<'a, 'b> {
     line: &'b RequestLine<'a>,
     matched: &'b Matched,
     identity: &'b Identity<'a>,
+    unreadable: Unreadable,
 }
 
 impl ContextReader<'_, '_> {
@@ -320,8 +387,8 @@ impl ContextReader<'_, '_> {
             Root::Scheme => bytes(&self.http.scheme.to_ascii_lowercase())?,
             Root::Protocol => bytes(self.http.protocol)?,
             Root::Identity => string(self.identity.principal.proof.as_str()),
-            Root::Time => self.time(),
-            Root::Grpc => line.grpc().map(|(service, method)| {
+            Root::Time => self.time(place)?,
+            Root::Grpc => line.grpc(place)?.map(|(service, method)| {
                 let all = [("method", method), ("service", service)];
                 let named = all.into_iter().filter(|(name, _)| fields.contains_key(*name));
                 Value::Record(named.map(|(name, value)| (name.into(), Value::String(value.into()))).collect())
@@ -344,7 +411,7 @@ impl ContextReader<'_, '_> {
                 |name| Ok(line.headers.list(name)?.into_iter().map(Cow::Borrowed).collect()),
             )?)),
             Root::Query => {
-                let query = Pairs::new(line.query.unwrap_or(b""));
+                let query = Pairs::new(Content { bytes: line.query.unwrap_or(b""), replaced: line.replaced });
                 Some(Value::Record(convert::texts(
                     fields,
                     place,
@@ -378,28 +445,28 @@ impl ContextReader<'_, '_> {
                 .transpose()?
                 .map(Value::Record),
             Root::Body => self.body(fields, place)?,
-            Root::BodyPartial => Some(Value::Bool(self.body_is_partial())),
+            Root::BodyPartial => Some(Value::Bool(body::is_partial(self.http, line.headers))),
             // Envoy says -1 where it does not know; it says 0 where it did not buffer, and where there is none.
             Root::BodySize => (self.http.size >= 0).then_some(Value::Long(self.http.size)),
         })
     }
 
-    fn time(&self) -> Option<Value> {
-        let time = self.attributes.request.as_ref()?.time.as_ref()?;
-        let millis = u64::try_from(time.seconds).ok()?.checked_mul(1000)?;
-        let millis = millis.checked_add(u64::try_from(time.nanos).ok()? / 1_000_000)?;
-        // Cedar's datetime ends with the year 9999, and so does this format: it panics beyond. Nanoseconds of more than a
-        // second count into it, too.
-        let at = UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
-        let latest = 253_402_300_799_999;
-        let text = (millis <= latest).then(|| humantime::format_rfc3339_millis(at).to_string())?;
-        Some(Value::Extension(Extension::Datetime, text.into()))
+    fn time(&self, place: &Place<'_>) -> Result<Option<Value>, Unmapped> {
+        let time = self.attributes.request.as_ref().and_then(|request| request.time.as_ref());
+        let refuse = || Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not a time that Cedar has"));
+        time.map(|time| instant(*time).ok_or_else(refuse)).transpose()
     }
 
     fn peer(&self, peer: &Peer, fields: &RecordType, place: &Place<'_>) -> Result<Value, Unmapped> {
         let socket = peer.address.as_ref().and_then(|address| address.socket_address.as_ref());
-        let address = socket.and_then(|socket| std::str::from_utf8(socket.address).ok());
-        let address = address.and_then(|text| text.parse::<std::net::IpAddr>().ok());
+        let socket_address = socket.map(|socket| socket.address).filter(|bytes| !bytes.is_empty());
+        let address = |place: &Place<'_>| match socket_address {
+            None => Ok(None),
+            // It is there: whoever reads it must not take it for absent.
+            Some(bytes) => ip_address(bytes)
+                .map(Some)
+                .ok_or_else(|| Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not an IP address"))),
+        };
         let mut record = Record::new();
         for (name, field) in fields {
             let place = place.of(name);
@@ -408,15 +475,7 @@ impl ContextReader<'_, '_> {
                 Ok(text.map(|text| Value::String(text.into())))
             };
             let value = match name.as_str() {
-                // An IPv4 address in IPv6 clothes is the IPv4 address; ranges are written for that one.
-                "address" => address.map(|address| {
-                    // What is read as an IPv4 address is written as one already.
-                    let text: SmolStr = match (address, socket) {
-                        (std::net::IpAddr::V4(_), Some(socket)) => String::from_utf8_lossy(socket.address).into(),
-                        _ => address.to_canonical().to_string().into(),
-                    };
-                    Value::Extension(Extension::Ipaddr, text)
-                }),
+                "address" => address(&place)?.map(|text| Value::Extension(Extension::Ipaddr, text)),
                 "port" => socket.map(|socket| Value::Long(i64::from(socket.port_value))),
                 "principal" => text(peer.principal)?,
                 "certificate" => match utf8(peer.certificate, &place)?.filter(|pem| !pem.is_empty()) {
@@ -445,29 +504,20 @@ impl ContextReader<'_, '_> {
         Ok(Value::Record(record))
     }
 
-    /// Whether Envoy sent only the beginning of the body: it says so, or less is here than there is.
-    fn body_is_partial(&self) -> bool {
-        let declared = self.line.headers.lines("x-envoy-auth-partial-body").any(|value| value == b"true");
-        let here = self.http.body.len().max(self.http.raw_body.len());
-        let short = here > 0 && usize::try_from(self.http.size).is_ok_and(|size| size > here);
-        declared || short
-    }
-
-    /// The body's fields; `None` if there is no body, or not all of it is here, or it is in no form that has fields.
+    /// The body's fields; `None` if there is no body.
     fn body(&self, fields: &RecordType, place: &Place<'_>) -> Result<Option<Value>, Unmapped> {
-        let body = if self.http.raw_body.is_empty() { &self.http.body } else { &self.http.raw_body };
-        if body.is_empty() || self.body_is_partial() {
-            return Ok(None);
-        }
-        let content_type = self.line.headers.one("content-type")?.unwrap_or("");
-        let media = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-        let record = if media == "application/json" || media.ends_with("+json") {
-            convert::json(fields, body, place)?
-        } else if media == "application/x-www-form-urlencoded" {
-            let pairs = Pairs::new(body);
-            convert::texts(fields, place, |name| pairs.one(name, place), |name| pairs.values(name, place))?
-        } else {
-            return Ok(None);
+        let refuse = |why: &str| {
+            Err(Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is there and cannot be read: {why}")))
+        };
+        let record = match Body::of(self.http, self.line.headers) {
+            Body::Absent => return Ok(None),
+            Body::Unreadable(_) if self.unreadable == Unreadable::Absent => return Ok(None),
+            Body::Unreadable(why) | Body::Contradictory(why) => return refuse(why),
+            Body::Json(content) => convert::json(fields, content, place)?,
+            Body::Form(content) => {
+                let pairs = Pairs::new(content);
+                convert::texts(fields, place, |name| pairs.one(name, place), |name| pairs.values(name, place))?
+            }
         };
         Ok(Some(Value::Record(record)))
     }
@@ -476,6 +526,35 @@ impl ContextReader<'_, '_> {
 /// What is left of the paths that lead through a root.
 fn below(root: Root, paths: &[ClaimPath]) -> Vec<&[Step]> {
     paths.iter().filter(|path| path.name() == root.as_str()).map(ClaimPath::steps).collect()
+}
+
+/// Whether a policy of the action reads this header.
+fn reads_header(action: &ActionType, name: &str) -> bool {
+    let headers = action.context.iter().filter(|(root, _)| *root == Root::Headers);
+    headers.flat_map(|(_, attribute)| record_type(&attribute.ty).keys()).any(|own| own.eq_ignore_ascii_case(name))
+}
+
+/// An IP address as Cedar has it; `None` if it is none. An IPv4 address in IPv6 clothes is the IPv4 address; ranges are written
+/// for that one.
+fn ip_address(bytes: &[u8]) -> Option<SmolStr> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    Some(match text.parse().ok()? {
+        // What is read as an IPv4 address is written as one already.
+        std::net::IpAddr::V4(_) => text.into(),
+        address @ std::net::IpAddr::V6(_) => address.to_canonical().to_string().into(),
+    })
+}
+
+/// A timestamp as Cedar has it; `None` if it is none.
+fn instant(time: Timestamp) -> Option<Value> {
+    let millis = u64::try_from(time.seconds).ok()?.checked_mul(1000)?;
+    let millis = millis.checked_add(u64::try_from(time.nanos).ok()? / 1_000_000)?;
+    // Cedar's datetime ends with the year 9999, and so does this format: it panics beyond. Nanoseconds of more than a
+    // second count into it, too.
+    let at = UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
+    let latest = 253_402_300_799_999;
+    let text = (millis <= latest).then(|| humantime::format_rfc3339_millis(at).to_string())?;
+    Some(Value::Extension(Extension::Datetime, text.into()))
 }
 
 /// A type cut down to these paths, with nothing required; `None` if nothing is left.

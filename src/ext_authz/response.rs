@@ -88,7 +88,16 @@ impl HeaderName {
         if ["host", "content-length", "transfer-encoding", "connection"].contains(&name.as_str()) {
             return Err(Invalid::new(format!("`{text}` is not ours to set or remove")));
         }
+        if text.contains('_') {
+            let invalid = Invalid::new(format!("`{text}` has a `_`, which apps take for `-`"));
+            return Err(invalid.hint(format!("`{}`", text.replace('_', "-"))));
+        }
         Ok(Self(name.as_str().to_owned()))
+    }
+
+    /// The name, in lower case.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

@@ -72,6 +72,7 @@ impl Compiler {
             // Cedar finds it impossible, which is known, and said better where it is a fault. Templates are left to it.
             let _ = sets.all.remove_static(id);
         }
+        self.slots(&bundles, &types);
         let reach = self.validate(&sets, &linked.validator);
         let good = self.good_files(&bundles, &sets, &reach);
         let entities = self.entities(&bundles, linked.validator.schema());
@@ -105,6 +106,7 @@ impl Compiler {
             };
         self.problems.extend(base.warn_of_keys(|id| origin(&bundles, id)));
         self.problems.extend(base.warn_of_routes());
+        self.problems.extend(base.lint(|id| origin(&bundles, id)));
         memory.replace(linked, good);
         Ok((base, self.problems))
     }
@@ -303,6 +305,24 @@ impl Compiler {
             self.problems.push(Problem::warning("there is no policy: every request is denied"));
         }
         sets
+    }
+
+    /// Holds what stands in the slots of links against the schema. Cedar validates templates, and not what is put in their slots:
+    /// a link to an entity that cannot be would never hold, and a `forbid` like that goes unnoticed.
+    fn slots(&mut self, bundles: &[Bundle], types: &Types) {
+        for link in bundles.iter().flat_map(|bundle| &bundle.links) {
+            for (slot, uid) in &link.values {
+                let ty = uid.type_name();
+                let message = if types.entity(ty).is_none() {
+                    format!("link `{}`: `{slot}` is {uid}, and no schema declares `{ty}`", link.id)
+                } else if !types.admits(uid) {
+                    format!("link `{}`: `{slot}` is {uid}, which is not one of the ids that the schema lists", link.id)
+                } else {
+                    continue;
+                };
+                self.problems.push(Problem::error(message).in_file(&link.source));
+            }
+        }
     }
 
     /// Strict validation; and how far policies reach into the entities, which the slices follow. The policies of known files were

@@ -203,6 +203,11 @@ impl Reads {
         }
     }
 
+    /// Whether nothing is read.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.whole && self.parts.is_empty()
+    }
+
     /// How the place of these names is read; `None` if it is not.
     pub(super) fn access(&self, names: &[&str]) -> Option<Access> {
         let mut node = self;

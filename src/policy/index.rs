@@ -186,6 +186,11 @@ impl Compiled {
         Some((policy.non_scope_constraints()?, policy.env()))
     }
 
+    /// The policy, whose conditions have a syntax tree; `None` if it has no conditions.
+    pub(super) fn tree(&self) -> Option<Policy> {
+        self.condition.clone().map(Policy::from)
+    }
+
     /// Whether the scope holds for every request.
     pub(super) fn is_unscoped(&self) -> bool {
         matches!((&self.principal, &self.action, &self.resource), (Bound::Any, ActionConstraint::Any, Bound::Any))

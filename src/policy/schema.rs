@@ -8,14 +8,16 @@ use std::collections::{BTreeMap, HashSet};
 
 use cedar_policy::Schema;
 use cedar_policy_core::ast;
-use cedar_policy_core::validator::ValidatorSchema;
 use cedar_policy_core::validator::types::{self, EntityKind};
+use cedar_policy_core::validator::{ValidatorEntityTypeKind, ValidatorSchema};
 use smol_str::SmolStr;
 
 use super::HashMap;
 use super::footprint::Footprint;
 use super::vocabulary::Vocabulary;
-use crate::model::{AttributeType, ContextType, EntityTypeName, EntityUid, Extension, RecordType, Root, Type};
+use crate::model::{
+    AttributeType, Choices, ContextType, EntityType, EntityTypeName, EntityUid, Extension, RecordType, Root, Type,
+};
 use crate::yaml::suggest;
 
 /// What the schema says of each action and each entity type.
@@ -27,7 +29,13 @@ pub struct Types {
     vocabulary: Vocabulary,
     /// The actions that a request can have: those that apply to something, and the groups that one of them is in.
     reached: HashSet<EntityUid>,
+    enums: Enums,
+    /// What entities of a type can be in, directly or through others.
+    ancestors: HashMap<EntityTypeName, Vec<EntityTypeName>>,
 }
+
+/// The entity types that list their ids.
+type Enums = HashMap<EntityTypeName, Choices>;
 
 /// What an action takes, and what its policies can read of it.
 #[derive(Debug, Clone, Default)]
@@ -95,12 +103,12 @@ impl Types {
     /// One message for each attribute that a request cannot provide.
     pub fn read(schema: &Schema, vocabulary: Vocabulary) -> Result<Self, Vec<String>> {
         let schema: &ValidatorSchema = schema.as_ref();
-        let mut types = Self { vocabulary, ..Self::default() };
+        let mut types = Self { vocabulary, enums: enums(schema), ancestors: ancestors(schema), ..Self::default() };
         let mut faults = Vec::new();
         for action in schema.action_ids() {
             let uid = EntityUid::from(action.name().clone());
             let attributes = match action.context_type() {
-                Some(ty) => record(ty, &format!("context of {uid}"), &mut faults),
+                Some(ty) => record(ty, &types.enums, &format!("context of {uid}"), &mut faults),
                 None => RecordType::new(),
             };
             let context = attributes
@@ -121,7 +129,7 @@ impl Types {
         }
         for entity in schema.entity_types() {
             let name = EntityTypeName::from(entity.name().clone());
-            let attributes = attributes(entity.attributes(), &name.to_string(), &mut faults);
+            let attributes = attributes(entity.attributes(), &types.enums, &name.to_string(), &mut faults);
             types.entities.insert(name, attributes);
         }
         faults.sort();
@@ -167,6 +175,18 @@ impl Types {
         principals.filter_map(|name| self.entities.get(name)).flatten().map(|(name, _)| name.as_str())
     }
 
+    /// Whether there can be an entity with this id: those of an enum are listed.
+    pub fn admits(&self, uid: &EntityUid) -> bool {
+        // Most schemas have no enum, and then nothing is looked up.
+        self.enums.is_empty()
+            || self.enums.get(uid.type_name()).is_none_or(|choices| choices.contains(uid.id().unescaped()))
+    }
+
+    /// What entities of a type can be in; `None` if the schema does not declare the type.
+    pub fn ancestors(&self, name: &EntityTypeName) -> Option<&[EntityTypeName]> {
+        self.ancestors.get(name).map(Vec::as_slice)
+    }
+
     /// All actions, sorted, for hints.
     pub fn action_ids(&self) -> Vec<&EntityUid> {
         let mut ids: Vec<&EntityUid> = self.actions.keys().collect();
@@ -177,35 +197,61 @@ impl Types {
 
 // === Reading Cedar's types ===
 
-fn record(ty: &types::Type, place: &str, faults: &mut Vec<String>) -> RecordType {
+fn enums(schema: &ValidatorSchema) -> Enums {
+    let listed = schema.entity_types().filter_map(|entity| match &entity.kind {
+        ValidatorEntityTypeKind::Enum(choices) => {
+            let choices = choices.iter().map(|id| SmolStr::new(AsRef::<str>::as_ref(id))).collect();
+            Some((EntityTypeName::from(entity.name().clone()), Choices::new(choices)))
+        }
+        _ => None,
+    });
+    listed.collect()
+}
+
+/// Cedar keeps, for each type, what can be in it; a request needs what its principal can be in.
+fn ancestors(schema: &ValidatorSchema) -> HashMap<EntityTypeName, Vec<EntityTypeName>> {
+    let name = |name: &ast::EntityType| EntityTypeName::from(name.clone());
+    let mut all: HashMap<_, Vec<_>> = schema.entity_types().map(|own| (name(own.name()), Vec::new())).collect();
+    for group in schema.entity_types() {
+        for member in &group.descendants {
+            all.entry(name(member)).or_default().push(name(group.name()));
+        }
+    }
+    all
+}
+
+fn record(ty: &types::Type, enums: &Enums, place: &str, faults: &mut Vec<String>) -> RecordType {
     match ty {
-        types::Type::Record { attrs, .. } => attributes(attrs, place, faults),
+        types::Type::Record { attrs, .. } => attributes(attrs, enums, place, faults),
         _ => RecordType::new(),
     }
 }
 
-fn attributes(attributes: &types::Attributes, place: &str, faults: &mut Vec<String>) -> RecordType {
+fn attributes(attributes: &types::Attributes, enums: &Enums, place: &str, faults: &mut Vec<String>) -> RecordType {
     let mut record = BTreeMap::new();
     for (name, attribute) in attributes.iter() {
-        if let Some(ty) = read(&attribute.attr_type, &format!("{place}.{name}"), faults) {
+        if let Some(ty) = read(&attribute.attr_type, enums, &format!("{place}.{name}"), faults) {
             record.insert(name.clone(), AttributeType { ty, required: attribute.is_required });
         }
     }
     record
 }
 
-fn read(ty: &types::Type, place: &str, faults: &mut Vec<String>) -> Option<Type> {
+fn read(ty: &types::Type, enums: &Enums, place: &str, faults: &mut Vec<String>) -> Option<Type> {
     match ty {
         types::Type::Bool(_) => Some(Type::Bool),
         types::Type::Long => Some(Type::Long),
         types::Type::String => Some(Type::String),
         types::Type::Set { element_type: Some(member) } => {
-            read(member, place, faults).map(|member| Type::Set(Box::new(member)))
+            read(member, enums, place, faults).map(|member| Type::Set(Box::new(member)))
         }
-        types::Type::Record { attrs, .. } => Some(Type::Record(attributes(attrs, place, faults))),
+        types::Type::Record { attrs, .. } => Some(Type::Record(attributes(attrs, enums, place, faults))),
         types::Type::Entity(EntityKind::Entity(lub)) => {
             let single: Option<&ast::EntityType> = lub.get_single_entity();
-            single.map(|name| Type::Entity(EntityTypeName::from(name.clone())))
+            single.map(|name| {
+                let name = EntityTypeName::from(name.clone());
+                Type::Entity(EntityType { choices: enums.get(&name).cloned(), name })
+            })
         }
         types::Type::ExtensionType { name } => {
             let known = [Extension::Ipaddr, Extension::Decimal, Extension::Datetime, Extension::Duration];
@@ -262,7 +308,20 @@ fn provided(root: Root, place: &str, ty: &Type, faults: &mut Vec<String>) {
         (None, _) => {}
     }
     match root {
-        Root::Headers | Root::Query | Root::Params | Root::Extensions => texts(place, ty, faults),
+        Root::Headers => {
+            texts(place, ty, faults);
+            if let Type::Record(fields) = ty {
+                // Apps cannot tell the two, so Envoy and the mapping refuse the one with `_`.
+                let doubles = fields.keys().filter(|name| name.contains('_'));
+                faults.extend(doubles.map(|name| {
+                    format!(
+                        "`{place}.{name}` has a `_`, which apps take for `-`; name the header `{}`",
+                        name.replace('_', "-")
+                    )
+                }));
+            }
+        }
+        Root::Query | Root::Params | Root::Extensions => texts(place, ty, faults),
         Root::Metadata | Root::RouteMetadata => match ty {
             Type::Record(namespaces) if namespaces.values().all(|space| matches!(space.ty, Type::Record(_))) => {}
             _ => faults.push(format!("`{place}` must be a record of records: namespaces, and what they hold")),

@@ -54,15 +54,21 @@ async fn policies_read_bodies() {
         (&all, json, br#"{"book_id": 1, "quantity": 3"#, 400, "attribute"),
         (&all, json, br#"{"book_id": 1}"#, 400, "attribute"),
         (&all, json, b"\xef\xbb\xbf{}", 400, "attribute"),
-        // Parsers disagree on names that are not UTF-8. As text, Envoy has replaced the bytes.
+        // Parsers disagree on names that are not UTF-8. As text, Envoy has replaced the bytes: refused where policies read.
         (&["bytes"], json, b"{\"\xff\": 1, \"book_id\": 1, \"quantity\": 3}", 400, "attribute"),
+        (&all, json, b"{\"quantity\xff\": 30, \"quantity\": 3}", 400, "attribute"),
+        // What others take for the quantity.
+        (&all, json, br#"{"book_id": 1, "quantity": 3, "Quantity": 30}"#, 400, "attribute"),
+        (&all, json, br#"{"book_id": 1, "quantity": 3.0}"#, 400, "attribute"),
+        (&all, "application/x-www-form-urlencoded", b"quantity=3&QUANTITY=30", 400, "attribute"),
+        (&all, "application/x-www-form-urlencoded", b"quantity=3&x=1;quantity=30", 400, "attribute"),
         (&["text"], json, b"{\"\xff\": 1, \"book_id\": 1, \"quantity\": 3}", 200, "policy"),
-        // No body that has fields: the policy asks for one, so nothing permits.
-        (&all, "text/plain", order.as_bytes(), 403, "default_deny"),
-        (&all, json, b"", 403, "default_deny"),
-        (&["none"], json, order.as_bytes(), 403, "default_deny"),
-        // Only its beginning: as if there were none.
-        (&["cut"], json, long.as_bytes(), 403, "default_deny"),
+        // There, and not to be read: of another type, not sent along, only its beginning.
+        (&all, "text/plain", order.as_bytes(), 400, "attribute"),
+        (&all, "text/json", order.as_bytes(), 400, "attribute"),
+        (&all, "application/json; charset=utf-7", order.as_bytes(), 400, "attribute"),
+        (&["none"], json, order.as_bytes(), 400, "attribute"),
+        (&["cut"], json, long.as_bytes(), 400, "attribute"),
     ];
     for (listeners, content_type, body, status, reason) in table {
         for listener in listeners {
@@ -83,6 +89,29 @@ async fn policies_read_bodies() {
                 assert_eq!(bodies, if status == 200 { vec![through] } else { Vec::new() }, "{case}");
             }
         }
+    }
+
+    // No body at all: the policy asks for one, so nothing permits. An empty one that does not say so has a type and no JSON.
+    for (request, status) in [
+        (Request::new("POST", "/orders"), 403),
+        (Request::new("POST", "/orders").body(json, b""), 403),
+        (Request::new("POST", "/orders").chunked(json, b""), 400),
+    ] {
+        for listener in all {
+            let request = request.clone().bearer(&token);
+            let answer = request.send(envoy.listener(listener)).await;
+            let line = envoy.logged().await;
+            assert_eq!(answer.status, status, "{listener}: {request:?}: {answer:?} {line}");
+        }
+    }
+    upstream.take();
+
+    // Encoded, it is another body; and a header that apps read as one of the body's is none.
+    for (name, value) in [("content-encoding", "gzip"), ("content_type", "text/plain"), ("content_length", "1")] {
+        let request = Request::new("POST", "/orders").bearer(&token).header(name, value).body(json, order);
+        let answer = request.send(envoy.listener("bytes")).await;
+        let line = envoy.logged().await;
+        assert_eq!(answer.status, 400, "{name}: {answer:?} {line}");
     }
 
     // A client cannot hide its body from policies by calling it partial.

@@ -65,6 +65,42 @@ async fn envoy_takes_every_configuration() {
     }
 }
 
+/// Many apps take `x_stockade_principal` for `x-stockade-principal`.
+#[tokio::test]
+async fn no_configuration_lets_headers_with_underscores_through() {
+    let mut files = Vec::new();
+    for entry in walkdir::WalkDir::new(support::repository(".")).into_iter().filter_entry(|entry| {
+        let name = entry.file_name().to_string_lossy();
+        !(entry.depth() > 0 && (name == "target" || name.starts_with('.')))
+    }) {
+        let path = entry.unwrap().into_path();
+        if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "md") {
+            files.push(path);
+        }
+    }
+    let mut managers = 0;
+    for path in files {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let own = text.matches("v3.HttpConnectionManager\n").count();
+        let refusing = text.matches("headers_with_underscores_action: REJECT_REQUEST").count();
+        assert!(own <= refusing, "{}: a connection manager takes headers with underscores", path.display());
+        managers += own;
+    }
+    assert_eq!(managers, ALL.len());
+
+    // And Envoy does it, in each of them that needs no more than a socket.
+    for name in ["sidecar-uds.yaml", "jwt.yaml", "request-body.yaml", "fail-open.yaml", "shadow.yaml"] {
+        let (dir, upstream, etc) = (TempDir::new().unwrap(), Upstream::start().await, TempDir::new().unwrap());
+        std::fs::write(etc.path().join("jwks.json"), Issuer::new().jwks()).unwrap();
+        let stockade = bookstore(&socket(&dir)).await;
+        let places = Places { app: upstream.address, etc: etc.path(), stockade: &stockade.addresses[0] };
+        let envoy = Envoy::start(&shipped(name, &places)).await;
+        let request = Request::get("/books").header("x_stockade_principal", "forged");
+        assert_eq!(request.send(envoy.listener("ingress")).await.status, 400, "{name}");
+        assert!(upstream.take().is_empty(), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn the_recommended_one_says_in_its_access_log_what_was_decided() {
     let (dir, upstream) = (TempDir::new().unwrap(), Upstream::start().await);
@@ -182,18 +218,22 @@ async fn bodies_are_held_back_where_policies_read_them() {
     let bundle = super::lab::bundle(&[
         (
             "schema.cedarschema",
-            r#"action "POST" appliesTo { principal: [Anonymous], resource: [Service], context: {
-                path: String, body?: { quantity: Long }, body_size?: Long,
-            } };"#,
+            r#"action "order" appliesTo { principal: [Anonymous], resource: [Service], context: {
+                body?: { quantity: Long },
+            } };
+            action "upload" appliesTo { principal: [Anonymous], resource: [Service], context: {} };"#,
+        ),
+        (
+            "routes.yaml",
+            "routes: [{match: POST /orders, action: order}, {match: POST /uploads, action: upload}, \
+             {match: POST /misrouted, action: order}]",
         ),
         (
             "policies/all.cedar",
-            r#"@id("orders") permit (principal, action == Action::"POST", resource) when {
-                context.path == "/orders" && context has body && context.body.quantity <= 10
+            r#"@id("orders") permit (principal, action == Action::"order", resource) when {
+                context has body && context.body.quantity <= 10
             };
-            @id("uploads") permit (principal, action == Action::"POST", resource) when {
-                context.path == "/uploads" && !(context has body)
-            };"#,
+            @id("uploads") permit (principal, action == Action::"upload", resource);"#,
         ),
     ]);
     let listen = format!("listen: [\"{}\"]\n", socket(&dir));
@@ -208,6 +248,8 @@ async fn bodies_are_held_back_where_policies_read_them() {
         ("/orders", &long, 413),
         ("/uploads", "{\"quantity\": 3}", 200),
         ("/uploads", &long, 200),
+        // A policy reads the body, and Envoy does not hold it back.
+        ("/misrouted", "{\"quantity\": 3}", 400),
     ] {
         let answer = post(path, body).send(ingress).await;
         assert_eq!(answer.status, status, "{path} {:.40}: {answer:?}", body);
