@@ -385,7 +385,6 @@ fn the_body_of_a_400_is_one_word_unless_the_operator_wants_more() {
         ("path", crate::fixture::line("GET", "/a;b"), "path_parameters"),
         ("identity", by_token(json!({"sub": 7})), "sub"),
         ("host", crate::fixture::with_http(|http| http.host = "a b".into()), "host"),
-        ("action", crate::fixture::line("PURGE", "/"), "PURGE"),
         ("incomplete", CheckRequest { attributes: None }, "attributes"),
     ];
     for (config, full) in [("", false), ("errors: {detail: reason}", false), ("errors: {detail: full}", true)] {

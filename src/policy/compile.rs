@@ -105,7 +105,7 @@ impl Compiler {
                 bundles: bundles.iter().map(|bundle| describe(&bundle.manifest)).collect(),
             };
         self.problems.extend(base.warn_of_keys(|id| origin(&bundles, id)));
-        self.problems.extend(base.warn_of_routes());
+        self.problems.extend(base.warn_of_routes(|uid| declaration(&bundles, uid)));
         self.problems.extend(base.lint(|id| origin(&bundles, id)));
         memory.replace(linked, good);
         Ok((base, self.problems))
@@ -453,6 +453,23 @@ fn origin<'a>(bundles: &'a [Bundle], id: &PolicyId) -> Option<(&'a Arc<SourceFil
         .flat_map(|(_, good, source)| good.policies.iter().map(move |(policy, span)| (&policy.id, source, *span)));
     let found = fresh.find(|own| own.id() == id).map(|own| (&own.source, own.span));
     found.or_else(|| known.find(|(own, ..)| *own == id).map(|(_, source, span)| (source, span)))
+}
+
+/// Where the schema declares an action: the first place that writes its id.
+fn declaration<'a>(bundles: &'a [Bundle], action: &EntityUid) -> Option<(&'a Arc<SourceFile>, Option<(usize, usize)>)> {
+    let id: &str = action.id().unescaped();
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let sources = bundles.iter().flat_map(|bundle| &bundle.fragments).map(|(_, source)| source);
+    sources.into_iter().find_map(|source| {
+        let text = &source.text;
+        let whole = |(at, _): &(usize, &str)| {
+            let before = text.get(..*at).and_then(|before| before.chars().next_back());
+            let after = text.get(at + id.len()..).and_then(|after| after.chars().next());
+            !before.is_some_and(is_name) && !after.is_some_and(is_name)
+        };
+        let (at, _) = text.match_indices(id).find(whole)?;
+        Some((source, Some((at, id.len()))))
+    })
 }
 
 /// Cedar says the same of a place once for each action and type of principal that a policy is about. Whoever mends it

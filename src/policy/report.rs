@@ -357,17 +357,24 @@ impl Base {
 
     /// Actions that no route leads to, and routes that lead to actions that no policy is about, if there are routes.
     /// Methods are the actions of requests that no route matches.
-    pub(super) fn warn_of_routes(&self) -> Vec<Problem> {
+    pub(super) fn warn_of_routes<'p>(
+        &self,
+        declared: impl Fn(&EntityUid) -> Option<(&'p Arc<SourceFile>, Option<(usize, usize)>)>,
+    ) -> Vec<Problem> {
         if self.routes.is_empty() {
             return Vec::new();
         }
         let problem = |(uid, side, _)| match self.routes.lead(uid) {
             // A request that no route names may have it.
             None if self.types.vocabulary().is_fallback(uid) => None,
-            None => Some(
-                Problem::warning(format!("no route leads to {uid}, so no request has it"))
-                    .hint("add a route to routes.yaml, or remove the action from the schema"),
-            ),
+            None => {
+                let problem = Problem::warning(format!("no route leads to {uid}, so no request has it"))
+                    .hint("add a route to routes.yaml, or remove the action from the schema");
+                Some(match declared(uid) {
+                    Some((source, span)) => problem.at(source, span),
+                    None => problem,
+                })
+            }
             Some(_) if self.policies.iter().any(|policy| policy.is_about(side)) => None,
             Some(first) => Some(Problem::info(format!(
                 "no policy is about {uid}: the requests of route `{}` of bundle `{}` are denied",

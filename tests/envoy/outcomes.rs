@@ -55,7 +55,7 @@ forbid (principal, action == Action::"overflow", resource) when {
 
 fn lab_bundle() -> TempDir {
     bundle(&[
-        ("bundle.yaml", "name: lab\ndenial: {status: 403, message: ask the lab}\n"),
+        ("bundle.yaml", "name: lab\nunrouted: base\ndenial: {status: 403, message: ask the lab}\n"),
         ("schema.cedarschema", SCHEMA),
         ("routes.yaml", ROUTES),
         ("policies/all.cedar", POLICIES),
@@ -134,7 +134,7 @@ async fn every_outcome_in_both_failure_modes() {
         ("ready", get("/overflow/1"), Denied(403, "ask the lab"), json!(["deny", "policy_error", ["lab/overflows"]])),
         // What cannot be mapped.
         ("ready", get("/open;v=1"), Denied(400, "bad request: path"), json!(["deny", "path", []])),
-        ("ready", Request::new("PURGE", "/open"), Denied(400, "bad request: action"), json!(["deny", "action", []])),
+        ("ready", Request::new("PURGE", "/open"), Denied(403, "ask the lab"), json!(["deny", "unrouted", []])),
         ("ready", get("/overflow/x"), Denied(400, "bad request: attribute"), json!(["deny", "attribute", []])),
         (
             "ready",
