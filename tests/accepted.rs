@@ -549,7 +549,7 @@ fn actions_without_routes_and_routes_without_policies_are_told() {
         lines(&snapshot.warnings).into_iter().filter(of_routes).collect::<Vec<_>>()
     };
     let open = ("routes.yaml", "routes: [{match: GET /a, action: open}]");
-    let unrouted = "no route leads to Action::\"read\", so no request has it (add a route to routes.yaml, or remove the \
+    let unrouted = "shop/s.cedarschema:5:13: no route leads to Action::\"read\", so no request has it (add a route to routes.yaml, or remove the \
                     action from the schema)";
     assert_eq!(told(&[SCHEMA, OPEN, open]), [unrouted]);
     assert_eq!(told(&[SCHEMA, PERMIT, open]), [unrouted]);

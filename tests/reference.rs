@@ -84,3 +84,23 @@ fn the_page_of_the_store_has_every_key_with_its_default() {
     let text = serde_json::json!({"store": defaults["store"], "nats": defaults["nats"]}).to_string();
     assert_eq!(named(&Yaml::load_from_str(block).unwrap()[0]), named(&Yaml::load_from_str(&text).unwrap()[0]));
 }
+
+/// What a page promises is held by tests that are there.
+#[test]
+fn pages_name_tests_that_are_there() {
+    for (page, least) in [("docs/limits.md", 15), ("docs/threat-model.md", 30)] {
+        let text = std::fs::read_to_string(support::repository(page)).unwrap();
+        let named: Vec<&str> =
+            text.split('`').filter(|word| word.contains("::") && !word.contains([' ', '"', '|'])).collect();
+        let tests = named.iter().filter(|name| name.chars().next().is_some_and(char::is_lowercase));
+        let mut count = 0;
+        for name in tests.filter(|name| !name.starts_with("feed::")) {
+            let (module, test) = name.rsplit_once("::").unwrap();
+            let file = support::repository("tests").join(module.replace("::", "/")).with_extension("rs");
+            let text = std::fs::read_to_string(&file).unwrap_or_else(|_| panic!("{page}: no file of `{name}`"));
+            assert!(text.contains(&format!("fn {test}(")), "{page}: no test `{name}`");
+            count += 1;
+        }
+        assert!(count >= least, "{page}: {count} tests named");
+    }
+}

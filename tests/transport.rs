@@ -604,18 +604,3 @@ async fn the_admin_endpoint_answers_for_itself_alone() {
     let shown: Json = serde_json::from_str(&stockade.admin("/config").await.1).unwrap();
     assert_eq!(shown["admin"]["hosts"], json!(["stockade.shop.svc"]));
 }
-
-#[test]
-fn the_page_of_limits_names_tests_that_are_there() {
-    let page = fs::read_to_string(repository("docs/limits.md")).unwrap();
-    let named = page.split('`').filter(|word| word.contains("::") && !word.contains(' '));
-    let mut count = 0;
-    for name in named {
-        let (module, test) = name.rsplit_once("::").unwrap();
-        let file = repository("tests").join(module.replace("::", "/")).with_extension("rs");
-        let text = fs::read_to_string(&file).unwrap_or_else(|_| panic!("no file of `{name}`"));
-        assert!(text.contains(&format!("fn {test}()")), "no test `{name}`");
-        count += 1;
-    }
-    assert!(count > 15, "{count} tests named");
-}
