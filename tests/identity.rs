@@ -481,7 +481,10 @@ fn an_app_reads_back_what_the_token_said() {
                 let exact = |n: &i64| n.unsigned_abs() < 1 << 53;
                 // All numbers of a token are doubles by the time that anyone sees them.
                 #[expect(clippy::cast_possible_truncation)]
-                let integer = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 9e15).map(|n| n as i64);
+                let integer = number
+                    .as_f64()
+                    .filter(|n| n.fract() == 0.0 && n.abs() < 9e15 && (*n != 0.0 || n.is_sign_positive()))
+                    .map(|n| n as i64);
                 number.as_i64().or(integer).filter(exact).map(|n| n.to_string())
             }
             _ => None,
