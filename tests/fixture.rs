@@ -100,12 +100,17 @@ impl Court {
         Self { judge: config.judge(snapshots, Arc::new(config.proof()), Arc::new(cache), metrics), snapshot }
     }
 
-    /// What Cedar is asked, or `kind: detail` of the refusal.
+    /// What Cedar is asked, or `kind: detail` of the refusal; of a principal that lacks an attribute, Cedar is asked nothing.
     pub fn query(&self, request: &CheckRequest) -> Result<Query, String> {
         let frame = request.encode_to_vec();
         let request = view::CheckRequest::decode(&frame).expect("a CheckRequest");
-        let mapped = self.judge.mapping.map(&request, &self.snapshot);
-        mapped.map(|mapped| mapped.query).map_err(|unmapped| unmapped.to_string())
+        match self.judge.mapping.map(&request, &self.snapshot) {
+            Ok(mapped) => match mapped.incomplete {
+                Some(attribute) => Err(format!("unknown_principal: {attribute}")),
+                None => Ok(mapped.query),
+            },
+            Err(unmapped) => Err(unmapped.to_string()),
+        }
     }
 
     /// The context that Cedar is asked with, or `kind: detail` of the refusal.
