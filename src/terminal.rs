@@ -1,7 +1,7 @@
 //! The one way out to stdout and stderr. What is printed comes from pods, publishers, servers, bundles and file names: nothing in it
 //! may move the cursor, hide itself, or turn the direction of what stands beside it.
 //!
-//! Whatever goes out is cleaned, by [`out!`](outln), [`err!`](errln) and their likes; clippy refuses `println!` elsewhere (`clippy.toml`).
+//! Whatever goes out is cleaned, by `outln!`, `errln!` and their likes; clippy refuses `println!` elsewhere (`clippy.toml`).
 //! Colours are ours alone: a [`Styled`] text is shown as such only if the same text without any colours holds nothing to be cleaned.
 
 #![expect(clippy::disallowed_methods, reason = "this is the one way out")]
@@ -138,13 +138,13 @@ impl Stream {
     }
 }
 
-/// As [`out!`](out) and [`outln!`](outln).
+/// As `out!` and `outln!`.
 pub fn print(text: fmt::Arguments<'_>, is_line: bool) {
     let end = if is_line { "\n" } else { "" };
     Stream::Out.write(&clean(&format!("{text}{end}")));
 }
 
-/// As [`errln!`](errln).
+/// As `errln!`.
 pub fn complain(text: fmt::Arguments<'_>) {
     Stream::Err.write(&clean(&format!("{text}\n")));
 }

@@ -23,7 +23,7 @@ use crate::serve::{
     sidecar, start, status,
 };
 use crate::support::certificates::Authority;
-use crate::support::{PATIENCE, Stockade, binary, config, get, http_get, repository, request};
+use crate::support::{PATIENCE, Stockade, binary, config, get, http_get, request};
 
 fn closed(listener: &str, reason: &str) -> String {
     format!("stockade_connections_closed_total{{listener=\"{listener}\",reason=\"{reason}\"}}")

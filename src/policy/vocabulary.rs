@@ -17,7 +17,7 @@ use crate::model::{EntityId, EntityTypeName, EntityUid};
 use crate::problem::Problem;
 use crate::yaml::Faults;
 
-/// The schema of our names, all in [`NAMESPACE`].
+/// The schema of our names, all in the namespace `Stockade`.
 pub const BASE: &str = include_str!("../../policies/base.cedarschema");
 
 /// The namespace that is ours, in which no bundle may declare anything.
@@ -249,8 +249,8 @@ impl Homes<'_> {
         match kind {
             Kind::CommonType => {}
             Kind::EntityType => {
-                if let Some(parents) = body.get("memberOfTypes").map(|parents| self.types(Some(parents), true)) {
-                    body["memberOfTypes"] = parents;
+                if let Some(parents) = body.get_mut("memberOfTypes") {
+                    *parents = self.types(Some(parents), true);
                 }
             }
             Kind::Action => self.action(&mut body),
@@ -259,27 +259,26 @@ impl Homes<'_> {
     }
 
     fn action(&self, body: &mut Json) {
-        if let Some(groups) = body.get("memberOf").and_then(Json::as_array) {
-            let ids = groups.iter().filter_map(|group| group.get("id").and_then(Json::as_str));
+        if let Some(groups) = body.get_mut("memberOf") {
+            let ids =
+                groups.as_array().into_iter().flatten().filter_map(|group| group.get("id").and_then(Json::as_str));
             let kept = ids.filter_map(|id| match self.of(Kind::Action, id) {
                 Home::Ours(namespace) => Some(json!({"id": id, "type": qualified(namespace, "Action")})),
                 Home::Theirs(_) | Home::Nowhere => None,
             });
-            body["memberOf"] = kept.collect();
+            *groups = kept.collect();
         }
-        if body.get("appliesTo").is_none() {
-            return;
+        if let Some(applies) = body.get_mut("appliesTo") {
+            *applies = match self.wanted.unrouted {
+                Unrouted::Base => json!({
+                    "principalTypes": self.types(applies.get("principalTypes"), false),
+                    "resourceTypes": self.types(applies.get("resourceTypes"), false),
+                    // Written out, since a bundle may use the name of the type for something else.
+                    "context": JSON.pointer("/commonTypes/Http"),
+                }),
+                Unrouted::Deny => json!({"principalTypes": [], "resourceTypes": []}),
+            };
         }
-        let applies = &body["appliesTo"];
-        body["appliesTo"] = match self.wanted.unrouted {
-            Unrouted::Base => json!({
-                "principalTypes": self.types(applies.get("principalTypes"), false),
-                "resourceTypes": self.types(applies.get("resourceTypes"), false),
-                // Written out, since a bundle may use the name of the type for something else.
-                "context": JSON["commonTypes"]["Http"],
-            }),
-            Unrouted::Deny => json!({"principalTypes": [], "resourceTypes": []}),
-        };
     }
 }
 
@@ -293,16 +292,17 @@ fn qualified(namespace: &str, name: &str) -> String {
 /// If the base schema that this program was built with is broken.
 pub fn beside(declared: &[Declared], wanted: &Wanted) -> Result<(SchemaFragment, Vocabulary), String> {
     let homes = Homes { declared, wanted };
-    let mut schema = json!({"": {"entityTypes": {}, "actions": {}, "commonTypes": {}}});
+    let mut schema = Map::new();
     let mut vocabulary = Vocabulary::default();
     for (section, kind, name, _) in ours() {
         let home = homes.of(kind, name);
-        if let Home::Ours(namespace) = home {
-            let space = &mut schema[namespace];
-            if space.is_null() {
-                *space = json!({"entityTypes": {}, "actions": {}, "commonTypes": {}});
+        if let (Home::Ours(namespace), Some(own)) = (&home, JSON.get(section).and_then(|names| names.get(name))) {
+            let space = schema
+                .entry(*namespace)
+                .or_insert_with(|| json!({"entityTypes": {}, "actions": {}, "commonTypes": {}}));
+            if let Some(names) = space.get_mut(section).and_then(Json::as_object_mut) {
+                names.insert(name.to_owned(), homes.declaration(kind, own));
             }
-            space[section][name] = homes.declaration(kind, &JSON[section][name]);
         }
         match kind {
             Kind::EntityType => {
@@ -317,7 +317,7 @@ pub fn beside(declared: &[Declared], wanted: &Wanted) -> Result<(SchemaFragment,
             Kind::CommonType => {}
         }
     }
-    let fragment = SchemaFragment::from_json_value(schema).map_err(|error| error.to_string())?;
+    let fragment = SchemaFragment::from_json_value(Json::Object(schema)).map_err(|error| error.to_string())?;
     Ok((fragment, vocabulary))
 }
 
