@@ -86,6 +86,7 @@ impl Tour {
 listen: [\"unix://{home}/authz.sock\"]
 bundles: [{{directory: policies/bookstore}}, {{directory: policies/guardrails}}]
 upstream_headers: {{x-stockade-principal: principal, x-stockade-email: 'claim:email'}}
+errors: {{detail: full}}
 decision_log: {{output: 'file://{home}/decisions.jsonl'}}
 admin: {{listen: 'tcp://127.0.0.1:0'}}
 log: {{format: json}}
@@ -165,12 +166,14 @@ log: {{format: json}}
         let mallory = self.issuer.token("mallory", &["readers", "revoked"], json!({}));
         let mallory = Who::Person("mallory, of the readers and the revoked", &mallory);
 
-        self.title("A policy permits; what none permits is denied");
+        self.title("A policy permits; what none permits is denied, and so is what no route names");
         let says = Says { status: 200, why: json!(["allow", "policy", ["bookstore/anyone-lists"]]), with: &[] };
         self.send(get("/books"), "GET /books", Who::Nobody, says).await;
         let message = "you may not do this; ask the bookstore team";
         let says = Says { status: 403, why: json!(["deny", "default_deny", []]), with: &[message] };
         self.send(get("/books/1"), "GET /books/1", Who::Nobody, says).await;
+        let says = Says { status: 403, why: json!(["deny", "unrouted", []]), with: &[message] };
+        self.send(get("/admin"), "GET /admin", alice, says).await;
 
         self.title("Envoy verifies the token, its groups are roles, and the app learns who it was");
         let with: &[&str] = &["x-stockade-principal: User::\"alice\"", "x-stockade-email: alice@example.com"];

@@ -54,6 +54,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
         let Ok((base, _)) = made else { return warn!("the copy on disk is not used: it does not compile any more") };
         let (active, later) = self.standing(SystemTime::now());
         let standing = [active.clone(), later.clone()].concat();
+        // Said before anybody can see it in force.
+        warn!(version = %head.version, ?age, "the store cannot be reached or believed: the copy on disk comes into force");
         self.snapshots.send_replace(Some(Arc::new(self.engine.succeed(None, base, &standing))));
         let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
         self.in_force(Some((head, says)), overlays, active, later);
@@ -62,7 +64,6 @@ impl<P: Source, E: Engine> Follower<P, E> {
         self.beacon = Some(Heard { says: beacon, bytes: copy.beacon, at: Instant::now(), age });
         self.overlays_are_known();
         self.store_heads();
-        warn!(version = %head.version, ?age, "the store cannot be reached or believed: the copy on disk is in force");
     }
 
     /// Keeps what is in force on disk, for the next start.
