@@ -203,7 +203,7 @@ impl Place {
         match self.message(&mut body, call.deadline).await {
             Ok(message) => self.shared.checker.check(message, call).await,
             Err(outcome) => {
-                read_to_the_end(body, call.deadline).await;
+                Box::pin(read_to_the_end(body, call.deadline)).await;
                 self.shared.checker.settle(outcome, call)
             }
         }
@@ -223,7 +223,8 @@ impl Place {
         }
         // It may be long in coming, and whoever does not send must not keep out those who do.
         self.give_up();
-        let message = self.shared.wait(message, body, deadline).await?;
+        // In a box, so that the checks whose message is there do not carry a timer about.
+        let message = Box::pin(self.shared.wait(message, body, deadline)).await?;
         if self.retake() { Ok(message) } else { Err(OVERLOADED) }
     }
 }
