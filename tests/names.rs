@@ -210,7 +210,10 @@ fn what_is_contrary_or_ours_is_refused() {
     };
     assert_eq!(
         problems(&[bundle("a", "base"), bundle("b", "deny")]),
-        ["bundle `a` says `unrouted: base` and bundle `b` says `unrouted: deny` (keep it in one of the two)"]
+        [
+            "bundle `a` says `unrouted: base`, and bundle `b` denies what no route names (all bundles that have routes must want \
+          it)"
+        ]
     );
     let reserved = problems(&[shop(&[("s.cedarschema", "namespace Stockade { entity User; }")])]);
     assert!(reserved[0].contains("which is Stockade's own"), "{reserved:?}");

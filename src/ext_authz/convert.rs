@@ -70,7 +70,11 @@ pub fn text(ty: &Type, text: &str, place: &Place<'_>) -> Result<Value, Unmapped>
 }
 
 fn extension(extension: Extension, text: &str) -> Option<Value> {
-    let text = SmolStr::new(text);
+    let text = match extension {
+        // A request has an address and no range of them, in the one form that a connection's has.
+        Extension::Ipaddr => text.parse::<std::net::IpAddr>().ok()?.to_canonical().to_smolstr(),
+        Extension::Decimal | Extension::Datetime | Extension::Duration => SmolStr::new(text),
+    };
     policy::check_extension(extension, &text).is_ok().then_some(Value::Extension(extension, text))
 }
 

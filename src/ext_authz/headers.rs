@@ -52,6 +52,10 @@ impl<'a> Headers<'a> {
         if self.joined && !name.starts_with(':') && first.contains(&b',') {
             return refuse("has a comma, so it may have been repeated; Envoy's `encode_raw_headers: true` tells");
         }
+        // HTTP/1 has none there (RFC 9110, 5.5); over HTTP/2 they come, and the app behind an HTTP/1 hop does not see them.
+        if let (Some(b' ' | b'\t'), _) | (_, Some(b' ' | b'\t')) = (first.first(), first.last()) {
+            return refuse("begins or ends with a space, which is not part of a value to others");
+        }
         match std::str::from_utf8(first) {
             Ok(_) if self.may_be_replaced(first) => refuse(REPLACED),
             Ok(text) => Ok(Some(text)),
@@ -75,7 +79,7 @@ impl<'a> Headers<'a> {
             if self.may_be_replaced(line) {
                 return Err(refuse(REPLACED));
             }
-            all.extend(text.split(',').map(str::trim).filter(|value| !value.is_empty()));
+            all.extend(text.split(',').map(|value| value.trim_matches([' ', '\t'])).filter(|value| !value.is_empty()));
         }
         Ok(all)
     }

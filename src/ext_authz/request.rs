@@ -132,6 +132,7 @@ impl Mapping {
         let known: &[&str] = if peers { &identity::WORKLOAD } else { &[] };
         let mut problems = undeclared::undeclared(&self.logged.all, snapshot.types(), known);
         problems.extend(undeclared::unread(&self.identity, snapshot.types()));
+        problems.extend(undeclared::untaken(&self.identity, snapshot.types()));
         problems
     }
 
@@ -445,9 +446,16 @@ impl ContextReader<'_, '_> {
                 .transpose()?
                 .map(Value::Record),
             Root::Body => self.body(fields, place)?,
-            Root::BodyPartial => Some(Value::Bool(body::is_partial(self.http, line.headers))),
-            // Envoy says -1 where it does not know; it says 0 where it did not buffer, and where there is none.
-            Root::BodySize => (self.http.size >= 0).then_some(Value::Long(self.http.size)),
+            Root::BodyPartial | Root::BodySize => {
+                if let Some(why) = body::unknown(self.http, line.headers) {
+                    return Err(Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not known: {why}")));
+                }
+                match root {
+                    Root::BodyPartial => Some(Value::Bool(body::is_partial(self.http, line.headers))),
+                    // Envoy says -1 where it does not know; it says 0 where it did not buffer, and where there is none.
+                    _ => (self.http.size >= 0).then_some(Value::Long(self.http.size)),
+                }
+            }
         })
     }
 

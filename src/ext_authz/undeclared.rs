@@ -63,6 +63,35 @@ pub(super) fn unread(sources: &[Source], types: &Types) -> Vec<Problem> {
     unread.map(warning).collect()
 }
 
+/// A warning for each type of principal that no action takes, so that all its requests are denied, and for each type of groups
+/// that principals cannot be in, so that the groups of tokens are left out.
+pub(super) fn untaken(sources: &[Source], types: &Types) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for source in sources {
+        let (Source::JwtMetadata { entity_type, .. } | Source::TrustedHeader { entity_type, .. }) = source else {
+            continue;
+        };
+        let ty = types.vocabulary().resolve(&entity_type.0);
+        if !types.is_principal(ty) {
+            let message = format!("`identity`: no action takes `{ty}` for a principal, so all its requests are denied");
+            let hint = "name the entity type of the bundle's principals: `type: ...` of the source";
+            problems.push(Problem::warning(message).hint(hint));
+        } else if let Source::JwtMetadata { group_type, .. } = source {
+            let group = types.vocabulary().resolve(&group_type.0);
+            let ancestors = types.ancestors(ty).unwrap_or_default();
+            if !ancestors.is_empty() && !ancestors.contains(group) {
+                let all: Vec<String> = ancestors.iter().map(|name| format!("`{name}`")).collect();
+                let message =
+                    format!("`identity`: a `{ty}` cannot be in a `{group}`, so the groups of tokens are left out");
+                let hint =
+                    format!("`group_type: ...` of the source names another type; it can be in {}", all.join(", "));
+                problems.push(Problem::warning(message).hint(hint));
+            }
+        }
+    }
+    problems
+}
+
 fn is_fixed(path: &ClaimPath) -> bool {
     // Labels of a destination are declared.
     let labels = path.steps().first() == Some(&Step::Name("labels".into()));

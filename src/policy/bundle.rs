@@ -205,12 +205,16 @@ pub(super) fn schema_digest(bundles: &[Files], wanted: &Wanted) -> [u8; 32] {
 
 /// What bundles want of the names that Stockade brings. What is wrong with a `bundle.yaml` is reported when it is parsed.
 pub(super) fn wanted(bundles: &[Files]) -> Wanted {
-    let said = bundles.iter().find_map(|bundle| {
+    let said = |bundle: &Files| {
         let text = bundle.files.get("bundle.yaml").filter(|text| text.contains("unrouted"))?;
         yaml::parse::<Manifest>(&SourceFile::new("bundle.yaml", text.as_str())).ok()?.unrouted
-    });
-    let routed = bundles.iter().any(|bundle| bundle.files.contains_key("routes.yaml"));
-    Wanted::by(bundles, said.unwrap_or(if routed { Unrouted::Deny } else { Unrouted::Base }))
+    };
+    // Nobody opens what another bundle's routes leave out.
+    let denies = |bundle: &Files| match said(bundle) {
+        Some(unrouted) => unrouted == Unrouted::Deny,
+        None => bundle.files.contains_key("routes.yaml"),
+    };
+    Wanted::by(bundles, if bundles.iter().any(denies) { Unrouted::Deny } else { Unrouted::Base })
 }
 
 /// Parses the files of a bundle. With what was compiled before under the same schema, only those that are new.

@@ -132,14 +132,16 @@ impl Compiler {
             own.extend(bundle.denial.iter().map(|_| "`denial` of bundle.yaml".to_owned()));
             own.extend(bundle.manifest.ttl.iter().map(|_| "`ttl` of bundle.yaml".to_owned()));
             let contrary = bundles.iter().find(|other| {
-                bundle.manifest.unrouted == Some(Unrouted::Base) && other.manifest.unrouted == Some(Unrouted::Deny)
+                let denies = other.manifest.unrouted == Some(Unrouted::Deny)
+                    || (other.manifest.unrouted.is_none() && other.routes.is_some());
+                bundle.manifest.unrouted == Some(Unrouted::Base) && denies
             });
             if let Some(other) = contrary {
                 let message = format!(
-                    "bundle `{name}` says `unrouted: base` and bundle `{}` says `unrouted: deny`",
+                    "bundle `{name}` says `unrouted: base`, and bundle `{}` denies what no route names",
                     other.manifest.name.0
                 );
-                self.problems.push(Problem::error(message).hint("keep it in one of the two"));
+                self.problems.push(Problem::error(message).hint("all bundles that have routes must want it"));
             }
             if bundles.iter().filter(|other| &other.manifest.name.0 == name).count() > 1 {
                 self.problems.push(Problem::error(format!("two bundles are called `{name}`")));
@@ -199,8 +201,8 @@ impl Compiler {
     }
 
     /// The policies that no request can meet, because their actions are those of requests that no route names, or groups
-    /// without actions. A permit among them is a fault: whoever wrote it expects it to allow something. A forbid is not:
-    /// what it is about is denied already.
+    /// without actions. A permit among them is a fault: whoever wrote it expects it to allow something. Of a forbid there is a warning, unless
+    /// no route has its method: what it is about is denied already.
     fn unreached(&mut self, bundles: &[Bundle], types: &Types) -> Vec<PolicyId> {
         let mut unreached = Vec::new();
         for own in bundles.iter().flat_map(|bundle| &bundle.policies) {
@@ -219,6 +221,22 @@ impl Compiler {
                     ),
                     "give the requests that it is for a route, or write `unrouted: base` into bundle.yaml",
                 ),
+                (Effect::Forbid, Some(action), _) if bundles.iter().any(|bundle| routes_method(bundle, action)) => {
+                    let message = format!(
+                        "`{}` forbids {action}, and requests of that method have the action of their route",
+                        own.id()
+                    );
+                    let hint = "name the actions, or a group that they are in: `action in Action::\"write\"`";
+                    self.problems.push(Problem::warning(message).hint(hint).at(&own.source, own.span));
+                    continue;
+                }
+                (Effect::Forbid, None, Some(action)) => {
+                    let message =
+                        format!("`{}` forbids {action}, a group without any action that a request can have", own.id());
+                    let hint = "put actions into the group in the schema, or name them";
+                    self.problems.push(Problem::warning(message).hint(hint).at(&own.source, own.span));
+                    continue;
+                }
                 (Effect::Permit, None, Some(action)) => (
                     format!("permits {action}, a group without any action that a request can have"),
                     "put actions into the group in the schema; `unrouted: base` in bundle.yaml makes methods actions",
@@ -453,6 +471,17 @@ fn origin<'a>(bundles: &'a [Bundle], id: &PolicyId) -> Option<(&'a Arc<SourceFil
         .flat_map(|(_, good, source)| good.policies.iter().map(move |(policy, span)| (&policy.id, source, *span)));
     let found = fresh.find(|own| own.id() == id).map(|own| (&own.source, own.span));
     found.or_else(|| known.find(|(own, ..)| *own == id).map(|(_, source, span)| (source, span)))
+}
+
+/// Whether a bundle has routes of the method that an action of ours stands for.
+fn routes_method(bundle: &Bundle, action: &EntityUid) -> bool {
+    let method: &str = action.id().unescaped();
+    let mentions = |text: &str| text.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == method);
+    // HEAD is GET where no route says otherwise.
+    bundle
+        .routes
+        .as_ref()
+        .is_some_and(|source| mentions(&source.text) || (method == "HEAD" && source.text.contains("GET")))
 }
 
 /// Where the schema declares an action: the first place that writes its id.

@@ -186,6 +186,11 @@ impl Reader<'_> {
     fn json_policy(&mut self, key: Option<String>, json: Json, is_template: Option<bool>) -> Option<Found> {
         let span = key.as_ref().and_then(|key| strict_json::member(self.source, key));
         let is_template = is_template.unwrap_or_else(|| has_slot(&json));
+        if let Some(message) = scope_fault(&json) {
+            let which = key.map(|key| format!("`{key}`: ")).unwrap_or_default();
+            self.problems.push(Problem::error(format!("{which}{message}")).at(self.source, span));
+            return None;
+        }
         // Its id is given when all is read; this one is for Cedar's messages.
         let id = key.as_ref().map(PolicyId::new);
         let body = match is_template {
@@ -318,6 +323,28 @@ impl Reader<'_> {
 }
 
 /// Whether a policy in JSON is a template: a slot is in its scope or nowhere.
+/// A member of a scope that Cedar passes over, which may be the very one that was to narrow it.
+fn scope_fault(policy: &Json) -> Option<String> {
+    for scope in ["principal", "action", "resource"] {
+        let Some(members) = policy.get(scope).and_then(Json::as_object) else { continue };
+        let known: &[&str] = match members.get("op").and_then(Json::as_str) {
+            Some("All") => &["op"],
+            Some("==") => &["op", "entity", "slot"],
+            Some("in") => &["op", "entity", "entities", "slot"],
+            Some("is") => &["op", "entity_type", "in"],
+            // Cedar says what is wrong with the others.
+            _ => continue,
+        };
+        if let Some(unknown) = members.keys().find(|name| !known.contains(&name.as_str())) {
+            return Some(format!(
+                "`{scope}` has `{unknown}`, which its `op` has no use for; it has {}",
+                known.join(", ")
+            ));
+        }
+    }
+    None
+}
+
 fn has_slot(json: &Json) -> bool {
     let scopes = ["principal", "resource"].into_iter().filter_map(|name| json.get(name));
     scopes.into_iter().any(|scope| scope.get("slot").or_else(|| scope.get("in")?.get("slot")).is_some())

@@ -175,6 +175,11 @@ impl Types {
         principals.filter_map(|name| self.entities.get(name)).flatten().map(|(name, _)| name.as_str())
     }
 
+    /// Whether an action takes principals of this type.
+    pub fn is_principal(&self, name: &EntityTypeName) -> bool {
+        self.actions.values().any(|action| action.principals.contains(name))
+    }
+
     /// Whether there can be an entity with this id: those of an enum are listed.
     pub fn admits(&self, uid: &EntityUid) -> bool {
         // Most schemas have no enum, and then nothing is looked up.

@@ -139,17 +139,29 @@ pub struct Wanted {
 impl Wanted {
     /// What these bundles want, by their texts: a name of ours in full, wherever it stands, means that it is wanted there.
     pub fn by(bundles: &[Files], unrouted: Unrouted) -> Self {
-        let texts = || bundles.iter().flat_map(|bundle| bundle.files.values());
+        let is_cedar = |path: &str| path.ends_with(".cedar") || path.ends_with(".cedarschema");
+        // What a comment mentions is not wanted.
+        let stripped = |(path, text): (&String, &String)| match is_cedar(path) {
+            true => text.lines().map(|line| line.split("//").next().unwrap_or(line)).collect::<Vec<_>>().join("\n"),
+            false => text.clone(),
+        };
+        let files = bundles.iter().flat_map(|bundle| &bundle.files).filter(|(_, text)| text.contains("Stockade::"));
+        let texts: Vec<String> = files.map(stripped).collect();
         let mut full = BTreeSet::new();
-        if texts().any(|text| text.contains("Stockade::")) {
-            for (_, _, name, written) in ours() {
-                let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
-                let stands = |text: &String| {
-                    text.match_indices(&*written).any(|(at, _)| text.get(at + written.len()..).is_some_and(ends))
-                };
-                if texts().any(stands) {
-                    full.insert(name.to_owned());
-                }
+        if texts.is_empty() {
+            return Self { full, unrouted };
+        }
+        let is_name = |c: char| c.is_alphanumeric() || c == '_';
+        for (_, _, name, written) in ours() {
+            let stands = |text: &String| {
+                text.match_indices(&*written).any(|(at, _)| {
+                    let before = text.get(..at).and_then(|before| before.chars().next_back());
+                    let after = text.get(at + written.len()..).and_then(|after| after.chars().next());
+                    !before.is_some_and(|c| is_name(c) || c == ':') && !after.is_some_and(is_name)
+                })
+            };
+            if texts.iter().any(stands) {
+                full.insert(name.to_owned());
             }
         }
         Self { full, unrouted }
