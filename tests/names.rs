@@ -251,3 +251,55 @@ proptest! {
         }
     }
 }
+
+/// An emergency denial is about whom a request turns out to be, and about any group that a token names.
+#[test]
+fn overlays_are_about_whom_a_token_makes() {
+    let deny = |principal: &str| stockade::model::Overlay {
+        id: "x".to_owned(),
+        effect: stockade::model::Effect::Deny,
+        principal: Some(principal.parse().unwrap()),
+        action: None,
+        resource: None,
+        from: std::time::UNIX_EPOCH,
+        until: std::time::UNIX_EPOCH + std::time::Duration::from_secs(4_000_000_000),
+        reason: "because".to_owned(),
+    };
+    let routes = "routes: [{match: GET /pets, action: get /pets, resource: 'PetShop::Application::\"shop\"'}]";
+    let everyone = "permit (principal, action == PetShop::Action::\"get /pets\", resource);";
+    let bundle = shop(&[("s.cedarschema", PET_SHOP), ("p.cedar", everyone), ("routes.yaml", routes)]);
+    let snapshot = compile(&[bundle]);
+    let mut request = by_token(json!({"sub": "ann", "groups": ["banned"]}));
+    request.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap().path = "/pets".into();
+    let ask = |principal: &str| {
+        let overlaid = snapshot.overlaid(&[deny(principal)], None);
+        sound(&Court::under(std::sync::Arc::new(overlaid), "service: shop").judge.request(&request, "d"))
+    };
+    // As written, as it is here, and a group that no policy can speak of.
+    for denied in ["User::\"ann\"", "PetShop::User::\"ann\"", "Group::\"banned\""] {
+        assert_eq!(ask(denied), "policy", "{denied}");
+    }
+    for other in ["User::\"bob\"", "Group::\"staff\"", "PetShop::UserGroup::\"banned\""] {
+        assert_eq!(ask(other), "allow", "{other}");
+    }
+}
+
+#[test]
+fn forbids_that_routes_take_away_are_warned_of() {
+    let guard = |policy: &str| files("guard", &[("bundle.yaml", "name: guard"), ("p.cedar", policy)]);
+    let app = shop(&[
+        ("s.cedarschema", "action del appliesTo { principal: [User], resource: [Service] };"),
+        ("routes.yaml", "routes: [{match: DELETE /docs, action: del}]"),
+        ("p.cedar", "permit (principal, action == Action::\"del\", resource);"),
+    ]);
+    for (policy, warned) in [
+        (r#"forbid (principal, action == Action::"DELETE", resource);"#, true),
+        (r#"forbid (principal, action in [Action::"TRACE", Action::"DELETE"], resource);"#, true),
+        (r#"forbid (principal, action in Action::"write", resource);"#, true),
+        (r#"forbid (principal, action in [Action::"TRACE", Action::"CONNECT"], resource);"#, false),
+    ] {
+        let snapshot = compile(&[guard(policy), app.clone()]);
+        let found = snapshot.warnings.iter().any(|warning| warning.to_string().contains("`guard/p` forbids"));
+        assert_eq!(found, warned, "{policy}: {:?}", snapshot.warnings);
+    }
+}

@@ -312,7 +312,11 @@ impl World {
         request.map_err(|error| error.to_string())?;
         let attributes =
             query.principal.attributes.iter().map(|(name, value)| (name.to_string(), expression(value))).collect();
-        let parents: HashSet<_> = query.principal.parents.iter().cloned().collect();
+        // Policies see those that the schema has; the others are there for overlays.
+        let types = self.court.snapshot.types();
+        let ancestors = types.ancestors(query.principal.uid.type_name()).unwrap_or_default();
+        let parents = query.principal.parents.iter().filter(|parent| ancestors.contains(parent.type_name()));
+        let parents: HashSet<_> = parents.cloned().collect();
         let entity = Entity::new(principal.clone(), attributes, parents).map_err(|error| error.to_string())?;
         let entities = Entities::from_entities([entity], Some(&self.schema));
         entities.map(|_| true).map_err(|error| format!("{error:?}"))

@@ -365,7 +365,9 @@ async fn silent_connections_keep_nobody_out() {
     }
     comes_to(&stockade, &closed("ext_authz", "shed"), 300.0 - 64.0).await;
     still_decides(&stockade).await;
-    comes_to(&stockade, "stockade_connections{listener=\"ext_authz\"}", 64.0).await;
+    // The one that asked took the place of another, if it came before there was room.
+    let open = metric(&stockade, "stockade_connections{listener=\"ext_authz\"}").await;
+    assert!((63.0..=65.0).contains(&open), "{open}");
 
     // Those that ask are as many as may be, and stay.
     let mut first = Raw::connect(&stockade).await;

@@ -107,16 +107,6 @@ impl<'a> Body<'a> {
     }
 }
 
-/// Why nothing can be said of the size of a body: Envoy did not send it along, or it contradicts its headers.
-pub fn unknown<'a>(http: &'a HttpRequest<'a>, headers: Headers<'a>) -> Option<&'static str> {
-    let nothing_is_here = http.body.is_empty() && http.raw_body.is_empty() && http.size <= 0;
-    match Body::of(http, headers) {
-        Body::Contradictory(why) => Some(why),
-        Body::Unreadable(why) if nothing_is_here => Some(why),
-        _ => None,
-    }
-}
-
 /// Whether Envoy sent only the beginning of the body: it says so, or less is here than there is.
 pub fn is_partial(http: &HttpRequest<'_>, headers: Headers<'_>) -> bool {
     let here = http.body.len().max(http.raw_body.len());

@@ -483,7 +483,7 @@ mod tests {
             (&env, "Prod", false),
             (&env, "prod ", false),
             (&env, "", false),
-            (&ip, "10.0.0.0/8", true),
+            (&ip, "10.0.0.0/8", false),
             (&ip, "10.0.0", false),
             (&Type::Extension(Extension::Decimal), "1.2345", true),
             (&Type::Extension(Extension::Decimal), "1.23456", false),

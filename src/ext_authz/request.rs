@@ -155,7 +155,7 @@ impl Mapping {
         let told = &self.logged.principal;
         let mut identity = identity::identify(&self.identity, attributes, line.headers, action, snapshot, told)?;
         let resource = matched.resource.take().unwrap_or_else(|| self.service(snapshot));
-        admit(snapshot.types(), &mut identity.principal, &resource)?;
+        admit(snapshot.types(), &identity.principal, &resource)?;
         let reader = ContextReader {
             attributes,
             http,
@@ -210,13 +210,7 @@ impl Mapping {
 /// Holds the entities that a request is about against the schema, whatever they were made from: as Cedar's own strict checks
 /// of requests and entities would, which cost more than a remembered decision. Values of the context and of the
 /// principal's attributes are held against their types when they are made.
-fn admit(types: &Types, principal: &mut Principal, resource: &EntityUid) -> Result<(), Unmapped> {
-    if !principal.parents.is_empty()
-        && let Some(ancestors) = types.ancestors(principal.uid.type_name())
-    {
-        // As with claims: what the schema does not declare is not taken over, and no policy can ask for it.
-        principal.parents.retain(|parent| ancestors.contains(parent.type_name()));
-    }
+fn admit(types: &Types, principal: &Principal, resource: &EntityUid) -> Result<(), Unmapped> {
     let check = |uid: &EntityUid, what: &str, kind| {
         let ty = uid.type_name();
         let refuse =
@@ -224,7 +218,10 @@ fn admit(types: &Types, principal: &mut Principal, resource: &EntityUid) -> Resu
         types.admits(uid).then_some(()).ok_or_else(refuse)
     };
     check(&principal.uid, "principal", UnmappedKind::Identity)?;
-    principal.parents.iter().try_for_each(|parent| check(parent, "principal's group", UnmappedKind::Identity))?;
+    // Those that the schema does not let it be in are left to overlays, which are about any group.
+    let ancestors = types.ancestors(principal.uid.type_name()).unwrap_or_default();
+    let listed = principal.parents.iter().filter(|parent| ancestors.contains(parent.type_name()));
+    listed.into_iter().try_for_each(|parent| check(parent, "principal's group", UnmappedKind::Identity))?;
     check(resource, "resource", UnmappedKind::Attribute)
 }
 
@@ -446,16 +443,9 @@ impl ContextReader<'_, '_> {
                 .transpose()?
                 .map(Value::Record),
             Root::Body => self.body(fields, place)?,
-            Root::BodyPartial | Root::BodySize => {
-                if let Some(why) = body::unknown(self.http, line.headers) {
-                    return Err(Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not known: {why}")));
-                }
-                match root {
-                    Root::BodyPartial => Some(Value::Bool(body::is_partial(self.http, line.headers))),
-                    // Envoy says -1 where it does not know; it says 0 where it did not buffer, and where there is none.
-                    _ => (self.http.size >= 0).then_some(Value::Long(self.http.size)),
-                }
-            }
+            Root::BodyPartial => Some(Value::Bool(body::is_partial(self.http, line.headers))),
+            // Envoy says -1 where it does not know; it says 0 where it did not buffer, and where there is none.
+            Root::BodySize => (self.http.size >= 0).then_some(Value::Long(self.http.size)),
         })
     }
 

@@ -200,7 +200,11 @@ pub(super) fn schema_digest(bundles: &[Files], wanted: &Wanted) -> [u8; 32] {
     let is_schema = |path: &str| matches!(Kind::of(path), Ok(Kind::Schema(_)));
     let texts = bundles.iter().flat_map(|bundle| &bundle.files).filter(|(path, _)| is_schema(path));
     let hash = Sha256::new().chain_update(Sha256::digest(format!("{wanted:?}")));
-    texts.fold(hash, |hash, (_, text)| hash.chain_update(Sha256::digest(text))).finalize().into()
+    // The path decides how a text is read.
+    let each = |hash: Sha256, (path, text): (&String, &String)| {
+        hash.chain_update(Sha256::digest(path)).chain_update(Sha256::digest(text))
+    };
+    texts.fold(hash, each).finalize().into()
 }
 
 /// What bundles want of the names that Stockade brings. What is wrong with a `bundle.yaml` is reported when it is parsed.

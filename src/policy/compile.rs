@@ -207,7 +207,16 @@ impl Compiler {
         let mut unreached = Vec::new();
         for own in bundles.iter().flat_map(|bundle| &bundle.policies) {
             let (effect, actions) = own.scope_of_actions();
-            let unrouted = actions.iter().find(|action| types.vocabulary().is_unreachable(action));
+            let mut methods = actions.iter().filter(|action| types.vocabulary().is_unreachable(action));
+            let unrouted = match effect {
+                Effect::Permit => methods.next(),
+                Effect::Forbid => {
+                    let mut all: Vec<&EntityUid> = methods.collect();
+                    // The one that makes a difference, if there is one.
+                    all.sort_by_key(|action| !bundles.iter().any(|bundle| routes_method(bundle, action)));
+                    all.first().copied()
+                }
+            };
             // What no schema declares is for the validator to report.
             let idle = |action: &EntityUid| !types.is_reached(action) && types.action(action).is_some();
             let all_idle = !actions.is_empty() && actions.iter().all(idle);

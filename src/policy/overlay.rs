@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::index::{Buckets, Compiled, Side};
-use crate::model::Overlay;
+use super::vocabulary::Vocabulary;
+use crate::model::{EntityUid, Overlay};
 
 /// What the ids of overlays begin with, before the `/`; no bundle may be called that.
 pub const NAME: &str = "overlay";
@@ -31,15 +32,29 @@ pub struct Overlays {
     changes: Option<SystemTime>,
 }
 
+/// An overlay whose entities have the types that their names mean.
+fn meant(overlay: &Overlay, vocabulary: &Vocabulary) -> Overlay {
+    let entity = |uid: &Option<EntityUid>| {
+        let resolve = |uid: &EntityUid| {
+            EntityUid::from_type_name_and_id(vocabulary.resolve(uid.type_name()).clone(), uid.id().clone())
+        };
+        uid.as_ref().map(resolve)
+    };
+    Overlay { principal: entity(&overlay.principal), resource: entity(&overlay.resource), ..overlay.clone() }
+}
+
 impl Overlays {
     /// Those of `overlays` that are in force at an instant, and those that will be.
-    pub fn new(overlays: &[Overlay], now: SystemTime) -> Self {
+    ///
+    /// Entities of types that mean others of the bundles' are those: `User::"mallory"` is who a token makes of her, also where that is
+    /// `PetShop::User::"mallory"`.
+    pub fn new(overlays: &[Overlay], now: SystemTime, vocabulary: &Vocabulary) -> Self {
         let (mut all, later): (Vec<Overlay>, Vec<Overlay>) =
             overlays.iter().filter(|own| now < own.until).cloned().partition(|own| own.is_in_force(now));
         all.sort_by(|a, b| a.id.cmp(&b.id));
         let changes = all.iter().map(|own| own.until).chain(later.iter().map(|own| own.from)).min();
         // For each snapshot its own, since they hold rulings that show its default denial.
-        let compiled = |overlay: &Overlay| Arc::new(Compiled::overlay(overlay));
+        let compiled = |overlay: &Overlay| Arc::new(Compiled::overlay(&meant(overlay, vocabulary)));
         let policies: Vec<_> = all.iter().map(compiled).collect();
         let mut buckets = Buckets::default();
         policies.iter().enumerate().for_each(|(at, policy)| buckets.insert(policy, at));

@@ -1,5 +1,6 @@
 //! Snapshots: compiled bundles, immutable and validated, swapped in as a whole.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -19,8 +20,8 @@ use super::schema::Types;
 use super::summary::{BundleSummary, OverlaySummary, PolicySummary, Summary, timestamp};
 use super::{Files, FootprintSummary, value};
 use crate::model::{
-    CacheState, Decision, Denial, Effect, EntityUid, Overlay, PolicyError, PolicyId, Published, Query, Reason,
-    Revision, Ruling, Shadow, Timeline,
+    CacheState, Decision, Denial, Effect, EntityUid, Overlay, PolicyError, PolicyId, Principal, Published, Query,
+    Reason, Revision, Ruling, Shadow, Timeline,
 };
 use crate::problem::Problem;
 
@@ -152,7 +153,8 @@ impl Snapshot {
         let generation = previous.map_or(1, |previous| previous.generation + 1);
         let now = SystemTime::now();
         let timeline = Timeline { enforced: now, ..self.timeline };
-        let next = Self { generation, timeline, overlays: Overlays::new(overlays, now), ..self };
+        let next =
+            Self { generation, timeline, overlays: Overlays::new(overlays, now, self.base.types.vocabulary()), ..self };
         match previous {
             Some(previous) => next.after(previous),
             None => next,
@@ -177,7 +179,7 @@ impl Snapshot {
             timeline,
             warnings: Arc::clone(&self.warnings),
             base: Arc::clone(&self.base),
-            overlays: Overlays::new(overlays, now),
+            overlays: Overlays::new(overlays, now, self.base.types.vocabulary()),
             history: History::default(),
         };
         next.after(self)
@@ -201,8 +203,8 @@ impl Snapshot {
                 enforced: now,
             },
             warnings: warnings.into(),
+            overlays: Overlays::new(overlays, now, base.types.vocabulary()),
             base: Arc::new(base),
-            overlays: Overlays::new(overlays, now),
             history: History::default(),
         })
     }
@@ -304,7 +306,8 @@ impl Snapshot {
                 self.base.silent.not_applicable.get_or_init(|| self.deny(Reason::NotApplicable, &[], &[], None));
             return Ok(Evaluation { decision: self.stands(ruling), candidates: 0, ttl: None });
         }
-        let own = self.base.entities.principal(&query.principal)?;
+        let admitted = self.base.admitted(&query.principal);
+        let own = self.base.entities.principal(&admitted)?;
         let resource: &EntityUID = query.resource.as_ref();
         let found = self.base.entities.get(resource, &query.principal, own.as_deref());
         let principal = Side { uid: query.principal.uid.as_ref(), entity: own.as_deref() };
@@ -314,6 +317,12 @@ impl Snapshot {
         if self.overlays.changes().is_some() {
             let found = self.base.entities.get(query.action.as_ref(), &query.principal, own.as_deref());
             let action = Side { uid: query.action.as_ref(), entity: found.as_deref() };
+            // An emergency denial of a group holds whatever a schema says of groups.
+            let whole = match &admitted {
+                Cow::Borrowed(_) => own.clone(),
+                Cow::Owned(_) => self.base.entities.principal(&query.principal)?,
+            };
+            let principal = Side { uid: query.principal.uid.as_ref(), entity: whole.as_deref() };
             match at {
                 None => candidates.extend(self.overlays.candidates(principal, action, resource)),
                 Some(at) => candidates.extend(self.overlays.candidates_at(at, principal, action, resource)),
@@ -465,6 +474,17 @@ impl Snapshot {
 }
 
 impl Base {
+    /// A principal with those of its parents that the schema lets it be in: no policy speaks of the others.
+    fn admitted<'a>(&self, principal: &'a Principal) -> Cow<'a, Principal> {
+        let Some(ancestors) = self.types.ancestors(principal.uid.type_name()) else { return Cow::Borrowed(principal) };
+        let is_admitted = |parent: &&EntityUid| ancestors.contains(parent.type_name());
+        if principal.parents.iter().all(|parent| is_admitted(&parent)) {
+            return Cow::Borrowed(principal);
+        }
+        let parents = principal.parents.iter().filter(is_admitted).cloned().collect();
+        Cow::Owned(Principal { parents, ..principal.clone() })
+    }
+
     /// How long allows and denials may be remembered, as far as a bundle says so.
     pub(super) fn ttl(&self) -> (Option<Duration>, Option<Duration>) {
         let ttl = self.bundles.iter().find_map(|bundle| bundle.ttl);
