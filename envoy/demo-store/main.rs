@@ -109,6 +109,7 @@ impl Tour {
             println!("   {name}: envoy at http://{}", pod.envoy.listener("ingress"));
             tour.pods.push(pod);
         }
+        tour.all_are("fresh").await;
         tour.store(&["status"], "").await;
         tour
     }

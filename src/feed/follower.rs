@@ -614,6 +614,9 @@ impl<P: Source, E: Engine> Follower<P, E> {
 
     fn take(&mut self, step: Step<E::Snapshot>) {
         let Step { snapshot, manifest, blob, overlays, active, later, took } = step;
+        // Before it is in force: a sidecar is not ready for the moment between a first snapshot and the first beacon.
+        let expired = self.proof.expired(Instant::now());
+        self.store(|store| store.expired = expired);
         retire(self.snapshots.send_replace(Some(snapshot)));
         self.in_force(manifest, overlays, active, later);
         if let Some(took) = took {
