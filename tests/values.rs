@@ -490,3 +490,14 @@ fn bytes_that_are_not_utf8_are_refused_in_every_form() {
     });
     refused("", &both, "contradicts");
 }
+
+/// How a form writes a field of a field is each framework's own: `user.admin`, `user[admin]`.
+#[test]
+fn a_form_has_no_fields_within_fields() {
+    let court = Court::new(&[shop_with_context("body: { user?: { admin?: Bool } }")], "service: shop");
+    for body in ["user.admin=true", "user[admin]=true", "other=1"] {
+        let refused = court.query(&post("application/x-www-form-urlencoded", body)).unwrap_err();
+        assert!(refused.starts_with("attribute: `context.body`"), "{body}: {refused}");
+    }
+    assert!(court.query(&post("application/json", r#"{"user": {"admin": true}}"#)).is_ok());
+}

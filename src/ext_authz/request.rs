@@ -507,7 +507,17 @@ impl ContextReader<'_, '_> {
         let refuse = |why: &str| {
             Err(Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is there and cannot be read: {why}")))
         };
-        let record = match Body::of(self.http, self.line.headers) {
+        // How a form writes what is within a field, every framework has its own way.
+        let nested = |field: &AttributeType| match &field.ty {
+            Type::Record(_) => true,
+            Type::Set(member) => matches!(**member, Type::Record(_)),
+            _ => false,
+        };
+        let body = match Body::of(self.http, self.line.headers) {
+            Body::Form(_) if fields.values().any(nested) => Body::Unreadable("a form has no fields within fields"),
+            body => body,
+        };
+        let record = match body {
             Body::Absent => return Ok(None),
             Body::Unreadable(_) if self.unreadable == Unreadable::Absent => return Ok(None),
             Body::Unreadable(why) | Body::Contradictory(why) => return refuse(why),

@@ -322,7 +322,6 @@ impl Reader<'_> {
     }
 }
 
-/// Whether a policy in JSON is a template: a slot is in its scope or nowhere.
 /// A member of a scope that Cedar passes over, which may be the very one that was to narrow it.
 fn scope_fault(policy: &Json) -> Option<String> {
     for scope in ["principal", "action", "resource"] {
@@ -345,6 +344,7 @@ fn scope_fault(policy: &Json) -> Option<String> {
     None
 }
 
+/// Whether a policy in JSON is a template: a slot is in its scope or nowhere.
 fn has_slot(json: &Json) -> bool {
     let scopes = ["principal", "resource"].into_iter().filter_map(|name| json.get(name));
     scopes.into_iter().any(|scope| scope.get("slot").or_else(|| scope.get("in")?.get("slot")).is_some())
