@@ -21,6 +21,8 @@ mod policy_file;
 mod report;
 mod routes;
 mod schema;
+#[cfg(test)]
+mod slips;
 mod snapshot;
 mod summary;
 mod value;

@@ -193,8 +193,8 @@ fn parameter_value(text: &str) -> Option<(&str, &str)> {
     text.split_at_checked(end).filter(|(value, _)| is_token(value))
 }
 
-/// RFC 9110, 5.6.2.
-fn is_token(text: &str) -> bool {
+/// Whether this is a token, RFC 9110, 5.6.2.
+pub fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 

@@ -252,7 +252,7 @@ impl<'a> RequestLine<'a> {
         let method = field(http.method, headers, ":method")?;
         let method = std::str::from_utf8(method).ok().filter(|method| {
             // A token, RFC 9110, 9.1; anything else would be a strange entity id.
-            !method.is_empty() && method.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+            body::is_token(method)
         });
         let method = method.ok_or_else(|| incomplete("the method is missing or not a method"))?;
         let target = field(http.path, headers, ":path")?;

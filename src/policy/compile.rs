@@ -79,8 +79,7 @@ impl Compiler {
         let mut routes = Routes::default();
         for bundle in &bundles {
             if let Some(source) = &bundle.routes {
-                let schema = linked.validator.schema();
-                routes.add(&bundle.manifest.name.0, source, &types, schema, &mut self.problems);
+                routes.add(&bundle.manifest.name.0, source, &types, &mut self.problems);
             }
         }
         self.stop_at_errors()?;

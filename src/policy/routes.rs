@@ -5,8 +5,6 @@
 
 use std::sync::Arc;
 
-use cedar_policy::Schema;
-use cedar_policy_core::validator::{ValidatorEntityTypeKind, ValidatorSchema};
 use deserr::Deserr;
 use smol_str::SmolStr;
 
@@ -190,14 +188,7 @@ pub struct Matched {
 
 impl Routes {
     /// Adds the routes of a bundle; reports every fault.
-    pub fn add(
-        &mut self,
-        bundle: &str,
-        source: &Arc<SourceFile>,
-        types: &Types,
-        schema: &Schema,
-        problems: &mut Vec<Problem>,
-    ) {
+    pub fn add(&mut self, bundle: &str, source: &Arc<SourceFile>, types: &Types, problems: &mut Vec<Problem>) {
         let file: RoutesFile = match yaml::parse(source) {
             Ok(file) => file,
             Err(faults) => return problems.extend(faults),
@@ -209,7 +200,7 @@ impl Routes {
                 problems.push(if let Some(hint) = hint { problem.hint(hint) } else { problem });
             };
             let doubt = entry.pattern.doubt();
-            match compile(bundle, entry, types, schema) {
+            match compile(bundle, entry, types) {
                 Ok(route) => {
                     if let Err((message, hint)) = self.insert(route) {
                         report(message, hint);
@@ -336,7 +327,7 @@ impl Route {
 
 type Fault = (String, Option<String>);
 
-fn compile(bundle: &str, entry: RouteEntry, types: &Types, schema: &Schema) -> Result<Route, Vec<Fault>> {
+fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<Fault>> {
     let mut faults: Vec<Fault> = Vec::new();
     let own: Vec<&str> = entry.pattern.parameters().iter().map(|parameter| parameter.name.as_str()).collect();
     let default = match &entry.pattern {
@@ -355,7 +346,7 @@ fn compile(bundle: &str, entry: RouteEntry, types: &Types, schema: &Schema) -> R
             ));
         }
     }
-    faults.extend(entry.resource.iter().flat_map(|resource| resource_faults(&entry.pattern, resource, schema)));
+    faults.extend(entry.resource.iter().flat_map(|resource| resource_faults(&entry.pattern, resource, types)));
     let service: Option<EntityTypeName> = "Service".parse().ok();
     let service = service.as_ref().map(|name| types.vocabulary().resolve(name));
     match types.action(&action) {
@@ -420,7 +411,7 @@ fn action_uid(text: &str, types: &Types) -> Option<EntityUid> {
 }
 
 /// What is wrong with the resource of a route, whatever its action.
-fn resource_faults(pattern: &Pattern, resource: &ResourceTemplate, schema: &Schema) -> Vec<Fault> {
+fn resource_faults(pattern: &Pattern, resource: &ResourceTemplate, types: &Types) -> Vec<Fault> {
     let mut faults: Vec<Fault> = Vec::new();
     let path = pattern.parameters();
     if let Some((form, name)) = resource.foreign(path) {
@@ -436,21 +427,11 @@ fn resource_faults(pattern: &Pattern, resource: &ResourceTemplate, schema: &Sche
         faults.push((message, Some(hint.to_owned())));
     }
     if let Some(uid) = resource.constant()
-        && let Some(choices) = choices(schema, uid.type_name())
-        && !choices.iter().any(|choice| choice == uid.id().unescaped())
+        && !types.admits(&uid)
     {
         let message = format!("the resource of route `{pattern}` is {uid}, which its enum does not have");
-        let known: Vec<&str> = choices.iter().map(String::as_str).collect();
+        let known: Vec<&str> = types.choices(uid.type_name()).map(SmolStr::as_str).collect();
         faults.push((message, Some(yaml::suggest(uid.id().unescaped(), &known))));
     }
     faults
-}
-
-/// The ids that an enum type has; `None` if it is none.
-fn choices(schema: &Schema, name: &EntityTypeName) -> Option<Vec<String>> {
-    let schema: &ValidatorSchema = schema.as_ref();
-    match &schema.get_entity_type(name.as_ref())?.kind {
-        ValidatorEntityTypeKind::Enum(ids) => Some(ids.iter().map(|id| AsRef::<str>::as_ref(id).to_owned()).collect()),
-        _ => None,
-    }
 }

@@ -187,6 +187,11 @@ impl Types {
             || self.enums.get(uid.type_name()).is_none_or(|choices| choices.contains(uid.id().unescaped()))
     }
 
+    /// The ids that an enum lists; none for other types.
+    pub fn choices(&self, name: &EntityTypeName) -> impl Iterator<Item = &SmolStr> {
+        self.enums.get(name).into_iter().flat_map(|choices| choices.iter())
+    }
+
     /// What entities of a type can be in; `None` if the schema does not declare the type.
     pub fn ancestors(&self, name: &EntityTypeName) -> Option<&[EntityTypeName]> {
         self.ancestors.get(name).map(Vec::as_slice)
