@@ -134,6 +134,8 @@ fn several_sources_of_tokens_are_one_after_the_other_where_the_first_names_the_s
 #[test]
 fn a_token_in_another_namespace_is_refused() {
     let other = "identity: [{from: jwt_metadata, namespace: my.jwt}, {from: peer}]";
+    let peer = "identity: [{from: peer}, {from: anonymous}]";
+    let unread = "identity: [{from: peer}, {from: jwt_metadata, other_keys: [jwt_payload]}]";
     let mallory = json!({"sub": "mallory"});
     for (config, spaces, expected) in [
         (other, json!({"my.jwt": {"payload": mallory}}), Ok("User::\"mallory\"")),
@@ -141,6 +143,21 @@ fn a_token_in_another_namespace_is_refused() {
         ("", json!({"istio_authn": {"request.auth.principal": "i/mallory"}}), Err("has `request.auth.principal`")),
         ("", json!({"istio_authn": {"source.principal": "cluster.local/ns/a/sa/b"}}), Ok("Workload")),
         ("", json!({"other": {"jwt_payload": mallory}}), Ok("Workload")),
+        // Where no source reads tokens, the bearer is not the gateway that passed the token on.
+        (
+            peer,
+            json!({"envoy.filters.http.jwt_authn": {"jwt_payload": mallory}}),
+            Err("which no identity source reads"),
+        ),
+        (
+            peer,
+            json!({"envoy.filters.http.jwt_authn": {"failed": {"code": 3, "message": "expired"}}}),
+            Err("a token failed"),
+        ),
+        (peer, json!({"envoy.filters.http.jwt_authn": {"failed": {"code": 1, "message": "missing"}}}), Ok("Workload")),
+        (peer, json!({"istio_authn": {"request.auth.principal": "i/mallory"}}), Err("has `request.auth.principal`")),
+        (peer, json!({"istio_authn": {"source.principal": "cluster.local/ns/a/sa/b"}}), Ok("Workload")),
+        (unread, json!({"envoy.filters.http.jwt_authn": {"jwt_payload": mallory}}), Ok("Workload")),
     ] {
         let found = who(&Court::new(&[everything()], config), &through_gateway(&spaces));
         match expected {
@@ -289,6 +306,18 @@ fn the_words_of_a_scope_are_the_members_of_a_set() {
             assert_eq!(found.map_err(|_| ()), expected, "{declared} {claims}");
         }
     }
+    // Wherever the claim is: below another one, and in metadata.
+    let token = by_token(json!({"sub": "a", "access": {"scope": "a b", "aud": "a b"}}));
+    let declared = "claims: { access?: { scope?: Set<String>, aud?: Set<String> } }";
+    let nested = json!({"record": {"scope": ["a", "b"], "aud": ["a b"]}});
+    assert_eq!(crate::fixture::context(declared, &token), Ok(json!({"claims": {"record": {"access": nested}}})));
+    let declared =
+        "metadata: { \"envoy.filters.http.jwt_authn\"?: { jwt_payload?: { scope?: Set<String>, aud?: Set<String> } } }";
+    let token = by_token(json!({"sub": "a", "scope": "a b", "aud": "a b"}));
+    let payload = json!({"record": {"jwt_payload": nested}});
+    let expected = json!({"metadata": {"record": {"envoy.filters.http.jwt_authn": payload}}});
+    assert_eq!(crate::fixture::context(declared, &token), Ok(expected));
+
     let other = crate::fixture::context("claims: { aud?: Set<String> }", &by_token(json!({"sub": "a", "aud": "a b"})));
     assert_eq!(other, Ok(json!({"claims": {"record": {"aud": ["a b"]}}})));
 }

@@ -439,7 +439,8 @@ fn of_a_partial_body_policies_learn_that_and_nothing_else() {
             change(http);
         })
     };
-    let partial = Ok(json!({"body_partial": true, "body_size": 89}));
+    // How much more there is, nobody knows: Envoy's `size` is what it has received so far.
+    let partial = Ok(json!({"body_partial": true}));
     let whole = Ok(json!({"body": {"record": {"n": 1}}, "body_partial": false, "body_size": 7}));
     contexts([
         (declared, half(|_| {}), partial.clone()),
@@ -472,20 +473,51 @@ fn of_a_partial_body_policies_learn_that_and_nothing_else() {
         ),
     ]);
     let absent = |context: &str| Court::new(&[shop_with_context(context)], "bodies: {unreadable: absent}");
-    assert_eq!(absent(reads_body).context(&half(|_| {})), Ok(json!({"body_partial": true, "body_size": 89})));
+    assert_eq!(absent(reads_body).context(&half(|_| {})), Ok(json!({"body_partial": true})));
     let refused = absent("body: { n?: Long }").context(&half(|_| {}));
     assert_eq!(refused, Err("attribute: `context.body` is required by the schema and missing".to_owned()));
 }
 
 #[test]
 fn the_size_of_a_body_is_told_if_it_is_known() {
+    let declared = "body_size?: Long, body_partial: Bool";
     let size = |size| with_http(|http| http.size = size);
+    let told = |size: i64, partial: bool| Ok(json!({"body_size": size, "body_partial": partial}));
+    let unknown = |partial: bool| Ok(json!({"body_partial": partial}));
+    let with_headers = |headers: &[(&str, &str)], size: i64, body: &'static [u8]| {
+        with_http(|http| {
+            http.headers = pairs(headers);
+            http.size = size;
+            http.raw_body = Bytes::from_static(body);
+        })
+    };
+    let (typed, length) = (("content-type", "text/plain"), ("content-length", "9007199254740993"));
+    let chunked = ("transfer-encoding", "chunked");
     contexts([
-        ("body_size?: Long", size(0), Ok(json!({"body_size": 0}))),
-        ("body_size?: Long", size(i64::MAX), Ok(json!({"body_size": i64::MAX}))),
-        ("body_size?: Long", size(-1), Ok(json!({}))),
-        ("body_size?: Long", size(i64::MIN), Ok(json!({}))),
+        (declared, size(0), told(0, false)),
+        (declared, size(-1), unknown(false)),
+        (declared, size(i64::MIN), unknown(false)),
+        // Some of it has come, and nothing of it is here.
+        (declared, size(i64::MAX), unknown(true)),
         ("body_size: Long", size(-1), Err("attribute: `context.body_size` is required by the schema and missing")),
+        // Not sent along: what the client promises is what the app will read.
+        (declared, with_headers(&[length], 0, b""), told(9_007_199_254_740_993, true)),
+        (declared, with_headers(&[("content-length", "0")], 0, b""), told(0, false)),
+        (declared, with_headers(&[typed], 0, b""), unknown(true)),
+        (declared, with_headers(&[chunked], 0, b""), unknown(true)),
+        // Here, and unreadable or not.
+        (declared, with_headers(&[typed], 3, b"abc"), told(3, false)),
+        (declared, with_headers(&[typed, chunked], 3, b"abc"), told(3, false)),
+        (declared, with_headers(&[chunked], 4, b"abc"), unknown(true)),
+        (
+            declared,
+            with_headers(&[("content-length", "9"), ("x-envoy-auth-partial-body", "true")], 3, b"abc"),
+            told(9, true),
+        ),
+        // What contradicts itself says nothing.
+        (declared, with_headers(&[("content-length", "9")], 3, b"abc"), unknown(false)),
+        (declared, with_headers(&[("content-length", "3"), chunked], 3, b"abc"), unknown(false)),
+        (declared, with_headers(&[("content-length", "18446744073709551615")], 0, b""), unknown(true)),
     ]);
 }
 
@@ -903,7 +935,12 @@ fn a_peer_is_a_workload() {
         assert_eq!(principal(&court, &by_peer(peer)), expected, "{peer}");
     }
     let bytes = with(|attributes| attributes.source.as_mut().unwrap().principal = Bytes::from_static(b"\xff"));
-    assert_eq!(principal(&court, &bytes), Err("identity: the peer's identity is not UTF-8".to_owned()));
+    assert_eq!(principal(&court, &bytes), Err("identity: `source.principal` is not UTF-8".to_owned()));
+    let replaced = principal(&court, &by_peer("spiffe://prod/ns/shop/sa/c!"));
+    assert!(
+        replaced.as_ref().is_err_and(|why| why.starts_with("identity: `source.principal` has a `!`")),
+        "{replaced:?}"
+    );
     // Only what the bundle's own Workload has.
     let schema = "entity Workload in [Group] { namespace?: String };";
     let court = Court::new(&[with_reader(schema, "Workload", "principal has namespace")], "");

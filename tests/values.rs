@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use serde_json::{Value as Json, json};
-use stockade::ext_authz::wire::CheckRequest;
+use stockade::ext_authz::wire::{CheckRequest, TlsSession};
 use stockade::policy::Files;
 
 use crate::fixture::{
@@ -461,6 +461,25 @@ fn bytes_that_are_not_utf8_are_refused_in_every_form() {
     }
     assert!(is_mapped(declared, &body(Some("{\"note\":\"hello!\",\"s\":\"a\"}"), b"")));
     assert!(is_mapped(declared, &body(None, b"{\"s\":\"a!\"}")));
+
+    // `allowed_headers` may leave out the raw line that tells `!` from other bytes; a lone field never tells.
+    for (headers, good) in [(&[(":path", &b"/a!b"[..])][..], true), (&[("accept", b"*/*")], false), (&[], false)] {
+        let target = |path: &'static str| {
+            with_http(|http| {
+                http.path = path.into();
+                http.header_map = Some(header_map(headers));
+            })
+        };
+        assert_eq!(is_mapped("", &target("/a!b")), good, "{headers:?}");
+        assert!(is_mapped("", &target("/a%21b")) || good, "{headers:?}");
+    }
+    let query = "query: { q?: String }";
+    refused(query, &with_http(|http| http.path = "/?q=a!".into()), "may not have been UTF-8");
+    refused(query, &with_http(|http| http.path = "/?!q=a".into()), "some take for it");
+    refused("source: { principal?: String }", &crate::fixture::by_peer("a!b"), "has a `!`");
+    let sni = |sni: &'static str| with(|own| own.tls_session = Some(TlsSession { sni: sni.into() }));
+    refused("tls?: { sni?: String }", &sni("a!.example"), "has a `!`");
+    assert!(is_mapped("tls?: { sni?: String }", &sni("a.example")));
 
     // Everywhere else they are as they came.
     let bad = Bytes::from_static(b"/\xff");

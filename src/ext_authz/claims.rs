@@ -11,7 +11,7 @@ use super::headers::Headers;
 use super::identity::Source;
 use super::view::{Attributes, Kind, Struct, StructValue};
 use crate::claim_path::{Astray, Below, ClaimPath, Node, Step};
-use crate::model::{Record, RecordType, Type, Unmapped, UnmappedKind, Value};
+use crate::model::{Record, RecordType, Unmapped, UnmappedKind};
 use crate::yaml::{AtLeastOne, Faults, Table};
 
 /// Names in the metadata of a namespace: one, or a list of them.
@@ -98,13 +98,7 @@ impl<'s> Tokens<'s> {
                 |key: &str| all.iter().filter_map(Tokens::of).any(|t| t.namespace == self.namespace && t.knows(key));
             nothing_else(self.namespace, space, known)?;
         }
-        for namespace in [JWT_AUTHN, ISTIO_AUTHN] {
-            let configured = all.iter().filter_map(Tokens::of).any(|tokens| tokens.namespace == namespace);
-            if let Some(space) = spaces.and_then(|spaces| spaces.get(namespace)).filter(|_| !configured) {
-                // Istio's filter also says there what it knows of the peer.
-                nothing_else(namespace, space, |key| namespace == ISTIO_AUTHN && !key.starts_with("request.auth."))?;
-            }
-        }
+        unread(attributes, all)?;
         Ok(None)
     }
 
@@ -160,6 +154,23 @@ impl<'s> Tokens<'s> {
     }
 }
 
+/// Refuses tokens in the namespaces of Envoy's and Istio's filters, where no source of the configuration reads these: whoever
+/// a token speaks of must not be taken for the gateway that passed it on.
+///
+/// # Errors
+/// If there is one.
+pub(super) fn unread(attributes: &Attributes<'_>, all: &[Source]) -> Result<(), Unmapped> {
+    let Some(context) = attributes.metadata_context.as_ref() else { return Ok(()) };
+    for namespace in [JWT_AUTHN, ISTIO_AUTHN] {
+        let configured = all.iter().filter_map(Tokens::of).any(|tokens| tokens.namespace == namespace);
+        if let Some(space) = context.filter_metadata.get(namespace).filter(|_| !configured) {
+            // Istio's filter also says there what it knows of the peer.
+            nothing_else(namespace, space, |key| namespace == ISTIO_AUTHN && !key.starts_with("request.auth."))?;
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a namespace in which anything is that nobody knows.
 fn nothing_else(namespace: &str, space: &Struct<'_>, known: impl Fn(&str) -> bool) -> Result<(), Unmapped> {
     for (key, _) in space.fields.iter().filter(|(key, _)| !known(key)) {
@@ -170,8 +181,8 @@ fn nothing_else(namespace: &str, space: &Struct<'_>, known: impl Fn(&str) -> boo
             }
             None => {
                 return Err(unusable(format!(
-                    "the metadata of `{namespace}` has `{key}`, which no identity source reads; `payload_key` names where \
-                     tokens are, `other_keys` what says nothing about who asks"
+                    "the metadata of `{namespace}` has `{key}`, which no identity source reads; in a source `jwt_metadata`, \
+                     `payload_key` names where tokens are, `other_keys` what says nothing about who asks"
                 )));
             }
         }
@@ -236,15 +247,6 @@ pub(super) fn claim<'a>(payload: &'a Struct<'a>, path: &ClaimPath) -> Result<Opt
     Ok(found.filter(|kind| !matches!(kind, Kind::Null)))
 }
 
-/// The claims that are a list of words in one string: `scope` by RFC 8693, 4.2, and `scp`, as some issuers call it.
-fn is_words(name: &str) -> bool {
-    matches!(name, "scope" | "scp")
-}
-
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(' ').filter(|word| !word.is_empty())
-}
-
 /// The principal's id.
 ///
 /// # Errors
@@ -266,7 +268,9 @@ pub(super) fn groups<'a>(payload: &'a Struct<'a>, path: &ClaimPath) -> Result<Ve
         claim(payload, path).map_err(|astray| unusable(format!("the token has no claim `{path}`: {astray}")))?;
     match found {
         None => Ok(Vec::new()),
-        Some(Kind::String(scope)) if path.last_name().is_some_and(is_words) => Ok(words(scope).collect()),
+        Some(Kind::String(scope)) if path.last_name().is_some_and(convert::is_words) => {
+            Ok(convert::words(scope).collect())
+        }
         Some(Kind::String(group)) => Ok(vec![group]),
         Some(Kind::List(list)) => list
             .values
@@ -307,40 +311,9 @@ pub(super) fn attributes(
             }
         };
         let Some((claim, value)) = value else { continue };
-        if let Some(value) = typed(&field.ty, claim, value, &place)? {
+        if let Some(value) = convert::metadata(&field.ty, claim, value, &place)? {
             record.insert(name.clone(), value);
         }
     }
     Ok(record)
-}
-
-/// The claims that the context declares, under their names.
-///
-/// # Errors
-/// If a claim does not fit its type, or a required one is missing.
-pub(super) fn context(fields: &RecordType, payload: &Struct<'_>, place: &Place<'_>) -> Result<Record, Unmapped> {
-    let mut record = Record::new();
-    for (name, field) in fields {
-        let place = place.of(name);
-        let found = payload.fields.get(name);
-        match found.map(|value| typed(&field.ty, Some(name), value, &place)).transpose()?.flatten() {
-            Some(value) => {
-                record.insert(name.clone(), value);
-            }
-            None if field.required => return Err(convert::missing(&place)),
-            None => {}
-        }
-    }
-    Ok(record)
-}
-
-/// A claim as a value of its declared type. `name` is its own name, if it has one.
-fn typed(ty: &Type, name: Option<&str>, value: &StructValue<'_>, place: &Place<'_>) -> Result<Option<Value>, Unmapped> {
-    match (ty, &value.kind) {
-        (Type::Set(member), Some(Kind::String(scope))) if name.is_some_and(is_words) => {
-            let members: Result<Vec<_>, _> = words(scope).map(|word| convert::text(member, word, place)).collect();
-            members.map(|members| Some(Value::set(members)))
-        }
-        _ => convert::metadata(ty, value, place),
-    }
 }

@@ -111,11 +111,31 @@ pub fn texts<'a>(
     Ok(record)
 }
 
+/// A string in which Envoy writes `!` for bytes that are not UTF-8, whatever the form of the headers.
+///
+/// # Errors
+/// If it may have been another one.
+pub fn unreplaced<'a>(bytes: &'a [u8], place: &Place<'_>, kind: UnmappedKind) -> Result<&'a str, Unmapped> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Unmapped::new(kind, format!("`{place}` is not UTF-8")))?;
+    if text.contains('!') {
+        return Err(Unmapped::new(
+            kind,
+            format!("`{place}` has a `!`, which Envoy writes for bytes that are not UTF-8"),
+        ));
+    }
+    Ok(text)
+}
+
 /// A value of Envoy's dynamic metadata; `None` for `null`, which is as good as absent.
 ///
 /// # Errors
 /// If it does not fit its type.
-pub fn metadata(ty: &Type, value: &StructValue<'_>, place: &Place<'_>) -> Result<Option<Value>, Unmapped> {
+pub fn metadata(
+    ty: &Type,
+    name: Option<&str>,
+    value: &StructValue<'_>,
+    place: &Place<'_>,
+) -> Result<Option<Value>, Unmapped> {
     let Some(kind) = &value.kind else { return Ok(None) };
     Ok(Some(match (ty, kind) {
         (_, Kind::Null) => return Ok(None),
@@ -126,8 +146,11 @@ pub fn metadata(ty: &Type, value: &StructValue<'_>, place: &Place<'_>) -> Result
         (Type::String | Type::Entity(_) | Type::Extension(_), Kind::String(value)) => text(ty, value, place)?,
         (Type::Record(fields), Kind::Struct(value)) => Value::Record(metadata_record(fields, value, place)?),
         (Type::Set(member), Kind::List(list)) => {
-            let members = list.values.iter().filter_map(|value| metadata(member, value, place).transpose());
+            let members = list.values.iter().filter_map(|value| metadata(member, None, value, place).transpose());
             Value::set(members.collect::<Result<_, _>>()?)
+        }
+        (Type::Set(member), Kind::String(scope)) if name.is_some_and(is_words) => {
+            Value::set(words(scope).map(|word| text(member, word, place)).collect::<Result<_, _>>()?)
         }
         // A claim that is a list for some tokens is a lone text for others: `aud` is both by RFC 7519, 4.1.3.
         (Type::Set(member), Kind::String(value)) => Value::set(vec![text(member, value, place)?]),
@@ -144,7 +167,7 @@ pub fn metadata_record(fields: &RecordType, value: &Struct<'_>, place: &Place<'_
     for (name, field) in fields {
         let place = place.of(name);
         let found = value.fields.get(name);
-        match found.map(|value| metadata(&field.ty, value, &place)).transpose()?.flatten() {
+        match found.map(|value| metadata(&field.ty, Some(name), value, &place)).transpose()?.flatten() {
             Some(value) => {
                 record.insert(name.clone(), value);
             }
@@ -153,6 +176,16 @@ pub fn metadata_record(fields: &RecordType, value: &Struct<'_>, place: &Place<'_
         }
     }
     Ok(record)
+}
+
+/// The claims that are a list of words in one string: `scope` by RFC 8693, 4.2, and `scp`, as some issuers call it.
+pub fn is_words(name: &str) -> bool {
+    matches!(name, "scope" | "scp")
+}
+
+/// The words of such a claim.
+pub fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(' ').filter(|word| !word.is_empty())
 }
 
 /// A double as an integer, if it is exactly one: no other integer is the same double, and it is no negative zero.
@@ -517,9 +550,9 @@ mod tests {
             (f64::NAN, false),
             (f64::INFINITY, false),
         ] {
-            assert_eq!(metadata(&Type::Long, &number(value), &Place::new("x")).is_ok(), fits, "{value}");
+            assert_eq!(metadata(&Type::Long, None, &number(value), &Place::new("x")).is_ok(), fits, "{value}");
         }
-        assert_eq!(metadata(&Type::String, &StructValue { kind: Some(Kind::Null) }, &Place::new("x")), Ok(None));
+        assert_eq!(metadata(&Type::String, None, &StructValue { kind: Some(Kind::Null) }, &Place::new("x")), Ok(None));
     }
 
     fn read(fields: &RecordType, bytes: &[u8]) -> Result<Record, Unmapped> {

@@ -191,6 +191,9 @@ impl Serialize for TypeName {
 /// Where attributes of the principal are.
 const PRINCIPAL: Place<'static> = Place::new("principal");
 
+/// Where the peer's authenticated identity is.
+const PEER: Place<'static> = Place::new("source.principal");
+
 /// Who asks, and the claims that say so, if it was a token.
 #[derive(Debug)]
 pub struct Identity<'a> {
@@ -216,6 +219,10 @@ pub fn identify<'a>(
     snapshot: &Snapshot,
     logged: &[SmolStr],
 ) -> Result<Identity<'a>, Unmapped> {
+    // A source of tokens sees to that itself, and most configurations have one.
+    if !sources.iter().any(|source| matches!(source, Source::JwtMetadata { .. })) {
+        claims::unread(attributes, sources)?;
+    }
     for source in sources {
         let found = match source {
             Source::JwtMetadata {
@@ -263,7 +270,7 @@ pub fn identify<'a>(
                 if peer.is_empty() {
                     continue;
                 }
-                let peer = std::str::from_utf8(peer).map_err(|_| unusable("the peer's identity is not UTF-8"))?;
+                let peer = convert::unreplaced(peer, &PEER, UnmappedKind::Identity)?;
                 let uid = EntityUid::from_type_name_and_id(entity_type.meant(snapshot).clone(), EntityId::new(peer));
                 let parts = workload(peer)?;
                 let own = action.principal(entity_type.meant(snapshot)).map(|fields| fitting(fields, &parts));
@@ -273,7 +280,7 @@ pub fn identify<'a>(
                 Identity { principal, claims: None, logged: told, incomplete: None }
             }
             Source::TrustedHeader { header, peers, addresses, entity_type } => {
-                if !trusted(attributes, peers, addresses) {
+                if !trusted(attributes, peers, addresses)? {
                     continue;
                 }
                 match headers.one(header)? {
@@ -367,17 +374,20 @@ fn fitting(fields: &RecordType, parts: &Record) -> Result<Record, Unmapped> {
 }
 
 /// Whether the connection is one from which a trusted header is believed.
-fn trusted(attributes: &Attributes<'_>, peers: &[String], addresses: &[Network]) -> bool {
-    let Some(source) = &attributes.source else { return false };
+///
+/// # Errors
+/// If the peer's identity may not be the one of its certificate.
+fn trusted(attributes: &Attributes<'_>, peers: &[String], addresses: &[Network]) -> Result<bool, Unmapped> {
+    let Some(source) = &attributes.source else { return Ok(false) };
     if !source.principal.is_empty() && peers.iter().any(|peer| peer.as_bytes() == source.principal) {
-        return true;
+        return convert::unreplaced(source.principal, &PEER, UnmappedKind::Identity).map(|_| true);
     }
     let address = source.address.as_ref().and_then(|address| address.socket_address.as_ref());
     let address = address.and_then(|address| std::str::from_utf8(address.address).ok()?.parse().ok());
-    address.is_some_and(|address: std::net::IpAddr| {
+    Ok(address.is_some_and(|address: std::net::IpAddr| {
         let address = address.to_canonical();
         addresses.iter().any(|network| network.0.contains(&address))
-    })
+    }))
 }
 
 #[cfg(test)]

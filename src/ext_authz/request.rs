@@ -13,7 +13,6 @@ use serde::Serialize;
 use smol_str::SmolStr;
 
 use super::body::{self, Body, Content, Unreadable};
-use super::claims;
 use super::convert::{self, Pairs, Place};
 use super::headers::{self, Headers};
 use super::identity::{self, Identity, Source};
@@ -400,7 +399,10 @@ impl ContextReader<'_, '_> {
                 .tls_session
                 .as_ref()
                 .filter(|session| !session.sni.is_empty())
-                .map(|session| pairs(fields, &[("sni", session.sni)], place))
+                .map(|session| {
+                    convert::unreplaced(session.sni, &place.of("sni"), UnmappedKind::Attribute)?;
+                    pairs(fields, &[("sni", session.sni)], place)
+                })
                 .transpose()?,
             Root::Headers => Some(Value::Record(convert::texts(
                 fields,
@@ -439,13 +441,12 @@ impl ContextReader<'_, '_> {
             Root::Claims => self
                 .identity
                 .claims
-                .map(|claims| claims::context(fields, claims, place))
+                .map(|claims| convert::metadata_record(fields, claims, place))
                 .transpose()?
                 .map(Value::Record),
             Root::Body => self.body(fields, place)?,
             Root::BodyPartial => Some(Value::Bool(body::is_partial(self.http, line.headers))),
-            // Envoy says -1 where it does not know; it says 0 where it did not buffer, and where there is none.
-            Root::BodySize => (self.http.size >= 0).then_some(Value::Long(self.http.size)),
+            Root::BodySize => body::size(self.http, line.headers).map(Value::Long),
         })
     }
 
@@ -475,7 +476,10 @@ impl ContextReader<'_, '_> {
             let value = match name.as_str() {
                 "address" => address(&place)?.map(|text| Value::Extension(Extension::Ipaddr, text)),
                 "port" => socket.map(|socket| Value::Long(i64::from(socket.port_value))),
-                "principal" => text(peer.principal)?,
+                "principal" => {
+                    convert::unreplaced(peer.principal, &place, UnmappedKind::Attribute)?;
+                    text(peer.principal)?
+                }
                 "certificate" => match utf8(peer.certificate, &place)?.filter(|pem| !pem.is_empty()) {
                     Some(pem) => {
                         let pem = percent_encoding::percent_decode_str(pem)
