@@ -26,7 +26,7 @@ use crate::problem::{Problem, SourceFile};
 use crate::yaml::{self, AtLeastOne, Faults, Invalid, Table};
 use crate::{feed, listener, shutdown};
 
-/// `stockade.yaml`. The README describes each key; a test holds the two together.
+/// `stockade.yaml`. docs/configuration.md describes each key; a test holds the two together.
 #[derive(Debug, Clone, Deserr, Serialize)]
 #[deserr(error = Faults, deny_unknown_fields)]
 pub struct Config {
