@@ -1,17 +1,15 @@
 //! Envoy's side: from CheckRequest to Query, and from what became of it to CheckResponse. tonic and Envoy's types stay
 //! in here.
 
+pub mod account;
+mod attributes;
 pub mod body;
-pub mod checker;
+pub mod check;
 mod claims;
-mod convert;
-mod encode;
 mod grpc;
 mod header_value;
 mod headers;
 pub mod identity;
-pub mod json;
-pub mod judge;
 mod names;
 pub mod path;
 pub mod request;
@@ -19,5 +17,3 @@ pub mod response;
 pub mod server;
 pub mod service;
 mod undeclared;
-pub mod view;
-pub mod wire;

@@ -4,10 +4,10 @@
 use crate::model::Outcome;
 
 pub mod decision_log;
-mod lines;
+mod line_writer;
+pub mod log_throttle;
 pub mod metrics;
 mod record;
-pub mod sparingly;
 pub mod store;
 pub mod tracing;
 pub mod transport;

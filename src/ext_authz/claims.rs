@@ -6,12 +6,12 @@
 use deserr::{Deserr, IntoValue, ValuePointerRef};
 use serde::Serialize;
 
-use super::convert::{self, Place};
+use super::attributes::{self, Place};
 use super::headers::Headers;
 use super::identity::Source;
-use super::view::{Attributes, Kind, Struct, StructValue};
 use crate::claim_path::{Astray, Below, ClaimPath, Node, Step};
-use crate::model::{Record, RecordType, Unmapped, UnmappedKind};
+use crate::model::{Attributes, RecordType, Unmapped, UnmappedKind};
+use crate::proto::view::{AttributeContext, Kind, Struct, StructValue};
 use crate::yaml::{AtLeastOne, Faults, Table};
 
 /// Names in the metadata of a namespace: one, or a list of them.
@@ -82,7 +82,7 @@ impl<'s> Tokens<'s> {
     /// If there is a token that was not verified, that failed, or that no source reads; or two that do not agree.
     pub(super) fn payload<'a>(
         self,
-        attributes: &'a Attributes<'a>,
+        attributes: &'a AttributeContext<'a>,
         headers: Headers<'_>,
         all: &[Source],
     ) -> Result<Option<&'a Struct<'a>>, Unmapped> {
@@ -159,7 +159,7 @@ impl<'s> Tokens<'s> {
 ///
 /// # Errors
 /// If there is one.
-pub(super) fn unread(attributes: &Attributes<'_>, all: &[Source]) -> Result<(), Unmapped> {
+pub(super) fn unread(attributes: &AttributeContext<'_>, all: &[Source]) -> Result<(), Unmapped> {
     let Some(context) = attributes.metadata_context.as_ref() else { return Ok(()) };
     for namespace in [JWT_AUTHN, ISTIO_AUTHN] {
         let configured = all.iter().filter_map(Tokens::of).any(|tokens| tokens.namespace == namespace);
@@ -195,7 +195,7 @@ fn failure(kind: &Kind<'_>) -> Option<i64> {
     let Kind::Struct(status) = kind else { return None };
     let kind = |name: &str| status.fields.get(name).and_then(|value| value.kind.as_ref());
     match (kind("code"), kind("message"), status.fields.iter().count()) {
-        (Some(Kind::Number(code)), Some(Kind::String(_)), 2) => convert::integral(*code),
+        (Some(Kind::Number(code)), Some(Kind::String(_)), 2) => attributes::integral(*code),
         _ => None,
     }
 }
@@ -268,8 +268,8 @@ pub(super) fn groups<'a>(payload: &'a Struct<'a>, path: &ClaimPath) -> Result<Ve
         claim(payload, path).map_err(|astray| unusable(format!("the token has no claim `{path}`: {astray}")))?;
     match found {
         None => Ok(Vec::new()),
-        Some(Kind::String(scope)) if path.last_name().is_some_and(convert::is_words) => {
-            Ok(convert::words(scope).collect())
+        Some(Kind::String(scope)) if path.last_name().is_some_and(attributes::is_words) => {
+            Ok(attributes::words(scope).collect())
         }
         Some(Kind::String(group)) => Ok(vec![group]),
         Some(Kind::List(list)) => list
@@ -294,8 +294,8 @@ pub(super) fn attributes(
     payload: &Struct<'_>,
     renamed: &Table<String, ClaimPath>,
     place: &Place<'_>,
-) -> Result<Record, Unmapped> {
-    let mut record = Record::new();
+) -> Result<Attributes, Unmapped> {
+    let mut record = Attributes::new();
     for (name, field) in fields {
         let place = place.of(name);
         let value = match renamed.0.get(name.as_str()) {
@@ -311,7 +311,7 @@ pub(super) fn attributes(
             }
         };
         let Some((claim, value)) = value else { continue };
-        if let Some(value) = convert::metadata(&field.ty, claim, value, &place)? {
+        if let Some(value) = attributes::metadata(&field.ty, claim, value, &place)? {
             record.insert(name.clone(), value);
         }
     }

@@ -6,15 +6,15 @@ use ipnet::IpNet;
 use serde::Serialize;
 use smol_str::SmolStr;
 
+use super::attributes::{self, Place};
 use super::claims::{self, JWT_AUTHN, Keys, Tokens};
-use super::convert::{self, Place};
 use super::headers::Headers;
-use super::view::{Attributes, Struct};
 use crate::claim_path::ClaimPath;
 use crate::model::{
-    EntityId, EntityTypeName, EntityUid, Principal, Proof, Record, RecordType, Unmapped, UnmappedKind, Value,
+    Attributes, EntityId, EntityTypeName, EntityUid, Principal, Proof, RecordType, Unmapped, UnmappedKind, Value,
 };
 use crate::policy::{ActionType, Snapshot};
+use crate::proto::view::{AttributeContext, Struct};
 use crate::yaml::{Faults, Invalid, Table};
 
 /// Envoy's own name for `verification_status_header`.
@@ -202,7 +202,7 @@ pub struct Identity<'a> {
     /// The token's payload.
     pub claims: Option<&'a Struct<'a>>,
     /// Those of its attributes that may be logged.
-    pub logged: Record,
+    pub logged: Attributes,
     /// An attribute that its type requires, and that neither the proof nor a bundle says.
     pub incomplete: Option<SmolStr>,
 }
@@ -213,7 +213,7 @@ pub struct Identity<'a> {
 /// If a proof is there but not usable, or none is there and the configuration has no `anonymous`.
 pub fn identify<'a>(
     sources: &[Source],
-    attributes: &'a Attributes<'a>,
+    attributes: &'a AttributeContext<'a>,
     headers: Headers<'_>,
     action: &ActionType,
     snapshot: &Snapshot,
@@ -247,10 +247,10 @@ pub fn identify<'a>(
                 let uid = EntityUid::from_type_name_and_id(entity_type.meant(snapshot).clone(), id);
                 let own = match action.principal(entity_type.meant(snapshot)) {
                     Some(fields) => claims::attributes(fields, payload, renamed, &PRINCIPAL)?,
-                    None => Record::new(),
+                    None => Attributes::new(),
                 };
                 let logged = match logged {
-                    [] => Record::new(),
+                    [] => Attributes::new(),
                     _ => {
                         let declared = snapshot.types().entity(entity_type.meant(snapshot)).into_iter().flatten();
                         let declared = declared.filter(|(name, _)| logged.contains(name));
@@ -270,7 +270,7 @@ pub fn identify<'a>(
                 if peer.is_empty() {
                     continue;
                 }
-                let peer = convert::unreplaced(peer, &PEER, UnmappedKind::Identity)?;
+                let peer = attributes::unreplaced(peer, &PEER, UnmappedKind::Identity)?;
                 let uid = EntityUid::from_type_name_and_id(entity_type.meant(snapshot).clone(), EntityId::new(peer));
                 let parts = workload(peer)?;
                 let own = action.principal(entity_type.meant(snapshot)).map(|fields| fitting(fields, &parts));
@@ -290,9 +290,9 @@ pub fn identify<'a>(
                         let uid =
                             EntityUid::from_type_name_and_id(entity_type.meant(snapshot).clone(), EntityId::new(id));
                         Identity {
-                            principal: principal(uid, Record::new(), Vec::new(), Proof::TrustedHeader),
+                            principal: principal(uid, Attributes::new(), Vec::new(), Proof::TrustedHeader),
                             claims: None,
-                            logged: Record::new(),
+                            logged: Attributes::new(),
                             incomplete: None,
                         }
                     }
@@ -301,9 +301,9 @@ pub fn identify<'a>(
             Source::Anonymous { entity_type, id } => {
                 let uid = EntityUid::from_type_name_and_id(entity_type.meant(snapshot).clone(), EntityId::new(id));
                 Identity {
-                    principal: principal(uid, Record::new(), Vec::new(), Proof::None),
+                    principal: principal(uid, Attributes::new(), Vec::new(), Proof::None),
                     claims: None,
-                    logged: Record::new(),
+                    logged: Attributes::new(),
                     incomplete: None,
                 }
             }
@@ -313,7 +313,7 @@ pub fn identify<'a>(
     Err(unusable("the request proves no identity"))
 }
 
-fn principal(uid: EntityUid, attributes: Record, mut parents: Vec<EntityUid>, proof: Proof) -> Principal {
+fn principal(uid: EntityUid, attributes: Attributes, mut parents: Vec<EntityUid>, proof: Proof) -> Principal {
     parents.sort_unstable();
     parents.dedup();
     Principal { uid, attributes, parents, proof }
@@ -344,8 +344,8 @@ pub(super) const WORKLOAD: [&str; 3] = ["namespace", "service_account", "trust_d
 
 /// Attributes of a workload from its SPIFFE id (<https://spiffe.io/docs/latest/spiffe-specs/spiffe-id/>); none for other
 /// identities. Namespace and service account are Istio's and SPIRE's convention `/ns/<namespace>/sa/<account>`.
-fn workload(peer: &str) -> Result<Record, Unmapped> {
-    let mut record = Record::new();
+fn workload(peer: &str) -> Result<Attributes, Unmapped> {
+    let mut record = Attributes::new();
     let Some(rest) = peer.strip_prefix("spiffe://") else { return Ok(record) };
     let (domain, path) = rest.split_once('/').map_or((rest, None), |(domain, path)| (domain, Some(path)));
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
@@ -363,10 +363,10 @@ fn workload(peer: &str) -> Result<Record, Unmapped> {
 
 /// Of the parts of an id those that the schema names, as the types that it gives them: a bundle may declare the type of the
 /// peers itself.
-fn fitting(fields: &RecordType, parts: &Record) -> Result<Record, Unmapped> {
+fn fitting(fields: &RecordType, parts: &Attributes) -> Result<Attributes, Unmapped> {
     let named = fields.iter().filter_map(|(name, field)| match parts.get(name) {
         Some(Value::String(text)) => {
-            Some(convert::text(&field.ty, text, &PRINCIPAL.of(name)).map(|value| (name.clone(), value)))
+            Some(attributes::text(&field.ty, text, &PRINCIPAL.of(name)).map(|value| (name.clone(), value)))
         }
         _ => None,
     });
@@ -377,10 +377,10 @@ fn fitting(fields: &RecordType, parts: &Record) -> Result<Record, Unmapped> {
 ///
 /// # Errors
 /// If the peer's identity may not be the one of its certificate.
-fn trusted(attributes: &Attributes<'_>, peers: &[String], addresses: &[Network]) -> Result<bool, Unmapped> {
+fn trusted(attributes: &AttributeContext<'_>, peers: &[String], addresses: &[Network]) -> Result<bool, Unmapped> {
     let Some(source) = &attributes.source else { return Ok(false) };
     if !source.principal.is_empty() && peers.iter().any(|peer| peer.as_bytes() == source.principal) {
-        return convert::unreplaced(source.principal, &PEER, UnmappedKind::Identity).map(|_| true);
+        return attributes::unreplaced(source.principal, &PEER, UnmappedKind::Identity).map(|_| true);
     }
     let address = source.address.as_ref().and_then(|address| address.socket_address.as_ref());
     let address = address.and_then(|address| std::str::from_utf8(address.address).ok()?.parse().ok());

@@ -12,21 +12,21 @@ use deserr::Deserr;
 use serde::Serialize;
 use smol_str::SmolStr;
 
+use super::attributes::{self, Pairs, Place};
 use super::body::{self, Body, Content, Unreadable};
-use super::convert::{self, Pairs, Place};
 use super::headers::{self, Headers};
 use super::identity::{self, Identity, Source};
 use super::path;
 use super::undeclared;
-use super::view::{Attributes, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct, Timestamp};
 use crate::claim_path::{ClaimPath, Step};
 use crate::model::{
-    AttributeType, EntityId, EntityUid, Extension, Principal, Query, Record, RecordType, Root, Type, Unmapped,
+    AttributeType, Attributes, EntityId, EntityUid, Extension, Principal, Query, RecordType, Root, Type, Unmapped,
     UnmappedKind, Value,
 };
 use crate::observe::decision_log::{Attribute, Of};
 use crate::policy::{self, ActionType, Matched, Snapshot, Types};
 use crate::problem::Problem;
+use crate::proto::view::{AttributeContext, CheckRequest, HttpRequest, Kind, Metadata, Peer, Struct, Timestamp};
 use crate::yaml::{Faults, Invalid};
 
 /// How requests are mapped, from the configuration.
@@ -80,7 +80,7 @@ pub struct Mapped<'a> {
     /// The claims of the token that proved the principal, for headers to the upstream.
     pub claims: Option<&'a Struct<'a>>,
     /// What may be logged, under `principal` and `context`.
-    pub logged: Record,
+    pub logged: Attributes,
     /// An attribute that the type of the principal requires and nobody says of it: nothing may be evaluated.
     pub incomplete: Option<SmolStr>,
     /// Until when the token is good that proved the principal; `None` if it does not say, or there is none.
@@ -164,7 +164,7 @@ impl Mapping {
             unreadable: self.bodies.unreadable,
         };
         let context = reader.context(action)?;
-        let mut logged = Record::new();
+        let mut logged = Attributes::new();
         if !self.logged.context.is_empty() {
             logged.insert("context".into(), Value::Record(reader.logged(action, &self.logged)));
         }
@@ -327,7 +327,7 @@ fn canonical_host(host: &[u8]) -> Result<Cow<'_, str>, Unmapped> {
 // === The context ===
 
 struct ContextReader<'a, 'b> {
-    attributes: &'a Attributes<'a>,
+    attributes: &'a AttributeContext<'a>,
     http: &'a HttpRequest<'a>,
     line: &'b RequestLine<'a>,
     matched: &'b Matched,
@@ -336,15 +336,15 @@ struct ContextReader<'a, 'b> {
 }
 
 impl ContextReader<'_, '_> {
-    fn context(&self, action: &ActionType) -> Result<Record, Unmapped> {
-        let mut context = Record::new();
+    fn context(&self, action: &ActionType) -> Result<Attributes, Unmapped> {
+        let mut context = Attributes::new();
         for (root, attribute) in &action.context {
             let place = CONTEXT.of(root.as_str());
             match self.root(*root, attribute, &place)? {
                 Some(value) => {
                     context.insert(root.as_str().into(), value);
                 }
-                None if attribute.required => return Err(convert::missing(&place)),
+                None if attribute.required => return Err(attributes::missing(&place)),
                 None => {}
             }
         }
@@ -353,8 +353,8 @@ impl ContextReader<'_, '_> {
 
     /// What may be logged of the context, by the types that the schema declares, or that are the same for all. What does not fit is
     /// left out: the log is no reason to refuse a request.
-    fn logged(&self, action: &ActionType, logged: &Logged) -> Record {
-        let mut record = Record::new();
+    fn logged(&self, action: &ActionType, logged: &Logged) -> Attributes {
+        let mut record = Attributes::new();
         let mut add = |root: Root, narrowed: &AttributeType| {
             if let Ok(Some(value)) = self.root(root, narrowed, &Place::new(root.as_str())) {
                 record.insert(root.as_str().into(), value);
@@ -400,11 +400,11 @@ impl ContextReader<'_, '_> {
                 .as_ref()
                 .filter(|session| !session.sni.is_empty())
                 .map(|session| {
-                    convert::unreplaced(session.sni, &place.of("sni"), UnmappedKind::Attribute)?;
+                    attributes::unreplaced(session.sni, &place.of("sni"), UnmappedKind::Attribute)?;
                     pairs(fields, &[("sni", session.sni)], place)
                 })
                 .transpose()?,
-            Root::Headers => Some(Value::Record(convert::texts(
+            Root::Headers => Some(Value::Record(attributes::texts(
                 fields,
                 place,
                 |name| Ok(line.headers.one(name)?.map(Cow::Borrowed)),
@@ -412,7 +412,7 @@ impl ContextReader<'_, '_> {
             )?)),
             Root::Query => {
                 let query = Pairs::new(Content { bytes: line.query.unwrap_or(b""), replaced: line.replaced });
-                Some(Value::Record(convert::texts(
+                Some(Value::Record(attributes::texts(
                     fields,
                     place,
                     |name| query.one(name, place),
@@ -424,7 +424,7 @@ impl ContextReader<'_, '_> {
                     let found = self.matched.parameters.iter().find(|(candidate, _)| candidate == name);
                     found.map(|(_, value)| Cow::Borrowed(value.as_str()))
                 };
-                Some(Value::Record(convert::texts(
+                Some(Value::Record(attributes::texts(
                     fields,
                     place,
                     |name| Ok(parameter(name)),
@@ -441,7 +441,7 @@ impl ContextReader<'_, '_> {
             Root::Claims => self
                 .identity
                 .claims
-                .map(|claims| convert::metadata_record(fields, claims, place))
+                .map(|claims| attributes::metadata_record(fields, claims, place))
                 .transpose()?
                 .map(Value::Record),
             Root::Body => self.body(fields, place)?,
@@ -466,7 +466,7 @@ impl ContextReader<'_, '_> {
                 .map(Some)
                 .ok_or_else(|| Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is not an IP address"))),
         };
-        let mut record = Record::new();
+        let mut record = Attributes::new();
         for (name, field) in fields {
             let place = place.of(name);
             let text = |bytes: &[u8]| {
@@ -477,7 +477,7 @@ impl ContextReader<'_, '_> {
                 "address" => address(&place)?.map(|text| Value::Extension(Extension::Ipaddr, text)),
                 "port" => socket.map(|socket| Value::Long(i64::from(socket.port_value))),
                 "principal" => {
-                    convert::unreplaced(peer.principal, &place, UnmappedKind::Attribute)?;
+                    attributes::unreplaced(peer.principal, &place, UnmappedKind::Attribute)?;
                     text(peer.principal)?
                 }
                 "certificate" => match utf8(peer.certificate, &place)?.filter(|pem| !pem.is_empty()) {
@@ -499,7 +499,7 @@ impl ContextReader<'_, '_> {
                 Some(value) => {
                     record.insert(name.clone(), value);
                 }
-                None if field.required => return Err(convert::missing(&place)),
+                None if field.required => return Err(attributes::missing(&place)),
                 None => {}
             }
         }
@@ -525,10 +525,10 @@ impl ContextReader<'_, '_> {
             Body::Absent => return Ok(None),
             Body::Unreadable(_) if self.unreadable == Unreadable::Absent => return Ok(None),
             Body::Unreadable(why) | Body::Contradictory(why) => return refuse(why),
-            Body::Json(content) => convert::json(fields, content, place)?,
+            Body::Json(content) => attributes::json(fields, content, place)?,
             Body::Form(content) => {
                 let pairs = Pairs::new(content);
-                convert::texts(fields, place, |name| pairs.one(name, place), |name| pairs.values(name, place))?
+                attributes::texts(fields, place, |name| pairs.one(name, place), |name| pairs.values(name, place))?
             }
         };
         Ok(Some(Value::Record(record)))
@@ -617,19 +617,19 @@ fn named_texts(fields: &RecordType, all: &[(&[u8], &[u8])], place: &Place<'_>) -
         found.map(|(_, value)| Ok(Cow::Borrowed(utf8(value, place)?.unwrap_or("")))).collect::<Result<Vec<_>, _>>()
     };
     // A protobuf map has each key once; where the wire repeats one, the last counts.
-    convert::texts(fields, place, |name| Ok(values(name)?.pop()), |name| values(name)).map(Value::Record)
+    attributes::texts(fields, place, |name| Ok(values(name)?.pop()), |name| values(name)).map(Value::Record)
 }
 
 fn metadata(fields: &RecordType, all: Option<&Metadata>, place: &Place<'_>) -> Result<Value, Unmapped> {
-    let mut record = Record::new();
+    let mut record = Attributes::new();
     for (namespace, field) in fields {
         let place = place.of(namespace);
         match all.and_then(|all| all.filter_metadata.get(namespace.as_str())) {
             Some(space) => {
-                let space = convert::metadata_record(record_type(&field.ty), space, &place)?;
+                let space = attributes::metadata_record(record_type(&field.ty), space, &place)?;
                 record.insert(namespace.clone(), Value::Record(space));
             }
-            None if field.required => return Err(convert::missing(&place)),
+            None if field.required => return Err(attributes::missing(&place)),
             None => {}
         }
     }

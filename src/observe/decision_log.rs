@@ -24,7 +24,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, OwnedPermit};
 use tokio::sync::{oneshot, watch};
 
-use super::lines::{Lines, Lost};
+use super::line_writer::{Lines, Lost};
 use super::metrics::DecisionLogMetrics;
 pub use super::record::{Attribute, ErrorRecord, Of, Parts, Record, ShadowRecord, attributes};
 use crate::model::{Effect, Outcome, Undecided};

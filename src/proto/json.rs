@@ -60,8 +60,8 @@ pub fn check_request(text: &str) -> Result<wire::CheckRequest, String> {
     Ok(wire::CheckRequest { attributes: root.message("attributes", ATTRIBUTES, attributes)? })
 }
 
-fn attributes(own: &Reader<'_>) -> Result<wire::Attributes, String> {
-    Ok(wire::Attributes {
+fn attributes(own: &Reader<'_>) -> Result<wire::AttributeContext, String> {
+    Ok(wire::AttributeContext {
         source: own.message("source", PEER, peer)?,
         destination: own.message("destination", PEER, peer)?,
         request: own.message("request", REQUEST, |own| {

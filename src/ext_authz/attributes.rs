@@ -8,9 +8,9 @@ use smol_str::{SmolStr, ToSmolStr};
 
 use super::body::Content;
 use super::names;
-use super::view::{Kind, Struct, StructValue};
-use crate::model::{Extension, Record, RecordType, Type, Unmapped, UnmappedKind, Value};
+use crate::model::{Attributes, Extension, RecordType, Type, Unmapped, UnmappedKind, Value};
 use crate::policy;
+use crate::proto::view::{Kind, Struct, StructValue};
 
 /// 2^53: below it every integer is a double of its own, and this one may have been 2^53 + 1.
 const EXACT: i64 = 1 << 53;
@@ -87,8 +87,8 @@ pub fn texts<'a>(
     place: &Place<'_>,
     one: impl Fn(&str) -> Result<Option<std::borrow::Cow<'a, str>>, Unmapped>,
     list: impl Fn(&str) -> Result<Vec<std::borrow::Cow<'a, str>>, Unmapped>,
-) -> Result<Record, Unmapped> {
-    let mut record = Record::new();
+) -> Result<Attributes, Unmapped> {
+    let mut record = Attributes::new();
     for (name, field) in fields {
         let value = match &field.ty {
             Type::Set(member) => {
@@ -162,8 +162,8 @@ pub fn metadata(
 ///
 /// # Errors
 /// If a field does not fit its type, or a required one is missing.
-pub fn metadata_record(fields: &RecordType, value: &Struct<'_>, place: &Place<'_>) -> Result<Record, Unmapped> {
-    let mut record = Record::new();
+pub fn metadata_record(fields: &RecordType, value: &Struct<'_>, place: &Place<'_>) -> Result<Attributes, Unmapped> {
+    let mut record = Attributes::new();
     for (name, field) in fields {
         let place = place.of(name);
         let found = value.fields.get(name);
@@ -214,7 +214,7 @@ fn kind_name(kind: &Kind<'_>) -> &'static str {
 /// # Errors
 /// If it is not JSON, if a key that is declared comes twice (parsers disagree on which of them counts), or under a name that
 /// some take for it ([`names::same_key`]), if a value does not fit its type.
-pub fn json(fields: &RecordType, content: Content<'_>, place: &Place<'_>) -> Result<Record, Unmapped> {
+pub fn json(fields: &RecordType, content: Content<'_>, place: &Place<'_>) -> Result<Attributes, Unmapped> {
     let Content { bytes: body, replaced } = content;
     // serde would repeat what it finds instead, and refusals are logged.
     if body.trim_ascii_start().first() != Some(&b'{') {
@@ -261,22 +261,22 @@ fn may_be_replaced(place: &Place<'_>) -> String {
 }
 
 impl<'de> DeserializeSeed<'de> for RecordSeed<'_> {
-    type Value = Record;
+    type Value = Attributes;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Record, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Attributes, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
 impl<'de> Visitor<'de> for RecordSeed<'_> {
-    type Value = Record;
+    type Value = Attributes;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Record, A::Error> {
-        let mut record = Record::new();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attributes, A::Error> {
+        let mut record = Attributes::new();
         let mut seen: Vec<SmolStr> = Vec::new();
         while let Some(key) = map.next_key::<SmolStr>()? {
             let Some(field) = self.fields.get(&key) else {
@@ -555,7 +555,7 @@ mod tests {
         assert_eq!(metadata(&Type::String, None, &StructValue { kind: Some(Kind::Null) }, &Place::new("x")), Ok(None));
     }
 
-    fn read(fields: &RecordType, bytes: &[u8]) -> Result<Record, Unmapped> {
+    fn read(fields: &RecordType, bytes: &[u8]) -> Result<Attributes, Unmapped> {
         json(fields, Content { bytes, replaced: false }, &Place::new("body"))
     }
 
