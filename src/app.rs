@@ -157,7 +157,8 @@ impl App {
                 let address = admin_listener.as_ref().and_then(Listener::ip);
                 Arc::new(admin::guard::Hosts::new(address, &config.admin.hosts))
             },
-            metrics: prometheus.clone(),
+            counts: metrics.clone(),
+            rendered: prometheus.clone(),
             refresh: {
                 let (metrics, status, proof) = (metrics.clone(), status.clone(), Arc::clone(&proof));
                 let (snapshots, waiting) = (snapshots.clone(), service.waiting());

@@ -3,7 +3,10 @@
 
 use crate::model::Outcome;
 
+mod cache;
+pub mod catalogue;
 pub mod decision_log;
+mod decisions;
 mod line_writer;
 pub mod log_throttle;
 pub mod metrics;
