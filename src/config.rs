@@ -14,7 +14,7 @@ use crate::decision::authorizer::Authorizer;
 use crate::decision::cache::{self, Cache};
 use crate::decision::freshness::LastProof;
 use crate::ext_authz::check::Pipeline;
-use crate::ext_authz::identity::{self, Source};
+use crate::ext_authz::identity_source::{self, IdentitySource};
 use crate::ext_authz::request::{Mapping, ServiceName};
 use crate::ext_authz::response::{Errors, HeaderName, HeaderSource, Responder, UndecidedResponse};
 use crate::ext_authz::{body, path, server, service};
@@ -55,8 +55,8 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nats: Option<nats::Config>,
     /// Proofs of identity, in the order in which they count.
-    #[deserr(default = AtLeastOne(identity::default_sources()))]
-    pub identity: AtLeastOne<Source>,
+    #[deserr(default = AtLeastOne(identity_source::default_sources()))]
+    pub identity: AtLeastOne<IdentitySource>,
     /// Which forms of paths are let through.
     #[deserr(default)]
     pub paths: path::Config,

@@ -9,7 +9,7 @@ use super::assumed::{self, ConfigArgs};
 use super::{decide, validate};
 use crate::config::Config;
 use crate::ext_authz::check::{Checked, Pipeline};
-use crate::ext_authz::identity::Source;
+use crate::ext_authz::identity_source::IdentitySource;
 use crate::ext_authz::request::ServiceName;
 use crate::model::Outcome;
 use crate::observe;
@@ -43,7 +43,7 @@ struct Suite {
     service: Option<ServiceName>,
     /// Proofs of identity, as in the sidecar's configuration. Default: those of `--config`, else a sidecar's own default.
     #[deserr(default)]
-    identity: Option<AtLeastOne<Source>>,
+    identity: Option<AtLeastOne<IdentitySource>>,
     /// What is tested.
     tests: AtLeastOne<Case>,
 }

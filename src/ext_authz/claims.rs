@@ -3,49 +3,19 @@
 //! What `jwt_authn` leaves under another name than the configured ones may be a token, and a token that nobody reads must
 //! never turn its bearer into somebody else. So everything in its metadata is either understood or a refusal.
 
-use deserr::{Deserr, IntoValue, ValuePointerRef};
-use serde::Serialize;
-
 use super::attributes::{self, Place};
 use super::headers::Headers;
-use super::identity::Source;
+use super::identity_source::{IdentitySource, JWT_AUTHN, Keys};
 use crate::claim_path::{Astray, Below, ClaimPath, Node, Step};
 use crate::model::{Attributes, RecordType, Unmapped, UnmappedKind};
 use crate::proto::view::{AttributeContext, Kind, Struct, StructValue};
-use crate::yaml::{AtLeastOne, Faults, Table};
-
-/// Names in the metadata of a namespace: one, or a list of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Keys(pub Vec<String>);
-
-impl Default for Keys {
-    /// Envoy's documentation writes the first one, Istio's RequestAuthentication the second.
-    fn default() -> Self {
-        Self(vec!["jwt_payload".to_owned(), "payload".to_owned()])
-    }
-}
-
-impl Deserr<Faults> for Keys {
-    fn deserialize_from_value<V: IntoValue>(
-        value: deserr::Value<V>,
-        location: ValuePointerRef<'_>,
-    ) -> Result<Self, Faults> {
-        if let deserr::Value::String(key) = value {
-            return Ok(Self(vec![key]));
-        }
-        AtLeastOne::deserialize_from_value(value, location).map(|AtLeastOne(keys)| Self(keys))
-    }
-}
+use crate::yaml::Table;
 
 fn unusable(detail: impl Into<String>) -> Unmapped {
     Unmapped::new(UnmappedKind::Identity, detail)
 }
 
 // === finding the token ===
-
-/// The namespace of Envoy's filter, which a source reads unless it names another one.
-pub const JWT_AUTHN: &str = "envoy.filters.http.jwt_authn";
 
 /// The namespace in which Istio's own filter repeats what it knows of a token, up to Istio 1.22, as `request.auth.*`.
 const ISTIO_AUTHN: &str = "istio_authn";
@@ -65,8 +35,9 @@ pub(super) struct Tokens<'s> {
 
 impl<'s> Tokens<'s> {
     /// What a source says of tokens, if it reads them.
-    fn of(source: &'s Source) -> Option<Self> {
-        let Source::JwtMetadata { namespace, payload_key, other_keys, verification_status_header, .. } = source else {
+    pub(super) fn of(source: &'s IdentitySource) -> Option<Self> {
+        let IdentitySource::JwtMetadata { namespace, payload_key, other_keys, verification_status_header, .. } = source
+        else {
             return None;
         };
         Some(Self { namespace, payload: payload_key, other: other_keys, status_header: verification_status_header })
@@ -84,7 +55,7 @@ impl<'s> Tokens<'s> {
         self,
         attributes: &'a AttributeContext<'a>,
         headers: Headers<'_>,
-        all: &[Source],
+        all: &[IdentitySource],
     ) -> Result<Option<&'a Struct<'a>>, Unmapped> {
         self.verified(headers)?;
         let spaces = attributes.metadata_context.as_ref().map(|context| &context.filter_metadata);
@@ -159,7 +130,7 @@ impl<'s> Tokens<'s> {
 ///
 /// # Errors
 /// If there is one.
-pub(super) fn unread(attributes: &AttributeContext<'_>, all: &[Source]) -> Result<(), Unmapped> {
+pub(super) fn unread(attributes: &AttributeContext<'_>, all: &[IdentitySource]) -> Result<(), Unmapped> {
     let Some(context) = attributes.metadata_context.as_ref() else { return Ok(()) };
     for namespace in [JWT_AUTHN, ISTIO_AUTHN] {
         let configured = all.iter().filter_map(Tokens::of).any(|tokens| tokens.namespace == namespace);
