@@ -48,7 +48,7 @@ fn archive() -> Option<PathBuf> {
 }
 
 fn uid(json: &Json) -> EntityUid {
-    let text = |name: &str| json[name].as_str().expect("a text");
+    let text = |name: &str| json[name].as_str().expect("a string");
     EntityUid::from_type_name_and_id(text("type").parse().expect("an entity type"), EntityId::new(text("id")))
 }
 

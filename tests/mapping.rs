@@ -737,7 +737,7 @@ fn metadata_is_read_by_namespace_and_type() {
                 "tags": ["a", "b"], "inner": {"record": {"n": 1}},
             })),
         ),
-        // `aud` of a token is a text or a list of texts (RFC 7519, 4.1.3).
+        // `aud` of a token is a string or a list of strings (RFC 7519, 4.1.3).
         (declared, own(json!({"tags": "a"})), told(json!({"tags": ["a"]}))),
         (declared, own(json!({"n": null, "tags": [null]})), told(json!({"tags": []}))),
         // All numbers are doubles: from 2^53 on it may have been another number.
@@ -754,8 +754,8 @@ fn metadata_is_read_by_namespace_and_type() {
             Err(&misfit("Long", "a number that is not an exact integer")),
         ),
         (declared, own(json!({"n": 1.5})), Err(&misfit("Long", "a number that is not an exact integer"))),
-        (declared, own(json!({"n": "7"})), Err(&misfit("Long", "a text"))),
-        (declared, own(json!({"n": true})), Err(&misfit("Long", "a truth value"))),
+        (declared, own(json!({"n": "7"})), Err(&misfit("Long", "a string"))),
+        (declared, own(json!({"n": true})), Err(&misfit("Long", "a boolean"))),
         (declared, own(json!({"n": [7]})), Err(&misfit("Long", "a list"))),
         (declared, own(json!({"n": {}})), Err(&misfit("Long", "a struct"))),
         (

@@ -51,7 +51,7 @@ pub struct Encoded<'a> {
 /// The value of a field.
 #[derive(Debug, Clone, Copy)]
 pub enum Value<'a> {
-    /// Of all integers and truth values.
+    /// Of all integers and booleans.
     Number(u64),
     /// Of a double.
     Double(f64),
@@ -562,7 +562,7 @@ pub enum Kind<'a> {
     Number(f64),
     /// A text.
     String(&'a str),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
     /// A struct.
     Struct(Struct<'a>),

@@ -209,7 +209,7 @@ pub enum Kind {
     /// A text.
     #[prost(string, tag = "3")]
     String(String),
-    /// A truth value.
+    /// A boolean.
     #[prost(bool, tag = "4")]
     Bool(bool),
     /// A struct.
