@@ -24,7 +24,7 @@ use crate::problem::{Problem, SourceFile};
 /// # Errors
 /// All problems of the file: a syntax error alone, else every key and value that does not fit.
 pub fn parse<T: Deserr<Faults>>(source: &Arc<SourceFile>) -> Result<T, Vec<Problem>> {
-    // `value_from_str` would make a text of it.
+    // `value_from_str` would make a string of it.
     let text = if source.text.trim().is_empty() { "{}" } else { &source.text };
     let documents = MarkedYamlOwned::load_from_str(text).map_err(|error| {
         let at = error.marker();
@@ -110,7 +110,7 @@ impl Faults {
     }
 }
 
-/// What a field's own parser says of a text it cannot take: a message and a hint.
+/// What a field's own parser says of a string that it cannot take: a message and a hint.
 #[derive(Debug)]
 pub struct Invalid {
     message: String,
@@ -453,7 +453,7 @@ mod tests {
             lines,
             [
                 "sample.yaml:1:1: unknown key `nmae` (did you mean `name`?)",
-                "sample.yaml:4:5: `sizes[1]`: expected a number, found a text",
+                "sample.yaml:4:5: `sizes[1]`: expected a number, found a string",
                 "sample.yaml:5:5: `sizes[2]`: expected a number, found a negative number",
                 "sample.yaml:1:1: `name` is missing",
             ]

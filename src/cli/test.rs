@@ -200,7 +200,7 @@ fn check(pipeline: &Pipeline, case: &Case, bundle: &Files) -> Result<(), String>
     let path = format!("tests/{}", case.request);
     let text = bundle.files.get(&path).ok_or_else(|| format!("there is no `{path}` in the bundle"))?;
     let request = json::check_request(text).map_err(|error| format!("`{path}`: {error}"))?;
-    let Checked { outcome, .. } = pipeline.request(&request, "test");
+    let Checked { outcome, .. } = pipeline.frame(request, "test");
     let (decision, reason) = observe::words(&outcome);
     let determining: Vec<String> = match &outcome {
         Outcome::Decided(decision) => decision.determining.iter().map(ToString::to_string).collect(),

@@ -23,6 +23,7 @@ use super::service::{Authorization, SMALL_MESSAGE};
 use crate::listener::{self, Connection, Listener};
 use crate::observe::log_throttle::Sparingly;
 use crate::observe::transport::{Closed, ConnectionMetrics};
+use crate::proto;
 use crate::shutdown::Drain;
 use crate::units::{Bytes, Span};
 use crate::waiting::{Entry, Waiting};
@@ -68,9 +69,6 @@ impl Default for Config {
     }
 }
 
-/// The descriptors of `envoy.service.auth.v3` and what it imports, for reflection; made as CONTRIBUTING.md says.
-const DESCRIPTORS: &[u8] = include_bytes!("../proto/descriptors.binpb");
-
 /// The name under which Envoy's gRPC health check asks; the empty one stands for the process.
 const SERVICES: [&str; 2] = ["", "envoy.service.auth.v3.Authorization"];
 
@@ -84,7 +82,7 @@ pub fn others(config: &Config) -> Result<(Routes, HealthReporter), String> {
     let mut routes = Routes::new(health.max_decoding_message_size(SMALL_MESSAGE));
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|error| error.to_string())?;
