@@ -14,6 +14,7 @@ pub mod json;
 pub mod judge;
 mod names;
 pub mod path;
+mod recency;
 pub mod request;
 pub mod response;
 pub mod server;

@@ -17,9 +17,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
@@ -316,27 +316,39 @@ impl Incoming {
     }
 }
 
-/// Serves each connection in a task of its own until `draining` is over, then waits for those that are open: their watchers
-/// tell them.
+/// Serves each connection in a task of its own until `draining` is over, then waits for those that are open.
 pub async fn serve<S>(
     mut incoming: Incoming,
     draining: impl Future<Output = ()>,
-    each: impl Fn(Connection, Watcher) -> S,
+    each: impl Fn(Connection, Draining) -> S,
 ) where
     S: Future<Output = ()> + Send + 'static,
 {
-    let connections = GracefulShutdown::new();
+    let begun = watch::Sender::new(false);
     let mut draining = pin!(draining);
     loop {
         let connection = tokio::select! {
             connection = incoming.accept() => connection,
             () = &mut draining => break,
         };
-        tokio::spawn(each(connection, connections.watcher()));
+        tokio::spawn(each(connection, Draining(begun.subscribe())));
     }
     // The socket is closed before what is in flight is waited for: nobody is to queue up at it.
     drop(incoming);
-    connections.shutdown().await;
+    begun.send_replace(true);
+    begun.closed().await;
+}
+
+/// Held by the task of a connection for as long as the connection is open: the drain waits until the last one is dropped.
+#[derive(Debug)]
+pub struct Draining(watch::Receiver<bool>);
+
+impl Draining {
+    /// Waits until nothing new is to be taken.
+    pub async fn begun(&mut self) {
+        // An error means that nobody is left to say so, which says it.
+        let _ = self.0.wait_for(|begun| *begun).await;
+    }
 }
 
 /// An accepted connection.
