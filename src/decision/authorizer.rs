@@ -27,7 +27,7 @@ pub struct Authorizer {
 }
 
 /// How often a policy that cannot be evaluated is complained about, and about how many at a time.
-const COMPLAINTS: (Duration, u64) = (Duration::from_secs(60), 1000);
+const COMPLAINTS: (Duration, usize) = (Duration::from_secs(60), 1000);
 
 impl Authorizer {
     /// Decides under whatever snapshot the channel holds.

@@ -122,7 +122,7 @@ const GIVEN_UP: usize = 16;
 
 /// How long a connection may take to close in good order: until the peer has heard that it should call elsewhere, and the answers in
 /// flight are out.
-const CLOSING: Duration = Duration::from_secs(1);
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// Serves one listener until the drain, then finishes what is in flight.
 pub async fn serve(
@@ -133,6 +133,7 @@ pub async fn serve(
     metrics: ConnectionMetrics,
     drain: Drain,
 ) {
+    let local_address = listener.local_address().to_owned();
     let (incoming, tls) = listener.into_incoming();
     let server = Arc::new(Server {
         http2: builder(config),
@@ -142,6 +143,7 @@ pub async fn serve(
         handshakes: Waiting::new(places.handshakes, 0),
         recent: Recent::new(places.connections),
         metrics,
+        local_address,
         told: Sparingly::new(Duration::from_secs(60), 16),
     });
     let each = |connection, draining| Arc::clone(&server).connection(connection, draining);
@@ -175,22 +177,36 @@ struct Server {
     handshakes: Arc<Waiting>,
     recent: Arc<Recent>,
     metrics: ConnectionMetrics,
+    local_address: String,
     told: Sparingly<Closed>,
 }
 
 /// How a connection came to its end: `Some` if we closed it, `None` if the peer did, or in good order.
-type End = Option<Closed>;
+type End = Option<Ending>;
+
+/// Why we closed a connection, and what the library says of it.
+struct Ending {
+    why: Closed,
+    cause: Option<String>,
+}
+
+impl From<Closed> for Ending {
+    fn from(why: Closed) -> Self {
+        Self { why, cause: None }
+    }
+}
 
 impl Server {
     async fn connection(self: Arc<Self>, connection: Connection, draining: Draining) {
         let _open = self.metrics.open();
+        let peer = connection.peer();
         let entry = self.handshakes.enter();
         let deadline = Instant::now() + self.handshake_timeout;
         let end = match &self.tls {
             None => self.http2(connection, entry, deadline, draining).await,
             Some(tls) => self.tls(tls, connection, entry, deadline, draining).await,
         };
-        let Err(Some(why)) = end else { return };
+        let Err(Some(Ending { why, cause })) = end else { return };
         self.metrics.closed(why);
         if self.told.lets_pass(&why) {
             let listener = self.metrics.role().as_str();
@@ -199,7 +215,8 @@ impl Server {
                 Closed::Displaced => "raise `limits.connections`, or see who connects",
                 _ => "see `stockade_connections_closed_total` for how often",
             };
-            tracing::warn!(listener, reason = why.as_str(), hint, "connections are closed; said once a minute");
+            let (address, reason) = (&self.local_address, why.as_str());
+            tracing::warn!(listener, address, peer, reason, cause, hint, "connections are closed; said once a minute");
         }
     }
 
@@ -211,20 +228,15 @@ impl Server {
         deadline: Instant,
         draining: Draining,
     ) -> Result<(), End> {
-        let handshake = async { tls.accept(connection).await.map_err(|_| Some(Closed::Tls)) };
+        let failed = |error: io::Error| Some(Ending { why: Closed::Tls, cause: Some(error.to_string()) });
+        let handshake = async { tls.accept(connection).await.map_err(failed) };
         let stream = in_time(&mut entry, deadline, handshake).await?;
         self.http2(stream, entry, deadline, draining).await
     }
 
     /// A connection in three stages: until its first call it is one of those in their handshake, then one of those that are served,
     /// and at last one that closes in good order, so that no check is lost that was on its way.
-    async fn http2<T>(
-        &self,
-        stream: T,
-        mut entry: Entry,
-        deadline: Instant,
-        mut draining: Draining,
-    ) -> Result<(), End>
+    async fn http2<T>(&self, stream: T, mut entry: Entry, deadline: Instant, mut draining: Draining) -> Result<(), End>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -237,8 +249,8 @@ impl Server {
             served = &mut connection => return ended(served),
             () = activity.first_call() => None,
             () = draining.begun() => None,
-            () = entry.shed() => return Err(Some(Closed::Shed)),
-            () = sleep_until(deadline) => Some(Closed::HandshakeTimeout),
+            () = entry.shed() => return Err(Some(Closed::Shed.into())),
+            () = sleep_until(deadline) => Some(Closed::HandshakeTimeout.into()),
         };
         if why.is_some() {
             connection.as_mut().graceful_shutdown();
@@ -250,7 +262,7 @@ impl Server {
             biased;
             served = &mut connection => return ended(served),
             () = draining.begun() => None,
-            () = activity.displaced() => Some(Closed::Displaced),
+            () = activity.displaced() => Some(Closed::Displaced.into()),
         };
         connection.as_mut().graceful_shutdown();
         if why.is_none() {
@@ -263,11 +275,7 @@ impl Server {
 }
 
 /// Waits for a connection to close in good order, for as long as there is time and room for that.
-async fn closing(
-    connection: impl Future<Output = hyper::Result<()>>,
-    mut entry: Entry,
-    why: End,
-) -> Result<(), End> {
+async fn closing(connection: impl Future<Output = hyper::Result<()>>, mut entry: Entry, why: End) -> Result<(), End> {
     tokio::select! {
         _ = connection => {}
         () = entry.shed() => {}
@@ -279,7 +287,7 @@ async fn closing(
 fn ended(served: hyper::Result<()>) -> Result<(), End> {
     served.map_err(|error| {
         tracing::debug!(%error, "a connection broke off");
-        error.is_timeout().then_some(Closed::KeepAliveTimeout)
+        error.is_timeout().then_some(Closed::KeepAliveTimeout.into())
     })
 }
 
@@ -309,8 +317,8 @@ async fn in_time<T>(
 ) -> Result<T, End> {
     tokio::select! {
         biased;
-        done = timeout_at(deadline, step) => done.unwrap_or(Err(Some(Closed::HandshakeTimeout))),
-        () = entry.shed() => Err(Some(Closed::Shed)),
+        done = timeout_at(deadline, step) => done.unwrap_or_else(|_| Err(Some(Closed::HandshakeTimeout.into()))),
+        () = entry.shed() => Err(Some(Closed::Shed.into())),
     }
 }
 
@@ -324,7 +332,7 @@ async fn begin<T: AsyncRead + Unpin>(mut stream: T) -> Result<Begun<T>, End> {
         let missing = (PREFACE.len() - here.len()) as u64;
         match (&mut stream).take(missing).read_buf(&mut here).await {
             Ok(0) | Err(_) => return Err(None),
-            Ok(_) if !PREFACE.starts_with(&here) => return Err(Some(Closed::NotHttp2)),
+            Ok(_) if !PREFACE.starts_with(&here) => return Err(Some(Closed::NotHttp2.into())),
             Ok(_) => {}
         }
     }

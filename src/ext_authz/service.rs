@@ -58,7 +58,8 @@ pub struct Config {
     /// be longer than the `timeout` of the `grpc_service` in Envoy. Default `15s`.
     #[deserr(default = Config::default().deadline)]
     pub deadline: Span,
-    /// How many connections each listener serves. Envoy opens one for each of its worker threads. Default `256`.
+    /// How many connections each listener serves; at the limit, the one whose last call is longest ago makes room for the next. Envoy
+    /// opens one for each of its worker threads. Default `256`.
     #[deserr(default = Config::default().connections)]
     pub connections: NonZeroUsize,
 }
