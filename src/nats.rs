@@ -392,7 +392,7 @@ mod tests {
         let path = dir.path().join("ca.pem").display().to_string();
         let tls = Some(config::Tls { ca: Some(path.clone()), certificate: None, private_key: None });
         let config = Config { tls, ..Config::of("tls://127.0.0.1:1").expect("a server") };
-        let refused = async || connect(&config, "test", Patience::Once).await.err().expect("an error");
+        let refused = async || connect(&config, "test", Patience::Once).await.expect_err("an error");
         assert_eq!(refused().await, format!("`{path}` cannot be read: No such file or directory (os error 2)"));
         std::fs::write(&path, [0x30, 0x82]).expect("written");
         assert!(refused().await.starts_with(&format!("`{path}` cannot be read: ")), "{}", refused().await);

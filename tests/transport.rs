@@ -104,8 +104,9 @@ async fn headers_beyond_the_limit_fail_their_check_alone() {
         assert_eq!(code(&raw.call(&[], &message).await.response()), 0, "the next one on the same connection");
     }
     let (response, _body) = raw.open(CHECK, &[("tracestate", &"!#$&*;<>".repeat((128 << 10) / 8))]).await;
-    let error = timeout(PATIENCE, response).await.expect("an end in time").expect_err("no answer");
-    assert!(error.is_go_away(), "{error}");
+    // Whether its reason gets here depends on who is faster, the end or the rest of the headers.
+    timeout(PATIENCE, response).await.expect("an end in time").expect_err("no answer");
+    assert!(!raw.takes_calls().await, "the connection has ended");
     still_decides(&stockade).await;
 }
 

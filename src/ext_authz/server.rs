@@ -248,13 +248,13 @@ impl Server {
             biased;
             served = &mut connection => return ended(served),
             () = activity.first_call() => None,
-            () = draining.begun() => None,
+            () = draining.begun() => Some(None),
             () = entry.shed() => return Err(Some(Closed::Shed.into())),
-            () = sleep_until(deadline) => Some(Closed::HandshakeTimeout.into()),
+            () = sleep_until(deadline) => Some(Some(Closed::HandshakeTimeout.into())),
         };
-        if why.is_some() {
+        if let Some(end) = why {
             connection.as_mut().graceful_shutdown();
-            return closing(connection, entry, why).await;
+            return closing(connection, entry, end).await;
         }
         let member = self.recent.enter(&activity);
         drop(entry);
@@ -275,13 +275,13 @@ impl Server {
 }
 
 /// Waits for a connection to close in good order, for as long as there is time and room for that.
-async fn closing(connection: impl Future<Output = hyper::Result<()>>, mut entry: Entry, why: End) -> Result<(), End> {
+async fn closing(connection: impl Future<Output = hyper::Result<()>>, mut entry: Entry, end: End) -> Result<(), End> {
     tokio::select! {
         _ = connection => {}
         () = entry.shed() => {}
         () = sleep(CLOSING) => {}
     }
-    Err(why)
+    Err(end)
 }
 
 fn ended(served: hyper::Result<()>) -> Result<(), End> {

@@ -4,6 +4,7 @@
 //! beside those that are in flight, within bounds of its own, until its deadline; and what is answered before its message is
 //! all there is read to its end, since a reset would count against the connection, and with it against all other checks on it.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
@@ -304,13 +305,15 @@ impl Shared {
 struct Whole {
     /// `None` once its rest is read elsewhere.
     body: Option<Incoming>,
+    /// That it was seen to be at its end. To ask again would take a lock of the connection.
+    ended: Cell<bool>,
     /// How long its rest may take.
     patience: Duration,
 }
 
 impl Whole {
     fn new(body: Incoming, patience: Duration) -> Self {
-        Self { body: Some(body), patience }
+        Self { body: Some(body), ended: Cell::new(false), patience }
     }
 }
 
@@ -326,13 +329,15 @@ impl http_body::Body for Whole {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
+        let ended = self.ended.get() || self.body.as_ref().is_none_or(http_body::Body::is_end_stream);
+        self.ended.set(ended);
+        ended
     }
 }
 
 impl Drop for Whole {
     fn drop(&mut self) {
-        let Some(mut body) = self.body.take().filter(|body| !http_body::Body::is_end_stream(body)) else { return };
+        let Some(mut body) = self.body.take().filter(|_| !self.ended.get()) else { return };
         let mut rest = Box::pin(async move { while let Some(Ok(_)) = body.frame().await {} });
         // A call that was given up is at its end here.
         let is_here = rest.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
