@@ -131,10 +131,13 @@ fn an_unrouted_request_is_no_miss_whatever_the_clock_says() {
         until,
         reason: "test".to_owned(),
     };
-    let routes = "routes: [{match: GET /orders, action: GET, resource: 'Service::\"shop\"'}]";
-    let bundle = shop(&[("all.cedar", "permit (principal, action, resource);"), ("routes.yaml", routes)]);
+    let bundle = shop(&[
+        ("s.cedarschema", "action list appliesTo { principal: [User, Anonymous], resource: [Service] };"),
+        ("list.cedar", "permit (principal, action == Action::\"list\", resource);"),
+        ("routes.yaml", "routes: [{match: GET /orders, action: list}]"),
+    ]);
     let engine = Engine::new(Arc::new(crate::fixture::compile(&[bundle]).overlaid(&[denial], None)));
-    let ask = |path: &str| match engine.judge.request(&line("GET", path), "d").outcome {
+    let ask = |path: &str| match engine.pipeline.request(&line("GET", path), "d").outcome {
         Outcome::Decided(decision) => (decision.reason, decision.cache),
         other => panic!("{other:?}"),
     };
