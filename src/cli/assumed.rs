@@ -1,4 +1,4 @@
-//! The configuration that a command judges requests by: one that it was given, or what a sidecar has without one.
+//! The configuration that a command checks requests by: one that it was given, or what a sidecar has without one.
 
 use std::path::{Path, PathBuf};
 

@@ -8,7 +8,7 @@ use deserr::Deserr;
 use serde::Serialize;
 
 use super::headers::Headers;
-use super::view::HttpRequest;
+use crate::proto::view::HttpRequest;
 use crate::yaml::Faults;
 
 /// `bodies:` of the configuration.
@@ -86,7 +86,7 @@ impl<'a> Body<'a> {
                 _ => Self::Unreadable("Envoy has not sent it along; it does with `with_request_body`"),
             };
         }
-        if is_partial(http, headers) {
+        if is_cut(http, headers) {
             return Self::Unreadable("only its beginning is here; it is larger than Envoy's `max_request_bytes`");
         }
         if length.is_some_and(|length| usize::try_from(length) != Ok(bytes.len())) {
@@ -107,9 +107,35 @@ impl<'a> Body<'a> {
     }
 }
 
-/// Whether Envoy sent only the beginning of the body: it says so, or less is here than there is.
+/// Whether there is more of the body than is here: Envoy sent its beginning, or nothing of it.
 pub fn is_partial(http: &HttpRequest<'_>, headers: Headers<'_>) -> bool {
-    let here = http.body.len().max(http.raw_body.len());
+    let unsent = || here(http) == 0 && matches!(Body::of(http, headers), Body::Unreadable(_));
+    is_cut(http, headers) || unsent()
+}
+
+/// The size of the whole body in bytes; `None` where it cannot be known yet. What Envoy says (`size`) is what it had received
+/// when it asked, which is all of it only where all of it is here.
+pub fn size(http: &HttpRequest<'_>, headers: Headers<'_>) -> Option<i64> {
+    let body = Body::of(http, headers);
+    if let Body::Contradictory(_) = body {
+        return None;
+    }
+    let declared = declared_length(headers).ok().flatten();
+    let known = declared.or_else(|| match (here(http), body) {
+        (0, Body::Absent) => (http.size == 0).then_some(0),
+        (0, _) => None,
+        (here, _) => (!is_cut(http, headers)).then_some(here as u64),
+    });
+    known.and_then(|size| i64::try_from(size).ok())
+}
+
+fn here(http: &HttpRequest<'_>) -> usize {
+    http.body.len().max(http.raw_body.len())
+}
+
+/// Whether Envoy sent only the beginning of the body: it says so, or less is here than it has received.
+fn is_cut(http: &HttpRequest<'_>, headers: Headers<'_>) -> bool {
+    let here = here(http);
     let short = here > 0 && usize::try_from(http.size).is_ok_and(|size| size > here);
     said_to_be_partial(headers) || short
 }
@@ -201,7 +227,7 @@ pub fn is_token(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ext_authz::view::{HeaderMap, HeaderValue};
+    use crate::proto::view::{HeaderMap, HeaderValue};
 
     fn of<'a>(http: &'a HttpRequest<'a>) -> Body<'a> {
         Body::of(http, Headers::of(http).expect("one form"))

@@ -3,49 +3,19 @@
 //! What `jwt_authn` leaves under another name than the configured ones may be a token, and a token that nobody reads must
 //! never turn its bearer into somebody else. So everything in its metadata is either understood or a refusal.
 
-use deserr::{Deserr, IntoValue, ValuePointerRef};
-use serde::Serialize;
-
-use super::convert::{self, Place};
+use super::attributes::{self, Place};
 use super::headers::Headers;
-use super::identity::Source;
-use super::view::{Attributes, Kind, Struct, StructValue};
+use super::identity_source::{IdentitySource, JWT_AUTHN, Keys};
 use crate::claim_path::{Astray, Below, ClaimPath, Node, Step};
-use crate::model::{Record, RecordType, Type, Unmapped, UnmappedKind, Value};
-use crate::yaml::{AtLeastOne, Faults, Table};
-
-/// Names in the metadata of a namespace: one, or a list of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Keys(pub Vec<String>);
-
-impl Default for Keys {
-    /// Envoy's documentation writes the first one, Istio's RequestAuthentication the second.
-    fn default() -> Self {
-        Self(vec!["jwt_payload".to_owned(), "payload".to_owned()])
-    }
-}
-
-impl Deserr<Faults> for Keys {
-    fn deserialize_from_value<V: IntoValue>(
-        value: deserr::Value<V>,
-        location: ValuePointerRef<'_>,
-    ) -> Result<Self, Faults> {
-        if let deserr::Value::String(key) = value {
-            return Ok(Self(vec![key]));
-        }
-        AtLeastOne::deserialize_from_value(value, location).map(|AtLeastOne(keys)| Self(keys))
-    }
-}
+use crate::model::{Attributes, RecordType, Unmapped, UnmappedKind};
+use crate::proto::view::{AttributeContext, Kind, Struct, StructValue};
+use crate::yaml::Table;
 
 fn unusable(detail: impl Into<String>) -> Unmapped {
     Unmapped::new(UnmappedKind::Identity, detail)
 }
 
 // === finding the token ===
-
-/// The namespace of Envoy's filter, which a source reads unless it names another one.
-pub const JWT_AUTHN: &str = "envoy.filters.http.jwt_authn";
 
 /// The namespace in which Istio's own filter repeats what it knows of a token, up to Istio 1.22, as `request.auth.*`.
 const ISTIO_AUTHN: &str = "istio_authn";
@@ -65,8 +35,9 @@ pub(super) struct Tokens<'s> {
 
 impl<'s> Tokens<'s> {
     /// What a source says of tokens, if it reads them.
-    fn of(source: &'s Source) -> Option<Self> {
-        let Source::JwtMetadata { namespace, payload_key, other_keys, verification_status_header, .. } = source else {
+    pub(super) fn of(source: &'s IdentitySource) -> Option<Self> {
+        let IdentitySource::JwtMetadata { namespace, payload_key, other_keys, verification_status_header, .. } = source
+        else {
             return None;
         };
         Some(Self { namespace, payload: payload_key, other: other_keys, status_header: verification_status_header })
@@ -82,9 +53,9 @@ impl<'s> Tokens<'s> {
     /// If there is a token that was not verified, that failed, or that no source reads; or two that do not agree.
     pub(super) fn payload<'a>(
         self,
-        attributes: &'a Attributes<'a>,
+        attributes: &'a AttributeContext<'a>,
         headers: Headers<'_>,
-        all: &[Source],
+        all: &[IdentitySource],
     ) -> Result<Option<&'a Struct<'a>>, Unmapped> {
         self.verified(headers)?;
         let spaces = attributes.metadata_context.as_ref().map(|context| &context.filter_metadata);
@@ -98,13 +69,7 @@ impl<'s> Tokens<'s> {
                 |key: &str| all.iter().filter_map(Tokens::of).any(|t| t.namespace == self.namespace && t.knows(key));
             nothing_else(self.namespace, space, known)?;
         }
-        for namespace in [JWT_AUTHN, ISTIO_AUTHN] {
-            let configured = all.iter().filter_map(Tokens::of).any(|tokens| tokens.namespace == namespace);
-            if let Some(space) = spaces.and_then(|spaces| spaces.get(namespace)).filter(|_| !configured) {
-                // Istio's filter also says there what it knows of the peer.
-                nothing_else(namespace, space, |key| namespace == ISTIO_AUTHN && !key.starts_with("request.auth."))?;
-            }
-        }
+        unread(attributes, all)?;
         Ok(None)
     }
 
@@ -160,6 +125,23 @@ impl<'s> Tokens<'s> {
     }
 }
 
+/// Refuses tokens in the namespaces of Envoy's and Istio's filters, where no source of the configuration reads these: whoever
+/// a token speaks of must not be taken for the gateway that passed it on.
+///
+/// # Errors
+/// If there is one.
+pub(super) fn unread(attributes: &AttributeContext<'_>, all: &[IdentitySource]) -> Result<(), Unmapped> {
+    let Some(context) = attributes.metadata_context.as_ref() else { return Ok(()) };
+    for namespace in [JWT_AUTHN, ISTIO_AUTHN] {
+        let configured = all.iter().filter_map(Tokens::of).any(|tokens| tokens.namespace == namespace);
+        if let Some(space) = context.filter_metadata.get(namespace).filter(|_| !configured) {
+            // Istio's filter also says there what it knows of the peer.
+            nothing_else(namespace, space, |key| namespace == ISTIO_AUTHN && !key.starts_with("request.auth."))?;
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a namespace in which anything is that nobody knows.
 fn nothing_else(namespace: &str, space: &Struct<'_>, known: impl Fn(&str) -> bool) -> Result<(), Unmapped> {
     for (key, _) in space.fields.iter().filter(|(key, _)| !known(key)) {
@@ -170,8 +152,8 @@ fn nothing_else(namespace: &str, space: &Struct<'_>, known: impl Fn(&str) -> boo
             }
             None => {
                 return Err(unusable(format!(
-                    "the metadata of `{namespace}` has `{key}`, which no identity source reads; `payload_key` names where \
-                     tokens are, `other_keys` what says nothing about who asks"
+                    "the metadata of `{namespace}` has `{key}`, which no identity source reads; in a source `jwt_metadata`, \
+                     `payload_key` names where tokens are, `other_keys` what says nothing about who asks"
                 )));
             }
         }
@@ -184,7 +166,7 @@ fn failure(kind: &Kind<'_>) -> Option<i64> {
     let Kind::Struct(status) = kind else { return None };
     let kind = |name: &str| status.fields.get(name).and_then(|value| value.kind.as_ref());
     match (kind("code"), kind("message"), status.fields.iter().count()) {
-        (Some(Kind::Number(code)), Some(Kind::String(_)), 2) => convert::integral(*code),
+        (Some(Kind::Number(code)), Some(Kind::String(_)), 2) => attributes::integral(*code),
         _ => None,
     }
 }
@@ -236,15 +218,6 @@ pub(super) fn claim<'a>(payload: &'a Struct<'a>, path: &ClaimPath) -> Result<Opt
     Ok(found.filter(|kind| !matches!(kind, Kind::Null)))
 }
 
-/// The claims that are a list of words in one string: `scope` by RFC 8693, 4.2, and `scp`, as some issuers call it.
-fn is_words(name: &str) -> bool {
-    matches!(name, "scope" | "scp")
-}
-
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(' ').filter(|word| !word.is_empty())
-}
-
 /// The principal's id.
 ///
 /// # Errors
@@ -266,7 +239,9 @@ pub(super) fn groups<'a>(payload: &'a Struct<'a>, path: &ClaimPath) -> Result<Ve
         claim(payload, path).map_err(|astray| unusable(format!("the token has no claim `{path}`: {astray}")))?;
     match found {
         None => Ok(Vec::new()),
-        Some(Kind::String(scope)) if path.last_name().is_some_and(is_words) => Ok(words(scope).collect()),
+        Some(Kind::String(scope)) if path.last_name().is_some_and(attributes::is_words) => {
+            Ok(attributes::words(scope).collect())
+        }
         Some(Kind::String(group)) => Ok(vec![group]),
         Some(Kind::List(list)) => list
             .values
@@ -290,8 +265,8 @@ pub(super) fn attributes(
     payload: &Struct<'_>,
     renamed: &Table<String, ClaimPath>,
     place: &Place<'_>,
-) -> Result<Record, Unmapped> {
-    let mut record = Record::new();
+) -> Result<Attributes, Unmapped> {
+    let mut record = Attributes::new();
     for (name, field) in fields {
         let place = place.of(name);
         let value = match renamed.0.get(name.as_str()) {
@@ -307,40 +282,9 @@ pub(super) fn attributes(
             }
         };
         let Some((claim, value)) = value else { continue };
-        if let Some(value) = typed(&field.ty, claim, value, &place)? {
+        if let Some(value) = attributes::metadata(&field.ty, claim, value, &place)? {
             record.insert(name.clone(), value);
         }
     }
     Ok(record)
-}
-
-/// The claims that the context declares, under their names.
-///
-/// # Errors
-/// If a claim does not fit its type, or a required one is missing.
-pub(super) fn context(fields: &RecordType, payload: &Struct<'_>, place: &Place<'_>) -> Result<Record, Unmapped> {
-    let mut record = Record::new();
-    for (name, field) in fields {
-        let place = place.of(name);
-        let found = payload.fields.get(name);
-        match found.map(|value| typed(&field.ty, Some(name), value, &place)).transpose()?.flatten() {
-            Some(value) => {
-                record.insert(name.clone(), value);
-            }
-            None if field.required => return Err(convert::missing(&place)),
-            None => {}
-        }
-    }
-    Ok(record)
-}
-
-/// A claim as a value of its declared type. `name` is its own name, if it has one.
-fn typed(ty: &Type, name: Option<&str>, value: &StructValue<'_>, place: &Place<'_>) -> Result<Option<Value>, Unmapped> {
-    match (ty, &value.kind) {
-        (Type::Set(member), Some(Kind::String(scope))) if name.is_some_and(is_words) => {
-            let members: Result<Vec<_>, _> = words(scope).map(|word| convert::text(member, word, place)).collect();
-            members.map(|members| Some(Value::set(members)))
-        }
-        _ => convert::metadata(ty, value, place),
-    }
 }

@@ -1,7 +1,7 @@
 //! Request headers, in both forms that Envoy sends them (design, decision 4).
 
-use super::view::HttpRequest;
 use crate::model::{Unmapped, UnmappedKind};
+use crate::proto::view::HttpRequest;
 
 /// The headers of a request.
 #[derive(Debug, Clone, Copy)]
@@ -84,9 +84,10 @@ impl<'a> Headers<'a> {
         Ok(all)
     }
 
-    /// Whether Envoy has written `!` for bytes of this header, and of the field that says the same, that are not UTF-8.
+    /// Whether Envoy may have written `!` for bytes that are not UTF-8 in a field of the request that this header says as
+    /// well: only a raw line has what the client sent, and `allowed_headers` may leave it out.
     pub fn may_replace(self, name: &str) -> bool {
-        self.joined && self.lines(name).next().is_some()
+        self.joined || self.lines(name).next().is_none()
     }
 
     /// Whether a value may be another one, with bytes that are not UTF-8: Envoy writes `!` for each of them when it joins.

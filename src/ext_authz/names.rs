@@ -8,12 +8,13 @@ pub fn same_key(declared: &str, found: &str) -> bool {
     folded(found, is_joint).eq(folded(declared, is_joint))
 }
 
-/// Whether some parser of forms and queries takes a name for the declared one: without case, as an array (`id[]`), or
-/// with PHP's `_` for dots and spaces.
+/// Whether some parser of forms and queries takes a name for the declared one: without case, as an array (`id[]`), nested
+/// in another way (`filter.owner` for `filter[owner]`), or with PHP's `_` for dots, spaces and a lone bracket.
 pub fn same_parameter(declared: &str, found: &str) -> bool {
-    let is_joint = |c: char| is_joint(c) || c == '.' || c == ' ';
+    let is_joint = |c: char| is_joint(c) || matches!(c, '.' | ' ' | '[' | ']');
     let same = |found: &str| folded(found, is_joint).eq(folded(declared, is_joint));
-    same(found) || found.split_once('[').is_some_and(|(base, _)| same(base))
+    // What is before a bracket has all that follows it, as an item or a field.
+    same(found) || found.match_indices('[').any(|(at, _)| found.get(..at).is_some_and(same))
 }
 
 fn is_joint(c: char) -> bool {
@@ -67,6 +68,17 @@ mod tests {
             ("book_id", "book id", true),
             ("filter[owner]", "filter[Owner]", true),
             ("filter[owner]", "filter[status]", false),
+            ("filter[owner]", "filter[owner][]", true),
+            ("filter[owner]", "filter[owner][0][x]", true),
+            ("filter[owner]", "filter.owner", true),
+            ("filter[owner]", "filter.owner[]", true),
+            ("filter[owner]", "filter_owner", true),
+            ("filter[owner]", "filter[owner", true),
+            ("filter[owner]", "filter", false),
+            ("filter[owner]", "filter[owners]", false),
+            ("filter.owner", "filter[owner]", true),
+            ("filter.owner", "filter[owner][]", true),
+            ("filter", "filter[owner]", true),
             ("id", "x[id]", false),
         ] {
             assert_eq!(same_parameter(declared, found), same, "{declared} {found:?}");

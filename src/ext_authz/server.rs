@@ -20,9 +20,9 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::recency::{Activity, Recent};
-use super::service::{Answering, Authorization, Response, SMALL_MESSAGE};
+use super::service::{Answering, Authorization, HttpResponse, SMALL_MESSAGE};
 use crate::listener::{self, Connection, Draining, Listener};
-use crate::observe::sparingly::Sparingly;
+use crate::observe::log_throttle::Sparingly;
 use crate::observe::transport::{Closed, ConnectionMetrics};
 use crate::shutdown::Drain;
 use crate::units::{Bytes, Span};
@@ -70,7 +70,7 @@ impl Default for Config {
 }
 
 /// The descriptors of `envoy.service.auth.v3` and what it imports, for reflection; made as CONTRIBUTING.md says.
-const DESCRIPTORS: &[u8] = include_bytes!("descriptors.binpb");
+const DESCRIPTORS: &[u8] = include_bytes!("../proto/descriptors.binpb");
 
 /// The name under which Envoy's gRPC health check asks; the empty one stands for the process.
 const SERVICES: [&str; 2] = ["", "envoy.service.auth.v3.Authorization"];
@@ -298,7 +298,7 @@ struct Calls {
 }
 
 impl hyper::service::Service<http::Request<Incoming>> for Calls {
-    type Response = Response;
+    type Response = HttpResponse;
     type Error = Infallible;
     type Future = Answering;
 

@@ -28,9 +28,9 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
 
-use super::checker::{Call, Checker};
+use super::account::{Call, Checker};
 use super::grpc::{self, Message, Reply};
-use super::response::Answer;
+use super::response::Response;
 use crate::model::{Outcome, Undecided};
 use crate::observe::Metrics;
 use crate::observe::tracing::TraceParent;
@@ -107,10 +107,10 @@ pub(super) const SMALL_MESSAGE: usize = 4096;
 const OTHER_CALLS: usize = 1024;
 
 /// An answer: to a check, or of another method.
-pub(super) type Response = http::Response<Either<Reply, Body>>;
+pub(super) type HttpResponse = http::Response<Either<Reply, Body>>;
 
 /// An answer that is being made.
-pub(super) type Answering = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+pub(super) type Answering = Pin<Box<dyn Future<Output = Result<HttpResponse, Infallible>> + Send>>;
 
 /// What is served: checks, and whatever else the routes have.
 #[derive(Debug, Clone)]
@@ -162,9 +162,9 @@ impl Authorization {
     }
 }
 
-fn respond(answer: Result<Answer, Status>) -> Response {
-    match answer {
-        Ok(answer) => grpc::reply(answer.into_frame()).map(Either::Left),
+fn respond(response: Result<Response, Status>) -> HttpResponse {
+    match response {
+        Ok(response) => grpc::reply(response.into_frame()).map(Either::Left),
         Err(status) => status.into_http::<Body>().map(Either::Right),
     }
 }
@@ -198,7 +198,7 @@ impl Place {
     }
 
     /// The method.
-    async fn check(mut self, request: http::Request<Whole>, arrived: Instant) -> Result<Answer, Status> {
+    async fn check(mut self, request: http::Request<Whole>, arrived: Instant) -> Result<Response, Status> {
         let call = self.shared.call(request.headers(), arrived);
         let mut body = request.into_body();
         match self.message(&mut body, call.deadline).await {

@@ -137,7 +137,7 @@ fn an_unrouted_request_is_no_miss_whatever_the_clock_says() {
         ("routes.yaml", "routes: [{match: GET /orders, action: list}]"),
     ]);
     let engine = Engine::new(Arc::new(crate::fixture::compile(&[bundle]).overlaid(&[denial], None)));
-    let ask = |path: &str| match engine.judge.request(&line("GET", path), "d").outcome {
+    let ask = |path: &str| match engine.pipeline.request(&line("GET", path), "d").outcome {
         Outcome::Decided(decision) => (decision.reason, decision.cache),
         other => panic!("{other:?}"),
     };
