@@ -120,7 +120,13 @@ fn answers_are_those_of_the_overlays_in_force_when_they_are_asked_for() {
 /// also where nothing that is remembered may answer.
 #[test]
 fn an_unrouted_request_is_no_miss_whatever_the_clock_says() {
-    let until = SystemTime::now() + Duration::from_millis(20);
+    let bundle = shop(&[
+        ("s.cedarschema", "action list appliesTo { principal: [User, Anonymous], resource: [Service] };"),
+        ("list.cedar", "permit (principal, action == Action::\"list\", resource);"),
+        ("routes.yaml", "routes: [{match: GET /orders, action: list}]"),
+    ]);
+    let snapshot = crate::fixture::compile(&[bundle]);
+    let until = SystemTime::now() + Duration::from_millis(300);
     let denial = Overlay {
         id: "brief".to_owned(),
         effect: Effect::Deny,
@@ -131,12 +137,7 @@ fn an_unrouted_request_is_no_miss_whatever_the_clock_says() {
         until,
         reason: "test".to_owned(),
     };
-    let bundle = shop(&[
-        ("s.cedarschema", "action list appliesTo { principal: [User, Anonymous], resource: [Service] };"),
-        ("list.cedar", "permit (principal, action == Action::\"list\", resource);"),
-        ("routes.yaml", "routes: [{match: GET /orders, action: list}]"),
-    ]);
-    let engine = Engine::new(Arc::new(crate::fixture::compile(&[bundle]).overlaid(&[denial], None)));
+    let engine = Engine::new(Arc::new(snapshot.overlaid(&[denial], None)));
     let ask = |path: &str| match engine.pipeline.request(&line("GET", path), "d").outcome {
         Outcome::Decided(decision) => (decision.reason, decision.cache),
         other => panic!("{other:?}"),
