@@ -64,7 +64,7 @@ const AFTER_A_FALL: Duration = Duration::from_secs(2);
 const OVERLAP: Duration = Duration::from_secs(3);
 
 /// How often a kind of refusal is complained about, and about how many at a time.
-const COMPLAINTS: (Duration, u64) = (Duration::from_secs(60), 100);
+const COMPLAINTS: (Duration, usize) = (Duration::from_secs(60), 100);
 
 /// How long to wait for the store at the start before the copy on disk is used.
 const GRACE: Duration = Duration::from_secs(2);
