@@ -407,11 +407,7 @@ fn what_cannot_be_read_exits_with_1() {
             r#"{"attributes": {"request": {"http": {"rawBody": "*"}}}}"#,
             "`request.attributes.request.http.rawBody`: invalid base64",
         ),
-        (
-            &[],
-            r#"{"attributes": {"request": {"time": "now"}}}"#,
-            "`request.attributes.request.time`: ",
-        ),
+        (&[], r#"{"attributes": {"request": {"time": "now"}}}"#, "`request.attributes.request.time`: "),
         (&[], "", "not JSON"),
     ] {
         let ran = decide(args, input);

@@ -9,9 +9,9 @@ use tokio::sync::watch;
 use super::cache::{Bounds, Cache, Entry};
 use super::freshness::LastProof;
 use super::key::{self, Key};
-use crate::model::{CacheState, Decision, Freshness, MissReason, PolicyId, Query, Reason, Root, Ruling, Undecided};
+use crate::model::{CacheState, Decision, Freshness, MissReason, Query, Reason, Root, Ruling, Undecided};
 use crate::observe::Metrics;
-use crate::observe::log_throttle::Sparingly;
+use crate::observe::log_throttle::LogThrottle;
 use crate::policy::{ActionType, Evaluation, Snapshot};
 
 /// Decides Queries. All listeners share one.
@@ -23,11 +23,11 @@ pub struct Authorizer {
     proof: Arc<LastProof>,
     cache: Arc<Cache>,
     metrics: Metrics,
-    complaints: Sparingly<PolicyId>,
+    complaints: LogThrottle,
 }
 
 /// How often a policy that cannot be evaluated is complained about, and about how many at a time.
-const COMPLAINTS: (Duration, usize) = (Duration::from_secs(60), 1000);
+const COMPLAINTS: (Duration, u64) = (Duration::from_secs(60), 1000);
 
 impl Authorizer {
     /// Decides under whatever snapshot the channel holds.
@@ -37,7 +37,7 @@ impl Authorizer {
         cache: Arc<Cache>,
         metrics: Metrics,
     ) -> Self {
-        let complaints = Sparingly::new(COMPLAINTS.0, COMPLAINTS.1);
+        let complaints = LogThrottle::new(COMPLAINTS.0, COMPLAINTS.1);
         Self { snapshots, proof, cache, metrics, complaints }
     }
 

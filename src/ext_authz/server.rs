@@ -22,7 +22,7 @@ use tonic_health::server::HealthReporter;
 use super::recency::{Activity, Recent};
 use super::service::{Answering, Authorization, HttpResponse, SMALL_MESSAGE};
 use crate::listener::{self, Connection, Draining, Listener};
-use crate::observe::log_throttle::Sparingly;
+use crate::observe::log_throttle::LogThrottle;
 use crate::observe::transport::{Closed, ConnectionMetrics};
 use crate::proto;
 use crate::shutdown::Drain;
@@ -142,7 +142,7 @@ pub async fn serve(
         recent: Recent::new(places.connections),
         metrics,
         local_address,
-        told: Sparingly::new(Duration::from_secs(60), 16),
+        told: LogThrottle::new(Duration::from_secs(60), 16),
     });
     let each = |connection, draining| Arc::clone(&server).connection(connection, draining);
     listener::serve(incoming, drain.draining(), each).await;
@@ -176,7 +176,7 @@ struct Server {
     recent: Arc<Recent>,
     metrics: ConnectionMetrics,
     local_address: String,
-    told: Sparingly<Closed>,
+    told: LogThrottle,
 }
 
 /// How a connection came to its end: `Some` if we closed it, `None` if the peer did, or in good order.

@@ -1,44 +1,35 @@
-//! Saying a thing once in a while: what a request can provoke, a client could fill the log with.
+//! Reporting a thing once in a while: what a request can provoke, a client could fill the log with.
 
-use std::collections::HashMap;
-use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::fmt;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::time::Duration;
 
-/// Lets the first word about each thing pass, and the next one after a while.
-#[derive(Debug)]
-pub struct Sparingly<K> {
-    every: Duration,
-    limit: usize,
-    /// When each thing was last let pass.
-    passed: Mutex<HashMap<K, Instant>>,
+use moka::sync::Cache;
+
+/// Lets the first report of each thing pass, and the next one after a while.
+///
+/// Things are kept as their hashes, so that one kind of cache serves all of them: two that share one, which nobody can
+/// choose, are reported as one for a while.
+pub struct LogThrottle {
+    reported: Cache<u64, ()>,
+    hashes: RandomState,
 }
 
-impl<K: Hash + Eq + Clone> Sparingly<K> {
+impl fmt::Debug for LogThrottle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogThrottle").finish_non_exhaustive()
+    }
+}
+
+impl LogThrottle {
     /// Each thing once in this time, for so many things at once; beyond that, some are let pass again early.
-    pub fn new(every: Duration, limit: usize) -> Self {
-        Self { every, limit, passed: Mutex::default() }
+    pub fn new(every: Duration, things: u64) -> Self {
+        Self { reported: Cache::builder().max_capacity(things).time_to_live(every).build(), hashes: RandomState::new() }
     }
 
-    /// Whether this is the first word about it in a while.
-    pub fn lets_pass(&self, thing: &K) -> bool {
-        self.lets_pass_at(thing, Instant::now())
-    }
-
-    fn lets_pass_at(&self, thing: &K, now: Instant) -> bool {
-        let is_recent = |passed: &Instant| now.saturating_duration_since(*passed) < self.every;
-        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
-        if passed.get(thing).is_some_and(is_recent) {
-            return false;
-        }
-        if passed.len() >= self.limit {
-            passed.retain(|_, at| is_recent(at));
-        }
-        if passed.len() >= self.limit {
-            passed.clear();
-        }
-        passed.insert(thing.clone(), now);
-        true
+    /// Whether this is the first report of it in a while.
+    pub fn lets_pass(&self, thing: &impl Hash) -> bool {
+        self.reported.entry(self.hashes.hash_one(thing)).or_insert(()).is_fresh()
     }
 }
 
@@ -47,17 +38,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_thing_passes_once_in_a_while() {
-        let (a, b, c) = ("a", "b", "c");
-        let sparingly = Sparingly::new(Duration::from_secs(60), 2);
-        let start = Instant::now();
-        let passes = |thing, second| sparingly.lets_pass_at(thing, start + Duration::from_secs(second));
-        assert!(passes(&a, 0) && passes(&b, 1));
-        assert!(!passes(&a, 59) && !passes(&b, 60));
-        assert!(passes(&a, 60));
-        // There is room for two: the one whose time is over is forgotten.
-        assert!(passes(&c, 61) && !passes(&a, 62));
-        // And where nobody's is, everything.
-        assert!(passes(&b, 63) && passes(&a, 64));
+    fn each_thing_passes_once() {
+        let throttle = LogThrottle::new(Duration::from_secs(3600), 100);
+        assert!(throttle.lets_pass(&"a") && throttle.lets_pass(&"b"));
+        assert!(!throttle.lets_pass(&"a") && !throttle.lets_pass(&"b"));
     }
 }
