@@ -138,7 +138,7 @@ fn an_unrouted_request_is_no_miss_whatever_the_clock_says() {
         reason: "test".to_owned(),
     };
     let engine = Engine::new(Arc::new(snapshot.overlaid(&[denial], None)));
-    let ask = |path: &str| match engine.pipeline.request(&line("GET", path), "d").outcome {
+    let ask = |path: &str| match engine.pipeline.frame(crate::fixture::frame(&line("GET", path)), "d").outcome {
         Outcome::Decided(decision) => (decision.reason, decision.cache),
         other => panic!("{other:?}"),
     };
