@@ -387,7 +387,7 @@ fn a_schema_asks_only_for_what_a_request_has() {
                 "shop/s.cedarschema: `context.headers.x` is a text on the wire and cannot become `record`",
                 "shop/s.cedarschema: `context.method` is a `String`, not `Long`",
                 "shop/s.cedarschema: `context.time` is a `datetime`, not `String`",
-                "shop/s.cedarschema: `context.tls.cn` does not exist; did you mean `sni`?",
+                "shop/s.cedarschema: `context.tls.cn` does not exist; known here: `sni`",
             ],
         ),
         (

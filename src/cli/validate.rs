@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::feed::{self, Limits};
-use crate::policy::{Files, Snapshot};
+use crate::policy::{Files, Snapshot, idle_ignores};
 use crate::problem;
 use crate::terminal::{Stream, errln, outln};
 
@@ -65,6 +65,10 @@ pub(super) fn read(directories: &[PathBuf]) -> Result<(Vec<Files>, Snapshot), Ve
     if !problems.is_empty() {
         return Err(problems);
     }
-    let snapshot = Snapshot::compile(&files, 1)?;
+    let mut snapshot = Snapshot::compile(&files, 1)?;
+    // What is ignored is not read, so only who has the directory can look for it.
+    let idle = directories.iter().zip(&files);
+    let idle = idle.flat_map(|(directory, files)| idle_ignores(files, |entry| directory.join(entry).exists()));
+    snapshot.warnings = snapshot.warnings.iter().cloned().chain(idle).collect();
     Ok((files, snapshot))
 }
