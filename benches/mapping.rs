@@ -82,7 +82,7 @@ fn pipeline() -> (Pipeline, Arc<Snapshot>) {
     let (_, snapshots) = watch::channel(Some(Arc::clone(&snapshot)));
     let cache = Cache::new(cache::Config { enabled: false, ..config.cache.clone() });
     let (metrics, _) = Metrics::new(&config.metrics).expect("metrics");
-    (config.pipeline(snapshots, Arc::new(config.proof()), Arc::new(cache), metrics), snapshot)
+    (Pipeline::new(config.pipeline(), snapshots, Arc::new(config.proof()), Arc::new(cache), metrics), snapshot)
 }
 
 fn frame() -> Bytes {

@@ -16,19 +16,20 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::decision::cache::Cache;
-use crate::decision::freshness::OnExpired;
 use crate::feed::{Rejection, Status};
-use crate::model::Freshness;
 use crate::observe::Metrics;
 use crate::policy::Summary;
-use crate::shutdown::Phase;
 
 mod cache;
+mod config;
 pub mod guard;
 mod page;
+mod readiness;
 mod server;
 mod store;
 
+pub use config::{Config, Listen, ProbesConfig, ProbesListen};
+pub use readiness::{Readiness, readiness, watch_readiness};
 pub use server::serve;
 
 /// What there is: path and meaning.
@@ -72,53 +73,6 @@ pub struct Admin {
     pub rendered: PrometheusHandle,
     /// Brings metrics up to date that only time changes; runs before each rendering.
     pub refresh: Arc<dyn Fn() + Send + Sync>,
-}
-
-/// Whether this sidecar can decide, and if not, why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Readiness {
-    /// Whether it can.
-    pub ready: bool,
-    /// Why not: one line each.
-    pub reasons: Vec<String>,
-    /// `fresh`, `stale` or `expired`: how current what is in force is known to be; not there if it comes from directories.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub freshness: Option<&'static str>,
-}
-
-/// Whether a sidecar in this phase can decide. A rejection alone takes nobody out of service: what was in force before it
-/// still is. That it was not proved to be current for too long does, unless the operator chose otherwise.
-pub fn readiness(phase: Phase, has_snapshot: bool, status: &Status) -> Readiness {
-    let expired = status.store.as_ref().and_then(|store| store.expired);
-    let reasons = match (phase, has_snapshot) {
-        (Phase::Leaving | Phase::Draining, _) => vec!["shutting down".to_owned()],
-        (_, false) => {
-            let problems = status.rejection.iter().flat_map(|rejection| rejection.problems.iter().cloned());
-            let trouble = status
-                .store
-                .iter()
-                .flat_map(|store| [&store.trouble, &store.refused, &store.withheld])
-                .flatten()
-                .cloned();
-            std::iter::once("no snapshot is in force yet".to_owned()).chain(problems).chain(trouble).collect()
-        }
-        (_, true) if matches!(expired, Some(OnExpired::Undecided | OnExpired::NotReady)) => {
-            vec!["what is in force was not proved to be current for too long".to_owned()]
-        }
-        (Phase::Starting, true) => vec!["starting".to_owned()],
-        (Phase::Running, true) => Vec::new(),
-    };
-    let freshness = status.store.as_ref().and_then(|store| store.freshness).map(Freshness::as_str);
-    Readiness { ready: reasons.is_empty(), reasons, freshness }
-}
-
-impl Readiness {
-    /// Not ready if there is something else that keeps it from deciding, in words.
-    #[must_use]
-    pub fn unless(mut self, trouble: Option<String>) -> Self {
-        self.reasons.extend(trouble);
-        Self { ready: self.reasons.is_empty(), ..self }
-    }
 }
 
 /// The routes over what they show. All of them answer GET and HEAD; what changes something is a POST.
@@ -231,6 +185,7 @@ mod tests {
     use crate::policy::{
         BundleSummary, FootprintSummary, Hits, OverlaySummary, PlaceSummary, PolicySummary, Read, Reader,
     };
+    use crate::shutdown::Phase;
 
     fn summary() -> Summary {
         Summary {

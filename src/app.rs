@@ -1,9 +1,8 @@
 //! The one file that knows everyone: builds, binds, connects, runs, drains.
 
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
@@ -12,25 +11,17 @@ use tonic_health::server::HealthReporter;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin, Readiness};
-use crate::config::{AdminListen, Config, ProbesListen};
-use crate::decision::cache::Cache;
-use crate::decision::freshness::LastProof;
+use crate::config::Config;
 use crate::descriptors;
+use crate::engine::{self, Engine, Feed};
 use crate::ext_authz::account::Checker;
-use crate::ext_authz::check::Pipeline;
 use crate::ext_authz::server;
 use crate::ext_authz::service::Authorization;
-use crate::feed::Status;
-use crate::feed::cedar::Cedar;
-use crate::feed::directory::Directories;
-#[cfg(feature = "nats")]
-use crate::feed::{follower::Follower, jetstream::Jetstream};
+use crate::feed::{Status, account};
 use crate::listener::{self, Listener};
+use crate::observe::DecisionLog;
 use crate::observe::decision_log::Writer;
-use crate::observe::store::StoreState;
 use crate::observe::transport::Role;
-use crate::observe::{DecisionLog, Metrics};
-use crate::policy::{Files, Snapshot};
 use crate::proto::json;
 use crate::shutdown::{Lifecycle, Phase, Signals};
 
@@ -42,12 +33,10 @@ const LOG_FLUSH: Duration = Duration::from_secs(5);
 
 /// How many probes may be answered at once; beyond it, the oldest is closed.
 const PROBES: usize = 32;
-/// How long the store may take to learn that this sidecar ends.
-const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A sidecar that is built and bound, but does not run yet: a taken port is found here, before anything moves.
 pub struct App {
-    pipeline: Arc<Pipeline>,
+    engine: Arc<Engine>,
     listeners: Vec<Listener>,
     /// What is served over HTTP/1.1, and over how many connections each.
     http: Vec<(Role, Listener, axum::Router, usize)>,
@@ -56,16 +45,9 @@ pub struct App {
     service: Authorization,
     http2: server::Config,
     health: HealthReporter,
-    feed: Pin<Box<dyn Future<Output = ()> + Send>>,
-    proof: Arc<LastProof>,
-    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
-    status: watch::Receiver<Status>,
+    feed: Feed,
     readiness: watch::Sender<Readiness>,
     lifecycle: Lifecycle,
-    /// To the feed: the process is about to end.
-    leave: watch::Sender<bool>,
-    metrics: Metrics,
-    prometheus: PrometheusHandle,
     log_writer: Writer,
 }
 
@@ -98,33 +80,23 @@ impl App {
             listeners.push(listener::bind(listen).await.map_err(|error| StartError(error.to_string()))?);
         }
         let admin_listener = match &config.admin.listen {
-            AdminListen::None => None,
-            AdminListen::At(listen) => Some(bind_http(Role::Admin, listen).await?),
+            admin::Listen::None => None,
+            admin::Listen::At(listen) => Some(bind_http(Role::Admin, listen).await?),
         };
         let probes_listener = match &config.probes.listen {
-            ProbesListen::None => None,
-            ProbesListen::At(listen) => Some(bind_http(Role::Probes, listen).await?),
+            admin::ProbesListen::None => None,
+            admin::ProbesListen::At(listen) => Some(bind_http(Role::Probes, listen).await?),
         };
         let Connections { each: connections, admin: admin_connections, probes: probe_connections } =
             Connections::share(&config, listeners.len(), probes_listener.is_some());
-        let (metrics, prometheus) =
-            Metrics::new(&config.metrics).map_err(|error| StartError::new("metrics cannot be set up", error))?;
-        let (log, log_writer) = DecisionLog::start(&config.decision_log, metrics.decision_log())
+        let (engine, feed) = Engine::build(&config).await.map_err(|error| StartError(error.to_string()))?;
+        let engine = Arc::new(engine);
+        let (log, log_writer) = DecisionLog::start(&config.decision_log, engine.metrics.decision_log())
             .map_err(|error| StartError::new("the decision log cannot be opened", error))?;
-
-        let (snapshot_sender, snapshots) = watch::channel(None::<Arc<Snapshot>>);
-        let (status_sender, status) = watch::channel(Status::default());
-        let proof = Arc::new(config.proof());
-        let leave = watch::Sender::new(false);
-        let feed = feed(&config, Arc::clone(&proof), snapshot_sender, status_sender, leave.subscribe()).await?;
-
-        let cache = Arc::new(Cache::new(config.cache.clone()));
-        let pipeline =
-            Arc::new(config.pipeline(snapshots.clone(), Arc::clone(&proof), Arc::clone(&cache), metrics.clone()));
-        let checker = Arc::new(Checker::new(Arc::clone(&pipeline), log, metrics.clone()));
+        let checker = Arc::new(Checker::new(Arc::clone(&engine.pipeline), log, engine.metrics.clone()));
         let (others, health) =
             server::others(&config.http2).map_err(|error| StartError::new("reflection cannot be set up", error))?;
-        let service = Authorization::new(checker, &config.limits, others, metrics.clone());
+        let service = Authorization::new(checker, &config.limits, others, engine.metrics.clone());
         // A health service says that all is well until it is told otherwise, and the sockets are bound already.
         server::report(&health, false).await;
 
@@ -132,47 +104,13 @@ impl App {
         let (readiness, ready) = watch::channel(admin::readiness(Phase::Starting, false, &Status::default()));
         let effective = serde_json::to_value(&config)
             .map_err(|error| StartError::new("the configuration cannot be shown", error))?;
-        let router = admin::router(Admin {
-            summary: {
-                let (snapshots, pipeline) = (snapshots.clone(), Arc::clone(&pipeline));
-                Arc::new(move || {
-                    let snapshot = snapshots.borrow().clone()?;
-                    let mut summary = snapshot.summary();
-                    summary.warnings.extend(pipeline.mapping.undeclared(&snapshot).iter().map(ToString::to_string));
-                    Some(summary)
-                })
-            },
-            status: status.clone(),
-            ready: ready.clone(),
-            cache: Arc::clone(&cache),
-            lookup: {
-                let pipeline = Arc::clone(&pipeline);
-                Arc::new(move |text| {
-                    let (query, cache) = pipeline.explain(&json::check_request(text)?)?;
-                    Ok(serde_json::json!({"query": json::query(&query), "cache": cache}))
-                })
-            },
-            config: Arc::new(effective),
-            hosts: {
-                let address = admin_listener.as_ref().and_then(Listener::ip);
-                Arc::new(admin::guard::Hosts::new(address, &config.admin.hosts))
-            },
-            counts: metrics.clone(),
-            rendered: prometheus.clone(),
-            refresh: {
-                let (metrics, status, proof) = (metrics.clone(), status.clone(), Arc::clone(&proof));
-                let (snapshots, waiting) = (snapshots.clone(), service.waiting());
-                Arc::new(move || {
-                    metrics.messages(waiting.usage());
-                    following(&metrics, &status.borrow(), &proof, snapshots.borrow().as_deref());
-                    metrics.cache(&cache.usage());
-                })
-            },
-        });
+        let address = admin_listener.as_ref().and_then(Listener::ip);
+        let hosts = admin::guard::Hosts::new(address, &config.admin.hosts);
+        let router = admin::router(shown(&engine, &service, ready.clone(), effective, hosts));
         let admin = admin_listener.map(|listener| (Role::Admin, listener, router, admin_connections));
         let probes = probes_listener.map(|listener| (Role::Probes, listener, admin::probes(ready), probe_connections));
         Ok(Self {
-            pipeline,
+            engine,
             listeners,
             http: admin.into_iter().chain(probes).collect(),
             connections,
@@ -180,14 +118,8 @@ impl App {
             http2: config.http2,
             health,
             feed,
-            proof,
-            snapshots,
-            status,
             readiness,
             lifecycle,
-            leave,
-            metrics,
-            prometheus,
             log_writer,
         })
     }
@@ -197,23 +129,23 @@ impl App {
     /// # Errors
     /// If a server fails as a whole.
     pub async fn run(self, signals: Signals) -> Result<(), StartError> {
-        let Self { lifecycle, snapshots, status, readiness, metrics, health, .. } = self;
-        let phase = lifecycle.phase();
+        let Self { lifecycle, readiness, health, engine, .. } = self;
+        let Engine { snapshots, status, metrics, .. } = &*engine;
         // What only follows along ends with the process; what serves is waited for.
         let mut followers = JoinSet::new();
-        followers.spawn(warn_of_attributes(snapshots.clone(), self.pipeline));
-        let log = self.log_writer.trouble();
-        followers.spawn(watch_readiness(
-            phase,
+        followers.spawn(engine::warn_of_attributes(snapshots.clone(), Arc::clone(&engine.pipeline)));
+        followers.spawn(admin::watch_readiness(
+            lifecycle.phase(),
             snapshots.clone(),
             status.clone(),
-            log,
+            self.log_writer.trouble(),
             readiness,
             metrics.clone(),
-            health,
+            async move |ready| server::report(&health, ready).await,
         ));
-        followers.spawn(count_loads(snapshots, status.clone(), self.proof, metrics.clone()));
-        followers.spawn(upkeep(self.prometheus));
+        let proof = Arc::clone(&engine.proof);
+        followers.spawn(account::count_loads(snapshots.clone(), status.clone(), proof, metrics.clone()));
+        followers.spawn(upkeep(engine.rendered.clone()));
         followers.spawn(self.feed);
 
         let mut servers = JoinSet::new();
@@ -239,9 +171,7 @@ impl App {
             // A server goes on until it is told to end.
             return ended.map_err(|error| StartError::new("a server ended", error));
         }
-        self.leave.send_replace(true);
-        let drained = lifecycle.shut_down().await;
-        said_goodbye(status).await;
+        let drained = tokio::join!(lifecycle.shut_down(), engine.leave()).0;
         servers.abort_all();
         while servers.join_next().await.is_some() {}
         if !self.log_writer.close(LOG_FLUSH).await {
@@ -249,6 +179,42 @@ impl App {
         }
         info!(drained = drained.is_ok(), "ended");
         Ok(())
+    }
+}
+
+/// What the operator's endpoint shows.
+fn shown(
+    engine: &Arc<Engine>,
+    service: &Authorization,
+    ready: watch::Receiver<Readiness>,
+    config: serde_json::Value,
+    hosts: admin::guard::Hosts,
+) -> Admin {
+    let (summarized, asked, refreshed) = (Arc::clone(engine), Arc::clone(engine), Arc::clone(engine));
+    let waiting = service.waiting();
+    Admin {
+        summary: Arc::new(move || {
+            let snapshot = summarized.snapshots.borrow().clone()?;
+            let mut summary = snapshot.summary();
+            let undeclared = summarized.pipeline.mapping.undeclared(&snapshot);
+            summary.warnings.extend(undeclared.iter().map(ToString::to_string));
+            Some(summary)
+        }),
+        status: engine.status.clone(),
+        ready,
+        cache: Arc::clone(&engine.cache),
+        lookup: Arc::new(move |text| {
+            let (query, cache) = asked.pipeline.explain(&json::check_request(text)?)?;
+            Ok(serde_json::json!({"query": json::query(&query), "cache": cache}))
+        }),
+        config: Arc::new(config),
+        hosts: Arc::new(hosts),
+        counts: engine.metrics.clone(),
+        rendered: engine.rendered.clone(),
+        refresh: Arc::new(move || {
+            refreshed.metrics.messages(waiting.usage());
+            refreshed.refresh_metrics();
+        }),
     }
 }
 
@@ -284,143 +250,6 @@ impl Connections {
         let each = server::Places { connections: one.saturating_sub(handshakes).clamp(1, configured), handshakes };
         Self { each, admin, probes }
     }
-}
-
-/// Waits until the store knows that this sidecar ends, if one is followed and can be reached. What is not told is found out all the
-/// same: a sidecar that says nothing any more is silent, and not gone.
-async fn said_goodbye(mut status: watch::Receiver<Status>) {
-    let said = status.wait_for(|status| status.store.as_ref().is_none_or(|store| store.left || !store.connected));
-    // Best effort: nobody waits longer for it, and nobody can do anything about an error.
-    let _ = tokio::time::timeout(GOODBYE, said).await;
-}
-
-/// Keeps `/readyz`, gRPC health and the gauge on what phase, snapshot, feed and decision log amount to.
-async fn watch_readiness(
-    mut phase: watch::Receiver<Phase>,
-    mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
-    mut status: watch::Receiver<Status>,
-    mut log: watch::Receiver<Option<String>>,
-    readiness: watch::Sender<Readiness>,
-    metrics: Metrics,
-    health: HealthReporter,
-) {
-    let mut told = None;
-    loop {
-        let now = {
-            let (phase, snapshot) = (*phase.borrow_and_update(), snapshots.borrow_and_update().is_some());
-            admin::readiness(phase, snapshot, &status.borrow_and_update()).unless(log.borrow_and_update().clone())
-        };
-        let ready = now.ready;
-        readiness.send_replace(now);
-        if told != Some(ready) {
-            metrics.ready(ready);
-            server::report(&health, ready).await;
-            info!("{}", if ready { "ready" } else { "not ready" });
-            told = Some(ready);
-        }
-        let changed = tokio::select! {
-            changed = phase.changed() => changed,
-            changed = snapshots.changed() => changed,
-            changed = status.changed() => changed,
-            changed = log.changed() => changed,
-        };
-        if changed.is_err() {
-            return;
-        }
-    }
-}
-
-/// Warns of attributes that should be logged and that no bundle declares, once for each change of what these are.
-async fn warn_of_attributes(mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>, pipeline: Arc<Pipeline>) {
-    let mut last = Vec::new();
-    loop {
-        let snapshot = snapshots.borrow_and_update().clone();
-        let warnings = snapshot.map(|snapshot| pipeline.mapping.undeclared(&snapshot)).unwrap_or_default();
-        let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
-        if warnings != last {
-            warnings.iter().for_each(|warning| warn!("{warning}"));
-            last = warnings;
-        }
-        if snapshots.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Turns what the feed reports into metrics.
-async fn count_loads(
-    snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
-    mut status: watch::Receiver<Status>,
-    proof: Arc<LastProof>,
-    metrics: Metrics,
-) {
-    let (mut counted, mut enforced, mut overlays) = (0, None, None);
-    while status.changed().await.is_ok() {
-        let now = status.borrow_and_update().clone();
-        let snapshot = snapshots.borrow().clone();
-        following(&metrics, &now, &proof, snapshot.as_deref());
-        let Some(snapshot) = snapshot.filter(|snapshot| snapshot.generation > counted) else { continue };
-        counted = snapshot.generation;
-        // What was there at the start was changed long ago, which says nothing about how fast changes arrive; and an overlay that
-        // begins or ends in a snapshot does not bring its bundles anew.
-        let is_new =
-            enforced.replace(snapshot.timeline.enforced).is_some_and(|last| last != snapshot.timeline.enforced);
-        let lead_time = snapshot.timeline.lead_time().filter(|_| is_new);
-        let took = now.last_load_duration.filter(|_| is_new || counted == 1);
-        metrics.snapshot(snapshot.generation, snapshot.policy_count(), took, lead_time);
-        let store = now.store.unwrap_or_default();
-        if store.overlays.is_some()
-            && overlays.replace(store.overlays) != Some(store.overlays)
-            && let Some(lead_time) = store.overlays_lead_time
-        {
-            metrics.overlay_lead_time(lead_time);
-        }
-    }
-}
-
-fn following(metrics: &Metrics, status: &Status, proof: &LastProof, snapshot: Option<&Snapshot>) {
-    metrics.following(status.loads, status.rejections, status.last_read);
-    if let Some(store) = &status.store {
-        let now = Instant::now();
-        let refusals = store.refusals.iter().map(|((kind, reason), count)| (*kind, *reason, *count));
-        metrics.store(&StoreState {
-            connected: store.connected,
-            freshness: proof.freshness(now),
-            proof_age: proof.age(now),
-            refusals: refusals.collect(),
-            from_disk: store.from_disk,
-            withheld: store.withheld.is_some(),
-            overlays: snapshot.map_or(0, |snapshot| snapshot.overlays().len()),
-        });
-    }
-}
-
-/// The task that follows what the configuration names.
-async fn feed(
-    config: &Config,
-    proof: Arc<LastProof>,
-    snapshots: watch::Sender<Option<Arc<Snapshot>>>,
-    status: watch::Sender<Status>,
-    leave: watch::Receiver<bool>,
-) -> Result<Pin<Box<dyn Future<Output = ()> + Send>>, StartError> {
-    #[cfg(feature = "nats")]
-    if let (Some(store), Some(nats)) = (&config.store, &config.nats) {
-        let source = Jetstream::follow(nats, store.name.clone())
-            .await
-            .map_err(|error| StartError::new("the store cannot be followed", error))?;
-        let follower = Follower::new(store.clone(), source, Cedar::default(), proof, snapshots, status);
-        return Ok(Box::pin(follower.leaving(leave).run()));
-    }
-    // Nothing has to be proved of directories, and nobody asks who follows them.
-    drop((proof, leave));
-    let (cedar, current) = (Cedar::default(), snapshots.subscribe());
-    let compile = move |files: &[Files]| {
-        let compiled = cedar.compile(files, None)?;
-        let previous = current.borrow().clone();
-        Ok(compiled.succeeding(previous.as_deref(), &[]))
-    };
-    let directories = Directories::new(config.feed.clone(), config.directories(), compile, snapshots, status);
-    Ok(Box::pin(directories.run(std::future::pending())))
 }
 
 async fn upkeep(prometheus: PrometheusHandle) {

@@ -1,30 +1,22 @@
 //! The configuration file: composes what the components own, resolves paths, and reports every problem at once.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use deserr::{Deserr, ValuePointerRef};
+use deserr::Deserr;
 use serde::Serialize;
-use tokio::sync::watch;
 
-use crate::admin::guard::HostName;
-use crate::decision::authorizer::Authorizer;
-use crate::decision::cache::{self, Cache};
+use crate::decision::cache;
 use crate::decision::freshness::LastProof;
-use crate::ext_authz::check::Pipeline;
 use crate::ext_authz::identity_source::{self, IdentitySource};
-use crate::ext_authz::request::{Mapping, ServiceName};
+use crate::ext_authz::request::ServiceName;
 use crate::ext_authz::response::{Errors, HeaderName, HeaderSource, Responder, UndecidedResponse};
-use crate::ext_authz::{body, path, server, service};
+use crate::ext_authz::{body, check, path, server, service};
 #[cfg(feature = "nats")]
 use crate::nats;
-use crate::observe::{Metrics, decision_log, metrics, tracing};
-use crate::policy::Snapshot;
+use crate::observe::{decision_log, metrics, tracing};
 use crate::problem::{Problem, SourceFile};
 use crate::yaml::{self, AtLeastOne, Faults, Invalid, Table};
-use crate::{feed, listener, shutdown};
+use crate::{admin, feed, listener, shutdown};
 
 /// `stockade.yaml`. docs/configuration.md describes each key; a test holds the two together.
 #[derive(Debug, Clone, Deserr, Serialize)]
@@ -92,10 +84,10 @@ pub struct Config {
     pub metrics: metrics::Config,
     /// The operator's HTTP endpoint.
     #[deserr(default)]
-    pub admin: AdminConfig,
+    pub admin: admin::Config,
     /// The kubelet's HTTP probes.
     #[deserr(default)]
-    pub probes: ProbesConfig,
+    pub probes: admin::ProbesConfig,
     /// The program's own log.
     #[deserr(default)]
     pub log: tracing::Config,
@@ -133,117 +125,8 @@ pub struct BundleSource {
     pub directory: String,
 }
 
-/// `admin:`
-#[derive(Debug, Clone, Deserr, Serialize)]
-#[deserr(error = Faults, deny_unknown_fields)]
-pub struct AdminConfig {
-    /// Where; `none` for nowhere.
-    #[deserr(default = AdminConfig::default().listen)]
-    pub listen: AdminListen,
-    /// How many connections it serves; beyond it, the oldest is closed. Default `32`.
-    #[deserr(default = AdminConfig::default().connections)]
-    pub connections: NonZeroUsize,
-    /// Names that requests may ask for in `host`, beside `localhost` and the address itself: without such a list, a page in an
-    /// operator's browser could rename itself to our address (DNS rebinding). Default: none.
-    #[deserr(default)]
-    pub hosts: Vec<HostName>,
-}
-
-/// Where the operator's endpoint listens.
-#[derive(Debug, Clone)]
-pub enum AdminListen {
-    /// Nowhere.
-    None,
-    /// There.
-    At(listener::Config),
-}
-
-impl Deserr<Faults> for AdminListen {
-    fn deserialize_from_value<V: deserr::IntoValue>(
-        value: deserr::Value<V>,
-        location: ValuePointerRef<'_>,
-    ) -> Result<Self, Faults> {
-        if matches!(&value, deserr::Value::String(text) if text == "none") {
-            return Ok(Self::None);
-        }
-        let listen = listener::Config::deserialize_from_value(value, location)?;
-        if listen.has_tls() {
-            let hint = Some("keep it on loopback, or put a proxy that does TLS in front".to_owned());
-            return Err(Faults::new("the admin endpoint does not do TLS", hint, location));
-        }
-        Ok(Self::At(listen))
-    }
-}
-
-impl Serialize for AdminListen {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::None => serializer.serialize_str("none"),
-            Self::At(listen) => listen.serialize(serializer),
-        }
-    }
-}
-
-impl Default for AdminConfig {
-    fn default() -> Self {
-        Self { listen: AdminListen::At(loopback(9192)), connections: ADMIN_CONNECTIONS, hosts: Vec::new() }
-    }
-}
-
-const ADMIN_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(32).unwrap();
-
-/// `probes:`
-#[derive(Debug, Clone, Default, Deserr, Serialize)]
-#[deserr(error = Faults, deny_unknown_fields)]
-pub struct ProbesConfig {
-    /// An address with nothing but `/livez` and `/readyz`, for `httpGet` probes of the kubelet, which does not get to loopback.
-    /// It may be reachable from other machines, since it says no more than yes or no. Default: `none`.
-    #[deserr(default)]
-    pub listen: ProbesListen,
-}
-
-/// Where the kubelet's probes are answered.
-#[derive(Debug, Clone, Default)]
-pub enum ProbesListen {
-    /// Nowhere.
-    #[default]
-    None,
-    /// There.
-    At(listener::Config),
-}
-
-impl Deserr<Faults> for ProbesListen {
-    fn deserialize_from_value<V: deserr::IntoValue>(
-        value: deserr::Value<V>,
-        location: ValuePointerRef<'_>,
-    ) -> Result<Self, Faults> {
-        let address = String::deserialize_from_value(value, location)?;
-        if address == "none" {
-            return Ok(Self::None);
-        }
-        listener::Config::parse_open(&address).map(Self::At).map_err(|invalid| {
-            let hint = "`none`, or an address like `tcp://0.0.0.0:9193`".to_owned();
-            Faults::new(invalid, Some(hint), location)
-        })
-    }
-}
-
-impl Serialize for ProbesListen {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::None => serializer.serialize_str("none"),
-            Self::At(listen) => serializer.collect_str(listen),
-        }
-    }
-}
-
 fn default_listen() -> AtLeastOne<listener::Config> {
-    AtLeastOne(vec![loopback(9191)])
-}
-
-fn loopback(port: u16) -> listener::Config {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    listener::Config::Tcp { address, allow_remote: false, tls: None }
+    AtLeastOne(vec![listener::Config::loopback(9191)])
 }
 
 impl Config {
@@ -321,7 +204,7 @@ impl Config {
                 "`decision_log`: nothing in it has an effect with `output: none`",
             ),
             (
-                matches!(self.admin.listen, AdminListen::None) && self.metrics != metrics::Config::default(),
+                matches!(self.admin.listen, admin::Listen::None) && self.metrics != metrics::Config::default(),
                 "`metrics` has no effect with `admin: {listen: none}`: nothing can read them",
             ),
         ];
@@ -352,24 +235,14 @@ impl Config {
         self.store.as_ref().map_or_else(LastProof::none, |store| LastProof::required(store.freshness))
     }
 
-    /// The pipeline of this configuration, under the snapshot that the channel holds.
-    pub fn pipeline(
-        &self,
-        snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
-        proof: Arc<LastProof>,
-        cache: Arc<Cache>,
-        metrics: Metrics,
-    ) -> Pipeline {
-        Pipeline {
-            authorizer: Authorizer::new(snapshots, proof, cache, metrics),
-            mapping: Mapping::new(
-                &self.service,
-                self.paths.clone(),
-                self.identity.0.clone(),
-                &self.decision_log.attributes,
-            )
-            .with_bodies(self.bodies)
-            .owning(self.upstream_headers.0.keys().chain(&self.remove_headers).map(HeaderName::as_str)),
+    /// What it has to say of the way of a request.
+    pub fn pipeline(&self) -> check::Config<'_> {
+        check::Config {
+            service: &self.service,
+            paths: &self.paths,
+            identity: &self.identity.0,
+            logged: &self.decision_log.attributes,
+            bodies: self.bodies,
             responder: Responder {
                 undecided: self.undecided,
                 errors: self.errors,

@@ -1,6 +1,7 @@
 //! How a sidecar follows the store of its bundles. A feed turns what it receives into snapshots and puts them into the
 //! `watch` channel that `app` made; it never sees a request.
 
+pub mod account;
 pub mod cedar;
 mod compiler;
 pub mod directory;

@@ -32,6 +32,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod descriptors;
+pub mod engine;
 pub mod listener;
 pub mod shutdown;
 

@@ -97,7 +97,10 @@ impl Court {
         // Mapping and deciding are what these tests are about; tests/engine.rs is about remembering.
         let cache = Cache::new(cache::Config { enabled: false, ..config.cache.clone() });
         let (metrics, _) = Metrics::new(&config.metrics).unwrap();
-        Self { pipeline: config.pipeline(snapshots, Arc::new(config.proof()), Arc::new(cache), metrics), snapshot }
+        Self {
+            pipeline: Pipeline::new(config.pipeline(), snapshots, Arc::new(config.proof()), Arc::new(cache), metrics),
+            snapshot,
+        }
     }
 
     /// What Cedar is asked, or `kind: detail` of the refusal; of a principal that lacks an attribute, Cedar is asked nothing.

@@ -34,7 +34,7 @@ static PIPELINES: LazyLock<[Pipeline; 3]> = LazyLock::new(|| {
         let config: Config = yaml::parse(&SourceFile::new("stockade.yaml", text)).expect("a good configuration");
         let (_, snapshots) = watch::channel(Some(Arc::clone(&snapshot)));
         let (metrics, _) = Metrics::new(&config.metrics).expect("metrics");
-        config.pipeline(snapshots, Arc::new(Cache::new(config.cache.clone())), metrics)
+        Pipeline::new(config.pipeline(), snapshots, Arc::new(Cache::new(config.cache.clone())), metrics)
     })
 });
 

@@ -88,7 +88,7 @@ pub(super) fn pipeline(config: &Config, snapshot: Arc<Snapshot>) -> Result<Pipel
     let cache = Arc::new(Cache::new(cache::Config { enabled: false, ..config.cache.clone() }));
     let (metrics, _) = Metrics::new(&config.metrics)
         .map_err(|error| vec![Problem::error(format!("metrics cannot be set up: {error}"))])?;
-    Ok(config.pipeline(snapshots, Arc::new(LastProof::none()), cache, metrics))
+    Ok(Pipeline::new(config.pipeline(), snapshots, Arc::new(LastProof::none()), cache, metrics))
 }
 
 fn report(checked: &Checked) -> Value {

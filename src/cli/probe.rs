@@ -8,7 +8,8 @@ use std::thread;
 
 use serde_json::Value as Json;
 
-use crate::config::{AdminListen, Config, ProbesListen};
+use crate::admin::{Listen, ProbesListen};
+use crate::config::Config;
 use crate::listener;
 use crate::terminal::errln;
 use crate::units::Span;
@@ -77,7 +78,7 @@ fn configured(args: &Args) -> Result<listener::Config, String> {
         format!("{}: {first}", args.config.display())
     })?;
     let endpoint = match (config.admin.listen, config.probes.listen) {
-        (AdminListen::At(listen), _) | (_, ProbesListen::At(listen)) => listen,
+        (Listen::At(listen), _) | (_, ProbesListen::At(listen)) => listen,
         _ => return Err(format!("{}: neither `admin` nor `probes` listens", args.config.display())),
     };
     match endpoint {

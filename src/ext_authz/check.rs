@@ -1,13 +1,23 @@
 //! From a CheckRequest to the answer: the way of a request (design, section 3), without accounts and without a wire.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use tokio::sync::watch;
 use tonic::Status;
 
 use super::headers::Headers;
-use super::request::{Mapped, Mapping};
-use super::response::{Responder, Response, ResponseParts};
+use super::identity_source::IdentitySource;
+use super::request::{Mapped, Mapping, ServiceName};
+use super::response::{HeaderName, Responder, Response, ResponseParts};
+use super::{body, path};
 use crate::decision::authorizer::{Authorizer, Explanation};
+use crate::decision::cache::Cache;
+use crate::decision::freshness::LastProof;
 use crate::model::{Attributes, Decision, Outcome, Query, Unmapped, UnmappedKind};
+use crate::observe::Metrics;
+use crate::observe::decision_log::Attribute;
+use crate::policy::Snapshot;
 use crate::proto::view::{CheckRequest, Struct};
 
 /// Maps, decides and answers.
@@ -18,6 +28,23 @@ pub struct Pipeline {
     /// Maps.
     pub mapping: Mapping,
     /// Answers.
+    pub responder: Responder,
+}
+
+/// What a configuration has to say of the way of a request.
+#[derive(Debug)]
+pub struct Config<'a> {
+    /// The resource of requests that no route gives another one.
+    pub service: &'a ServiceName,
+    /// Which forms of paths are let through.
+    pub paths: &'a path::Config,
+    /// Proofs of identity, in the order in which they count.
+    pub identity: &'a [IdentitySource],
+    /// What may be logged.
+    pub logged: &'a [Attribute],
+    /// What becomes of bodies that cannot be read.
+    pub bodies: body::Config,
+    /// How answers are made.
     pub responder: Responder,
 }
 
@@ -34,7 +61,42 @@ pub struct Checked {
     pub response: Result<Response, Status>,
 }
 
+/// How a request ended, before anything is answered.
+struct Ended<'a> {
+    outcome: Outcome,
+    query: Option<Query>,
+    claims: Option<&'a Struct<'a>>,
+    logged: Attributes,
+}
+
+impl Ended<'_> {
+    /// Before there was a Query.
+    fn early(outcome: Outcome) -> Self {
+        Self { outcome, query: None, claims: None, logged: Attributes::new() }
+    }
+
+    fn unmapped(unmapped: Unmapped) -> Self {
+        tracing::debug!(%unmapped, "a request could not be mapped");
+        Self::early(Outcome::Unmapped(unmapped))
+    }
+}
+
 impl Pipeline {
+    /// The pipeline of a configuration, under the snapshot that the channel holds.
+    pub fn new(
+        config: Config<'_>,
+        snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+        proof: Arc<LastProof>,
+        cache: Arc<Cache>,
+        metrics: Metrics,
+    ) -> Self {
+        let Config { service, paths, identity, logged, bodies, responder } = config;
+        let changed = responder.upstream_headers.keys().chain(&responder.remove_headers).map(HeaderName::as_str);
+        let mapping =
+            Mapping::new(service, paths.clone(), identity.to_vec(), logged).with_bodies(bodies).owning(changed);
+        Self { authorizer: Authorizer::new(snapshots, proof, cache, metrics), mapping, responder }
+    }
+
     /// Checks a message as it came. One that does not decode is the client's doing as well: Envoy passed on what it sent.
     pub fn frame(&self, frame: Bytes, decision_id: &str) -> Checked {
         match CheckRequest::decode(&frame) {
@@ -46,36 +108,40 @@ impl Pipeline {
         }
     }
 
-    fn decoded(&self, request: &CheckRequest<'_>, decision_id: &str) -> Checked {
-        let grpc = is_grpc(request);
-        let (snapshot, freshness) = match self.authorizer.take() {
-            Ok(taken) => taken,
-            Err(undecided) => return self.checked(Outcome::Undecided(undecided), None, None, decision_id, grpc),
-        };
-        match self.mapping.map(request, &snapshot) {
-            Ok(Mapped { query, claims, logged, incomplete, token }) => {
-                let decided = match (incomplete, self.responder.sendable(claims)) {
-                    (_, Err(unmapped)) => return self.unmapped(unmapped, decision_id, grpc),
-                    (Some(attribute), Ok(())) => {
-                        let principal = &query.principal.uid;
-                        tracing::debug!(%principal, %attribute, "denied: no bundle says this attribute of the principal");
-                        Ok(snapshot.unknown_principal())
-                    }
-                    (None, Ok(())) => self.authorizer.decide(&snapshot, &query, token),
-                };
-                let outcome = match decided {
-                    Ok(decision) => Outcome::Decided(Decision { freshness, ..decision }),
-                    Err(undecided) => Outcome::Undecided(undecided),
-                };
-                Checked { logged, ..self.checked(outcome, Some(query), claims, decision_id, grpc) }
-            }
-            Err(unmapped) => self.unmapped(unmapped, decision_id, grpc),
-        }
+    /// What becomes of a request, for callers that have no wire to answer on.
+    pub fn check(&self, request: &CheckRequest<'_>) -> Outcome {
+        self.decide(request).outcome
     }
 
-    fn unmapped(&self, unmapped: Unmapped, decision_id: &str, grpc: bool) -> Checked {
-        tracing::debug!(%unmapped, "a request could not be mapped");
-        self.checked(Outcome::Unmapped(unmapped), None, None, decision_id, grpc)
+    fn decoded(&self, request: &CheckRequest<'_>, decision_id: &str) -> Checked {
+        let Ended { outcome, query, claims, logged } = self.decide(request);
+        let checked = self.respond(outcome, query, claims, decision_id, is_grpc(request));
+        Checked { logged, ..checked }
+    }
+
+    fn decide<'a>(&self, request: &'a CheckRequest<'a>) -> Ended<'a> {
+        let (snapshot, freshness) = match self.authorizer.take() {
+            Ok(taken) => taken,
+            Err(undecided) => return Ended::early(Outcome::Undecided(undecided)),
+        };
+        let Mapped { query, claims, logged, incomplete, token } = match self.mapping.map(request, &snapshot) {
+            Ok(mapped) => mapped,
+            Err(unmapped) => return Ended::unmapped(unmapped),
+        };
+        let decided = match (incomplete, self.responder.sendable(claims)) {
+            (_, Err(unmapped)) => return Ended::unmapped(unmapped),
+            (Some(attribute), Ok(())) => {
+                let principal = &query.principal.uid;
+                tracing::debug!(%principal, %attribute, "denied: no bundle has this attribute of the principal");
+                Ok(snapshot.unknown_principal())
+            }
+            (None, Ok(())) => self.authorizer.decide(&snapshot, &query, token),
+        };
+        let outcome = match decided {
+            Ok(decision) => Outcome::Decided(Decision { freshness, ..decision }),
+            Err(undecided) => Outcome::Undecided(undecided),
+        };
+        Ended { outcome, query: Some(query), claims, logged }
     }
 
     /// What the cache has for a request; nothing is decided.
@@ -97,10 +163,10 @@ impl Pipeline {
 
     /// The answer to a check whose request was never looked at.
     pub fn unseen(&self, outcome: Outcome, decision_id: &str) -> Checked {
-        self.checked(outcome, None, None, decision_id, false)
+        self.respond(outcome, None, None, decision_id, false)
     }
 
-    fn checked(
+    fn respond(
         &self,
         outcome: Outcome,
         query: Option<Query>,

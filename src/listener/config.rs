@@ -92,6 +92,11 @@ pub(super) const TEMPORARY_NAME_LEN: usize = 17;
 const FORMS: &str = "like `unix:///run/stockade/authz.sock` or `tcp://127.0.0.1:9191`";
 
 impl Config {
+    /// This port of the loopback address.
+    pub fn loopback(port: u16) -> Self {
+        Self::Tcp { address: (std::net::Ipv4Addr::LOCALHOST, port).into(), allow_remote: false, tls: None }
+    }
+
     /// Reads the short form, for defaults and the command line.
     ///
     /// # Errors

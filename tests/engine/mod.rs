@@ -92,7 +92,13 @@ impl Engine {
         let config: Config = stockade::yaml::parse(&SourceFile::new("c", "bundles: [{directory: b}]")).unwrap();
         let (metrics, _) = Metrics::new(&config.metrics).unwrap();
         Self {
-            pipeline: config.pipeline(snapshots, Arc::new(config.proof()), Arc::new(Cache::new(cache)), metrics),
+            pipeline: Pipeline::new(
+                config.pipeline(),
+                snapshots,
+                Arc::new(config.proof()),
+                Arc::new(Cache::new(cache)),
+                metrics,
+            ),
             sender,
         }
     }
