@@ -2,6 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
+use super::Error;
 use crate::store::layout::Layout;
 use crate::units::Bytes;
 
@@ -109,7 +110,7 @@ impl Desired {
     ///
     /// # Errors
     /// What is not, all of it.
-    pub fn check(&self, actual: &Json) -> Result<(), String> {
+    pub fn check(&self, actual: &Json) -> Result<(), Error> {
         let differences: Vec<String> = self
             .matter
             .iter()
@@ -121,11 +122,7 @@ impl Desired {
             .collect();
         match differences.is_empty() {
             true => Ok(()),
-            false => Err(format!(
-                "the stream `{}` is not as it must be: {} (edit it, or remove it and publish anew)",
-                self.name,
-                differences.join(", ")
-            )),
+            false => Err(Error::StreamDiffers { stream: self.name.clone(), differences: differences.join(", ") }),
         }
     }
 }
@@ -162,7 +159,7 @@ mod tests {
         actual["subjects"] = json!(["stockade.prod.blob.>", "stockade.prod.head.>"]);
         actual["republish"]["headers_only"] = json!(null);
         actual.as_object_mut().expect("an object").remove("max_age");
-        assert_eq!(desired.check(&actual), Ok(()));
+        desired.check(&actual).expect("as it should be");
     }
 
     #[test]
@@ -179,7 +176,7 @@ mod tests {
         ] {
             let mut actual = desired.config().clone();
             actual[key] = value;
-            let error = desired.check(&actual).expect_err(key);
+            let error = desired.check(&actual).expect_err(key).to_string();
             assert!(error.contains(&format!("`{key}` is ")), "{error}");
         }
     }

@@ -1,10 +1,10 @@
 //! Hits against the floor: skewed keys, metrics on, denials and 1 % of the allows logged; and with every decision logged.
 
 use super::bundle::Settings;
-use super::contest::{self, Contender, failures, not_at_limit, ratios, visit};
 use super::figure::{Figure, latencies};
 use super::goals::{HIT, HIT_LOGGED};
-use super::{Report, Stage, shop};
+use super::rounds::{self, Contender, failures, not_at_limit, ratios, visit};
+use super::{Report, Stage, hit_bundle};
 use crate::findings::Finding;
 use crate::load::Pace;
 use crate::report::{Series, median};
@@ -15,11 +15,11 @@ use crate::workload::{Expect, Workload};
 const DRAWS: usize = 1_000_000;
 
 pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
-    let asks = shop::asks(shop::KEYS);
-    let order = shop::zipf(shop::KEYS, DRAWS);
+    let asks = hit_bundle::asks(hit_bundle::KEYS);
+    let order = hit_bundle::zipf(hit_bundle::KEYS, DRAWS);
     let floor = Server::floor(&stage.cores).await?;
-    let sampled = stage.stockade(&shop::scoped(&Settings::default())).await?;
-    let logged = stage.stockade(&shop::scoped(&Settings { sample_allow: 1.0, ..Settings::default() })).await?;
+    let sampled = stage.stockade(&hit_bundle::scoped(&Settings::default())).await?;
+    let logged = stage.stockade(&hit_bundle::scoped(&Settings { sample_allow: 1.0, ..Settings::default() })).await?;
     visit(&sampled, &asks, stage.shape).await?;
     visit(&logged, &asks, stage.shape).await?;
 
@@ -29,7 +29,7 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
         Contender::new("stockade", "hit", &sampled, drawn()),
         Contender::new("stockade", "hit-logged", &logged, drawn()),
     ];
-    contest::rounds(stage, &mut contenders, Pace::Closed).await?;
+    rounds::measure_all(stage, &mut contenders, Pace::Closed).await?;
     let [floor_closed, hit, hit_logged] = &contenders;
 
     let mut report = Report::default();
@@ -49,7 +49,7 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
             done.hit_percent(),
             done.denied_percent(),
             done.lost,
-            shop::KEYS
+            hit_bundle::KEYS
         );
         let rounds = ratios(&own.series, &floor_closed.series, |sample| Some(sample.rps));
         report.findings.push(Finding::new(goal, rounds, evidence, faults));
@@ -59,7 +59,7 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
     // At half of what the slowest of them reached, all have short queues: what is seen is their own latency.
     let rate = contenders.iter().map(|own| rps(&own.series)).fold(f64::INFINITY, f64::min) / 2.0;
     let mut open = contenders.each_ref().map(|own| own.again(&format!("{}-open", own.series.scenario)));
-    contest::rounds(stage, &mut open, Pace::Open { rate }).await?;
+    rounds::measure_all(stage, &mut open, Pace::Open { rate }).await?;
     report.rows.extend(open.iter().map(|own| own.row(None)));
     let [floor_open, hit_open, logged_open] = open.each_ref().map(Contender::latency);
     report.figures.push(Figure {
