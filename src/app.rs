@@ -1,13 +1,13 @@
 //! The one file that knows everyone: builds, binds, connects, runs, drains.
 
-use std::fmt;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use metrics_exporter_prometheus::PrometheusHandle;
+use metrics_exporter_prometheus::{BuildError, PrometheusHandle};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tonic_health::server::HealthReporter;
 use tracing::{error, info, warn};
 
@@ -24,7 +24,7 @@ use crate::feed::Status;
 use crate::feed::cedar::Cedar;
 use crate::feed::directory::Directories;
 #[cfg(feature = "nats")]
-use crate::feed::{follower::Follower, jetstream::Jetstream};
+use crate::feed::{follower::Follower, jetstream::Jetstream, source::SourceError};
 use crate::listener::{self, Listener};
 use crate::observe::decision_log::Writer;
 use crate::observe::store::StoreState;
@@ -68,22 +68,39 @@ pub struct App {
     log_writer: Writer,
 }
 
-/// Why a sidecar cannot start.
-#[derive(Debug)]
-pub struct StartError(String);
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for StartError {}
-
-impl StartError {
-    fn new(what: &str, error: impl fmt::Display) -> Self {
-        Self(format!("{what}: {error}"))
-    }
+/// Why a sidecar cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A socket for Envoy cannot be bound.
+    #[error("{0}")]
+    Bind(listener::BindError),
+    /// The socket of another listener cannot be bound.
+    #[error("{role}: {error}")]
+    BindHttp {
+        /// What it is for.
+        role: &'static str,
+        /// Why not.
+        error: listener::BindError,
+    },
+    /// The metrics are not accepted.
+    #[error("metrics cannot be set up: {0}")]
+    Metrics(BuildError),
+    /// The file of the decision log cannot be opened.
+    #[error("the decision log cannot be opened: {0}")]
+    DecisionLog(io::Error),
+    /// The descriptors for reflection cannot be served.
+    #[error("reflection cannot be set up: {0}")]
+    Reflection(String),
+    /// The configuration has no JSON form.
+    #[error("the configuration cannot be shown: {0}")]
+    Config(serde_json::Error),
+    /// The connection to the store is configured wrongly.
+    #[cfg(feature = "nats")]
+    #[error("the store cannot be followed: {0}")]
+    Store(SourceError),
+    /// A server ended by itself.
+    #[error("a server ended: {0}")]
+    Ended(JoinError),
 }
 
 impl App {
@@ -94,7 +111,7 @@ impl App {
     pub async fn build(config: Config) -> Result<Self, StartError> {
         let mut listeners = Vec::new();
         for listen in &config.listen.0 {
-            listeners.push(listener::bind(listen).await.map_err(|error| StartError(error.to_string()))?);
+            listeners.push(listener::bind(listen).await.map_err(StartError::Bind)?);
         }
         let admin_listener = match &config.admin.listen {
             AdminListen::None => None,
@@ -106,10 +123,9 @@ impl App {
         };
         let Connections { each: connections, admin: admin_connections, probes: probe_connections } =
             Connections::share(&config, listeners.len(), probes_listener.is_some());
-        let (metrics, prometheus) =
-            Metrics::new(&config.metrics).map_err(|error| StartError::new("metrics cannot be set up", error))?;
-        let (log, log_writer) = DecisionLog::start(&config.decision_log, metrics.decision_log())
-            .map_err(|error| StartError::new("the decision log cannot be opened", error))?;
+        let (metrics, prometheus) = Metrics::new(&config.metrics).map_err(StartError::Metrics)?;
+        let (log, log_writer) =
+            DecisionLog::start(&config.decision_log, metrics.decision_log()).map_err(StartError::DecisionLog)?;
 
         let (snapshot_sender, snapshots) = watch::channel(None::<Arc<Snapshot>>);
         let (status_sender, status) = watch::channel(Status::default());
@@ -120,16 +136,14 @@ impl App {
         let cache = Arc::new(Cache::new(config.cache.clone()));
         let judge = Arc::new(config.judge(snapshots.clone(), Arc::clone(&proof), Arc::clone(&cache), metrics.clone()));
         let checker = Arc::new(Checker::new(Arc::clone(&judge), log, metrics.clone()));
-        let (others, health) =
-            server::others(&config.http2).map_err(|error| StartError::new("reflection cannot be set up", error))?;
+        let (others, health) = server::others(&config.http2).map_err(StartError::Reflection)?;
         let service = Authorization::new(checker, &config.limits, others, metrics.clone());
         // A health service says that all is well until it is told otherwise, and the sockets are bound already.
         server::report(&health, false).await;
 
         let lifecycle = Lifecycle::new(config.shutdown.clone());
         let (readiness, ready) = watch::channel(admin::readiness(Phase::Starting, false, &Status::default()));
-        let effective = serde_json::to_value(&config)
-            .map_err(|error| StartError::new("the configuration cannot be shown", error))?;
+        let effective = serde_json::to_value(&config).map_err(StartError::Config)?;
         let router = admin::router(Admin {
             summary: {
                 let (snapshots, judge) = (snapshots.clone(), Arc::clone(&judge));
@@ -233,8 +247,8 @@ impl App {
             ended = servers.join_next() => ended,
         };
         if let Some(ended) = failed {
-            // A server goes on until it is told to end.
-            return ended.map_err(|error| StartError::new("a server ended", error));
+            // A server goes on until it is asked to end.
+            return ended.map_err(StartError::Ended);
         }
         self.leave.send_replace(true);
         let drained = lifecycle.shut_down().await;
@@ -250,7 +264,7 @@ impl App {
 }
 
 async fn bind_http(role: Role, listen: &listener::Config) -> Result<Listener, StartError> {
-    listener::bind(listen).await.map_err(|error| StartError::new(role.as_str(), error))
+    listener::bind(listen).await.map_err(|error| StartError::BindHttp { role: role.as_str(), error })
 }
 
 /// How many connections there may be, by listener.
@@ -402,9 +416,7 @@ async fn feed(
 ) -> Result<Pin<Box<dyn Future<Output = ()> + Send>>, StartError> {
     #[cfg(feature = "nats")]
     if let (Some(store), Some(nats)) = (&config.store, &config.nats) {
-        let source = Jetstream::follow(nats, store.name.clone())
-            .await
-            .map_err(|error| StartError::new("the store cannot be followed", error))?;
+        let source = Jetstream::follow(nats, store.name.clone()).await.map_err(StartError::Store)?;
         let follower = Follower::new(store.clone(), source, Cedar::default(), proof, snapshots, status);
         return Ok(Box::pin(follower.leaving(leave).run()));
     }

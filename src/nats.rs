@@ -1,4 +1,4 @@
-//! The connection to a NATS server, for the feed and for those who publish: how it is made, kept and told about, and the few
+//! The connection to a NATS server, for the feed and for those who publish: how it is made, kept and watched, and the few
 //! requests of JetStream's API that Stockade makes (`api`).
 
 mod api;
@@ -110,7 +110,7 @@ pub enum ConnectError {
     Unauthorized {
         /// All their addresses.
         servers: String,
-        /// What it says.
+        /// What it answered.
         cause: String,
     },
 }
@@ -232,7 +232,7 @@ fn read(event: async_nats::Event) -> Option<Event> {
     }
 }
 
-/// What the server says by itself: that something is forbidden, or why it is about to hang up.
+/// What the server sends by itself: that something is forbidden, or why it is about to hang up.
 fn said(text: String) -> Event {
     let lower = text.to_lowercase();
     let refused = ["permissions violation", "authorization", "authentication", "account", "revoked"];
@@ -274,7 +274,7 @@ fn unreachable(config: &Config, error: &async_nats::ConnectError) -> ConnectErro
 }
 
 impl Connection {
-    /// Whether it is there, as far as can be told: a server that hangs shows after some five seconds.
+    /// Whether it is there, as far as is known: a server that hangs shows after some five seconds.
     pub fn is_up(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
@@ -290,7 +290,7 @@ impl Connection {
     /// Waits until the server has everything that was sent, subscriptions too.
     ///
     /// # Errors
-    /// If it does not say so in time.
+    /// If it does not confirm that in time.
     pub async fn flush(&self) -> Result<(), Error> {
         match tokio::time::timeout(self.timeout, self.client.flush()).await {
             Ok(flushed) => flushed.map_err(|error| Error::Other(error.to_string())),

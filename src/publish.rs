@@ -6,7 +6,7 @@
 //! | [`Session`] | reads statements that trusted keys have signed; [`Session::publish_manifest`], [`Session::edit_overlays`] |
 //! | [`BeaconSender`] | [`BeaconSender::send_beacon`] |
 //!
-//! Every statement is encoded, sealed and stored by the last three, whoever makes it: the command line, the load test, the tests.
+//! Every statement is encoded, sealed and stored by the last two, for the command line, the load test and the tests alike.
 
 mod beacon;
 mod error;

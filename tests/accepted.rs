@@ -592,7 +592,7 @@ fn tests_that_say_nothing_are_refused_and_requests_without_tests_are_told() {
     };
     let one = "{name: one, request: get.json, expect: allow}";
     let good = test(&format!("tests: [{one}]"), &request);
-    assert_eq!((good.code, good.stdout.as_str()), (0, "1 tests passed\n"), "{good:?}");
+    assert_eq!((good.code, good.stdout.as_str()), (0, "1 test passed\n"), "{good:?}");
     assert!(good.stderr.contains("./tests/other.json: no test is about this request"), "{good:?}");
     assert!(!good.stderr.contains("get.json"), "{good:?}");
     for (tests, request, said) in [

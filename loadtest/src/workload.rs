@@ -13,7 +13,7 @@ use prost::Message;
 
 use crate::client::Decision;
 
-/// The files Stockade is started with: a path below the configuration's directory, and the text.
+/// The files Stockade is started with: a path below the configuration's directory, and the contents.
 pub(crate) type Files = Vec<(String, String)>;
 
 /// The configuration's file name in every [`Files`].
@@ -25,7 +25,7 @@ pub(crate) struct Workload {
     order: Order,
     /// How many were taken. It goes on from one measurement to the next.
     taken: Cell<usize>,
-    /// What every answer must be, whatever the asks say.
+    /// What every answer must be, whatever each call expects.
     every: Option<Expect>,
 }
 
@@ -43,7 +43,7 @@ enum Order {
     Rounds,
     /// From first to last.
     Once,
-    /// As these indices say, and again.
+    /// In the order of these indices, and again.
     Drawn(Rc<[u32]>),
     /// In rounds, each with a number of its own at these places, so that no two are the same.
     Fresh(Rc<[Vec<usize>]>),
@@ -84,7 +84,7 @@ impl Workload {
         Self::new(Rc::clone(asks), Order::Once)
     }
 
-    /// As these indices say, again and again.
+    /// In the order of these indices, again and again.
     pub(crate) fn drawn(asks: &Rc<[Ask]>, indices: &Rc<[u32]>) -> Self {
         Self::new(Rc::clone(asks), Order::Drawn(Rc::clone(indices)))
     }

@@ -36,6 +36,8 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+pub(super) use probe::ProbeError;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Serve(serve::Args),
@@ -72,7 +74,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Does what the command says.
+    /// Runs the command.
     pub(crate) fn run(&self) -> ExitCode {
         match self {
             Command::Serve(args) => serve::run(args),

@@ -33,7 +33,7 @@ pub(crate) fn ended(ended: Result<ExitCode, Error>) -> ExitCode {
     })
 }
 
-/// Runs a command that speaks to the store to its end, and says why it failed.
+/// Runs a command that uses the store to its end, and prints why it failed.
 #[cfg(feature = "nats")]
 pub(crate) fn run(command: impl Future<Output = Result<ExitCode, Error>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -32,7 +32,7 @@ pub enum Error {
     /// The server does not allow it.
     #[error("the server does not allow it: {}", clean_line(.0))]
     Forbidden(String),
-    /// JetStream says no.
+    /// JetStream refuses.
     #[error("the server refuses: {}", clean_line(.text))]
     Refused {
         /// Which of its errors it is (`err_code`).
@@ -131,7 +131,7 @@ impl Connection {
     /// # Errors
     /// If the server gives no answer, or not this one.
     pub async fn last(&self, stream: &str, subject: &str) -> Result<Option<Stored>, Error> {
-        // With the subject in the subject of the request, the server's permissions can tell who may read what.
+        // With the subject in the subject of the request, the server's permissions can distinguish who may read what.
         self.direct(&format!("{}.DIRECT.GET.{stream}.{subject}", self.api), Bytes::new()).await
     }
 
@@ -271,7 +271,7 @@ impl Connection {
     /// Any other request: `endpoint` is what follows `$JS.API.`.
     ///
     /// # Errors
-    /// If the server gives no answer, or says no.
+    /// If the server gives no answer, or refuses.
     pub async fn request(&self, endpoint: &str, body: &Json) -> Result<Json, Error> {
         let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
         let answer = self.ask(&format!("{}.{endpoint}", self.api), None, body).await?;

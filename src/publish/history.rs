@@ -84,7 +84,7 @@ pub fn find<'a>(entries: &'a [Entry], text: &str) -> Result<&'a Entry, Error> {
     found.ok_or(Error::NoVersion(version))
 }
 
-/// The one to go back to if nobody says which: the last that named another bundle than the newest.
+/// The one to go back to by default: the last that named another bundle than the newest.
 ///
 /// # Errors
 /// If there is none.

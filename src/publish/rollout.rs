@@ -1,4 +1,4 @@
-//! Waiting until a statement is enforced: by whom, how soon, and by whom not.
+//! The rollout of a statement: which sidecars enforce it, how soon, and which do not.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::store::statement::{Kind, Status, Timestamp, Version};
 /// A sidecar, by namespace and pod.
 pub type Sidecar = (String, String);
 
-/// Who enforces a statement so far, of those who were there when it was published.
+/// Which sidecars enforce a statement so far, of those that were there when it was published.
 #[derive(Debug)]
 pub struct Waiting {
     kind: Kind,
@@ -24,7 +24,7 @@ pub struct Waiting {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum PodState {
     Unheard,
-    /// With the lead time in milliseconds, if it says one.
+    /// With the lead time in milliseconds, if it reported one.
     Enforces(Option<u64>),
     Rejects(String),
 }
@@ -42,9 +42,9 @@ pub struct Report {
     pub p99_ms: Option<u64>,
     /// The slowest, slowest first.
     pub slowest: Vec<(String, u64)>,
-    /// Who refuses it, and why.
+    /// Which refuse it, and why.
     pub rejections: Vec<(String, String)>,
-    /// Who has said nothing.
+    /// Which have reported nothing.
     pub missing: Vec<String>,
 }
 
@@ -52,7 +52,7 @@ pub struct Report {
 const SLOWEST: usize = 3;
 
 impl Waiting {
-    /// For a statement, before anyone has it. `present` is what sidecars said last, and `expected` how many there should be.
+    /// For a statement, before anyone has it. `present` is what sidecars reported last, and `expected` how many there should be.
     pub fn new(kind: Kind, version: Version, published_at: Timestamp, present: &[Status], expected: usize) -> Self {
         let sidecars = present.iter().map(|status| (sidecar(status), PodState::Unheard)).collect();
         Self { kind, version, published_at, sidecars, expected }
@@ -73,7 +73,7 @@ impl Waiting {
         self.sidecars.values().any(|state| matches!(state, PodState::Rejects(_)))
     }
 
-    /// Whether everyone has said something.
+    /// Whether every one of them has reported.
     pub fn is_over(&self) -> bool {
         self.sidecars.len() >= self.expected && !self.sidecars.values().any(|state| *state == PodState::Unheard)
     }
@@ -86,7 +86,7 @@ impl Waiting {
         enforced * 100.0 >= percent * expected
     }
 
-    /// Takes note of what a sidecar says. One that was not there before is not waited for, unless more are expected than were there;
+    /// Takes note of what a sidecar reports. One that was not there before is not waited for, unless more are expected than were there;
     /// one that leaves is not waited for any more.
     pub fn hear(&mut self, status: &Status) {
         if status.leaving {
@@ -102,7 +102,7 @@ impl Waiting {
             Kind::Manifest | Kind::Beacon => (status.manifest, status.lead_time_ms),
         };
         match (head, &status.rejection) {
-            // Someone may have published after us; a sidecar that is past it had it or has better.
+            // Someone may have published after us: a sidecar that is past it had it or has better.
             (Some(head), _) if head.version >= self.version => *state = PodState::Enforces(lead),
             // What it refused before this was published was something else.
             (_, Some(why)) if status.at >= self.published_at => *state = PodState::Rejects(why.clone()),

@@ -1,4 +1,4 @@
-//! What a store says, as far as it is believed.
+//! What is in a store, as far as it is believed.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl Session {
         Ok(Some((stored.sequence, believed)))
     }
 
-    /// Which manifest is the newest, whoever signed it: to be shown, not to be acted upon.
+    /// Which manifest is the newest, no matter who signed it: to be shown, not to be acted upon.
     ///
     /// # Errors
     /// If the store cannot be read.

@@ -1,4 +1,4 @@
-//! How a statement comes into a store: encoded, sealed, and stored as the newest of its kind. Whoever publishes does it here.
+//! How a statement comes into a store: encoded, sealed, and stored as the newest of its kind, in this one place.
 
 use std::time::SystemTime;
 
@@ -44,7 +44,7 @@ pub struct Position {
     pub version: Version,
 }
 
-/// What a new manifest says, beside what its [`Position`] gives it.
+/// The contents of a new manifest, beside what its [`Position`] gives it.
 #[derive(Debug, Clone)]
 pub struct Draft {
     /// What is to be in force; it must have been uploaded.
@@ -64,7 +64,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Only what every manifest says.
+    /// Only what every manifest has.
     pub fn new(bundle: Blob, publisher: impl Into<String>) -> Self {
         Self {
             bundle,
@@ -130,7 +130,7 @@ impl Session {
     }
 
     /// Edits the list of overlays, again each time that someone else has edited it in between: nobody's overlays get lost. In a new
-    /// epoch the list begins empty, whatever the store says. Returns the new list, and why the newest one was passed over, if it was.
+    /// epoch the list begins empty, whatever is in the store. Returns the new list, and why the newest one was passed over, if it was.
     ///
     /// # Errors
     /// If nothing was changed, or nobody can tell.

@@ -38,7 +38,7 @@ const LOOKS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(200);
 
 impl Store {
-    /// Connects. `name` says what the connection is for: `cli` or `beacon`.
+    /// Connects. `name` is what the connection is for: `cli` or `beacon`.
     ///
     /// # Errors
     /// As [`nats::connect`].
@@ -71,7 +71,7 @@ impl Store {
         self.ensure_stream(&Desired::of_statuses(&self.layout, settings)).await
     }
 
-    /// Makes the stream of what sidecars say, if it is not there. It is kept in memory, so a server that stands alone loses it with
+    /// Makes the stream of what sidecars report, if it is not there. It is kept in memory, so a server that stands alone loses it with
     /// its process.
     ///
     /// # Errors
@@ -242,7 +242,7 @@ impl Store {
         }
     }
 
-    /// What all sidecars said last, those whose statements have not expired.
+    /// What all sidecars reported last, those whose reports have not expired.
     ///
     /// # Errors
     /// If the server gives no answer.
@@ -250,7 +250,7 @@ impl Store {
         Ok(self.sidecars().await?.into_iter().map(|sidecar| sidecar.status).collect())
     }
 
-    /// The same, with when the server heard it.
+    /// The same, with when the server received it.
     ///
     /// # Errors
     /// As [`Self::statuses`].
@@ -268,7 +268,7 @@ impl Store {
         Ok(found.iter().filter_map(read).collect())
     }
 
-    /// What sidecars say from now on.
+    /// What sidecars report from now on.
     ///
     /// # Errors
     /// If the server does not confirm that it will send them.
@@ -293,7 +293,7 @@ impl Store {
         Ok(blobs)
     }
 
-    /// How long ago a blob was uploaded, by the server's clock and ours; nothing if that cannot be told.
+    /// How long ago a blob was uploaded, by the server's clock and ours; zero if that is not known.
     ///
     /// # Errors
     /// If the server gives no answer.

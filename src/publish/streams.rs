@@ -24,7 +24,7 @@ impl Default for Settings {
 /// How many statements of a kind are kept: the history that `stockade history` shows. Beacons come once a second.
 const HISTORY: u64 = 1024;
 
-/// How long a sidecar's status lives. It is said again every 30 seconds, so what is older is that of a pod that says nothing any more:
+/// How long a sidecar's status lives. It is repeated every 30 seconds, so what is older is that of a pod that reports no more:
 /// it stays in sight for a day, unless the pod said goodbye.
 const STATUS_AGE_NANOS: u64 = 24 * 3600 * 1_000_000_000;
 
@@ -73,7 +73,7 @@ impl Desired {
         Self { name: layout.stream(), config, matter }
     }
 
-    /// The stream of what sidecars say: the last of each, in memory. One that was made when statuses lived for 90 seconds still does what
+    /// The stream of what sidecars report: the last of each, in memory. One that was made when statuses lived for 90 seconds still does what
     /// it must; pods that vanish are then gone from it sooner.
     pub fn of_statuses(layout: &Layout, settings: &Settings) -> Self {
         let config = json!({

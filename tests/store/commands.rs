@@ -155,7 +155,7 @@ async fn what_is_published_can_be_looked_at_fetched_and_gone_back_to() {
     assert_eq!(desk.good(&["history"]).await.stdout, "nothing was ever published\n");
 
     let first = desk.good(&["publish", "v1", "--message", "begin"]).await;
-    assert!(first.stdout.starts_with("the first bundle of the store: 1 policies"), "{}", first.stdout);
+    assert!(first.stdout.starts_with("the first bundle of the store: 1 policy,"), "{}", first.stdout);
     let again = desk.good(&["publish", "v1"]).await;
     assert!(again.stdout.starts_with("nothing to publish: sha256:"), "{}", again.stdout);
     let dry = desk.good(&["publish", "v2", "--dry-run"]).await;

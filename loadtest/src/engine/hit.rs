@@ -1,11 +1,13 @@
 //! Hits against the floor: skewed keys, metrics on, denials and 1 % of the allows logged; and with every decision logged.
 
+use hdrhistogram::Histogram;
+
 use super::bundle::Settings;
 use super::figure::{Figure, latencies};
 use super::goals::{HIT, HIT_LOGGED};
 use super::rounds::{self, Contender, failures, not_at_limit, ratios, visit};
 use super::{Report, Stage, hit_bundle};
-use crate::findings::Finding;
+use crate::findings::{Finding, Goal};
 use crate::load::Pace;
 use crate::report::{Series, median};
 use crate::server::Server;
@@ -34,25 +36,7 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
 
     let mut report = Report::default();
     for (goal, own, other) in [(&HIT, hit, "1 % of the allows"), (&HIT_LOGGED, hit_logged, "every decision")] {
-        let done = own.done().await?;
-        let mut faults = failures([&floor_closed.series, &own.series]);
-        faults.extend(done.not_hits(goal.name));
-        faults.extend(done.lost(goal.name));
-        faults.extend([floor_closed, own].into_iter().filter_map(|own| not_at_limit(&own.series)));
-        let by_cpu = median(ratios(&floor_closed.series, &own.series, |sample| sample.cpu_us_per_check).into_iter());
-        let by_cpu = by_cpu.unwrap_or_default();
-        let evidence = format!(
-            "floor {:.0} requests/s, Stockade {:.0}; by CPU time per check the ratio is {by_cpu:.2}; by its metrics {:.3} % hits, {:.1} % denied, {} log records lost; \
-             {} keys by zipf(1.0), 1,001 policies, {other} logged to /dev/null",
-            rps(&floor_closed.series),
-            rps(&own.series),
-            done.hit_percent(),
-            done.denied_percent(),
-            done.lost,
-            hit_bundle::KEYS
-        );
-        let rounds = ratios(&own.series, &floor_closed.series, |sample| Some(sample.rps));
-        report.findings.push(Finding::new(goal, rounds, evidence, faults));
+        report.findings.push(finding(goal, own, floor_closed, other).await?);
     }
     report.rows.extend(contenders.iter().map(|own| own.row(Some(&floor_closed.series))));
 
@@ -62,22 +46,50 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
     rounds::measure_all(stage, &mut open, Pace::Open { rate }).await?;
     report.rows.extend(open.iter().map(|own| own.row(None)));
     let [floor_open, hit_open, logged_open] = open.each_ref().map(Contender::latency);
-    report.figures.push(Figure {
+    report.figures.push(figure(rate, [&floor_open, &hit_open, &logged_open]));
+    for server in [floor, sampled, logged] {
+        server.stop().await?;
+    }
+    Ok(report)
+}
+
+/// What a server reached against the floor in its closed loop.
+async fn finding(
+    goal: &'static Goal,
+    own: &Contender<'_>,
+    floor: &Contender<'_>,
+    other: &str,
+) -> anyhow::Result<Finding> {
+    let done = own.done().await?;
+    let mut faults = failures([&floor.series, &own.series]);
+    faults.extend(done.not_hits(goal.name));
+    faults.extend(done.lost(goal.name));
+    faults.extend([floor, own].into_iter().filter_map(|own| not_at_limit(&own.series)));
+    let by_cpu = median(ratios(&floor.series, &own.series, |sample| sample.cpu_us_per_check).into_iter());
+    let by_cpu = by_cpu.unwrap_or_default();
+    let evidence = format!(
+        "floor {:.0} requests/s, Stockade {:.0}; by CPU time per check the ratio is {by_cpu:.2}; by its metrics {:.3} % hits, {:.1} % denied, {} log records lost; \
+         {} keys by zipf(1.0), 1,001 policies, {other} logged to /dev/null",
+        rps(&floor.series),
+        rps(&own.series),
+        done.hit_percent(),
+        done.denied_percent(),
+        done.lost,
+        hit_bundle::KEYS
+    );
+    let rounds = ratios(&own.series, &floor.series, |sample| Some(sample.rps));
+    Ok(Finding::new(goal, rounds, evidence, faults))
+}
+
+fn figure(rate: f64, [floor, hits, logged]: [&Histogram<u64>; 3]) -> Figure {
+    Figure {
         title: "Latency of hits",
         caption: format!(
             "All at {rate:.0} checks per second, half of what the slowest reached, counted from when a call was due. Read \
              it at a percentile: so many of 100 calls took no longer."
         ),
-        ..latencies([
-            ("floor", &floor_open),
-            ("Stockade, hits", &hit_open),
-            ("Stockade, hits, every decision logged", &logged_open),
-        ])
-    });
-    for server in [floor, sampled, logged] {
-        server.stop().await?;
+        ..latencies([("floor", floor), ("Stockade, hits", hits), ("Stockade, hits, every decision logged", logged)])
     }
-    Ok(report)
 }
 
 fn rps(series: &Series) -> f64 {

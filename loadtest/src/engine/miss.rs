@@ -72,17 +72,7 @@ pub(crate) async fn policies(stage: &Stage) -> anyhow::Result<Report> {
     );
     let growth = ratios(&many.series, &few.series, cpu);
     report.findings.push(Finding::new(&MISS_GROWTH, growth, evidence, faults.clone()));
-    let evidence = format!(
-        "user and system time of the process, so all of transport, decoding, metrics and logging is in it; the floor needs {} \
-         for transport and decoding",
-        micros(&floor_series.series)
-    );
-    report.findings.push(Finding::new(
-        &MISS_COST,
-        many.series.samples.iter().filter_map(cpu).collect(),
-        evidence,
-        faults,
-    ));
+    report.findings.push(cost_of_one(&many.series, &floor_series.series, faults));
     let lines = vec![
         line(
             "a check that misses, with transport",
@@ -95,6 +85,15 @@ pub(crate) async fn policies(stage: &Stage) -> anyhow::Result<Report> {
         server.stop().await?;
     }
     Ok(report)
+}
+
+fn cost_of_one(many: &Series, floor: &Series, faults: Vec<String>) -> Finding {
+    let evidence = format!(
+        "user and system time of the process, so all of transport, decoding, metrics and logging is in it; the floor needs {} \
+         for transport and decoding",
+        micros(floor)
+    );
+    Finding::new(&MISS_COST, many.samples.iter().filter_map(cpu).collect(), evidence, faults)
 }
 
 /// What evaluation alone takes with so many scoped policies: the engine's, and plain Cedar's.

@@ -92,7 +92,6 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
         pushed.rate
     );
     let p99_ratios = ratios(&during, &quiet, |sample| Some(sample.p99_us));
-    let (without, with) = (latency(&quiet.samples), latency(&during.samples));
     pushed.server.stop().await?;
     Ok(Report {
         findings: vec![
@@ -100,16 +99,17 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
             Finding::new(&PUSH_P99, p99_ratios, p99, faults),
         ],
         rows: vec![Row::new(&quiet, None), Row::new(&during, None)],
-        figures: vec![
-            timeline,
-            Figure {
-                title: "Latency around a push",
-                caption: "The same load without a push, and in the time that begins with one.".into(),
-                ..latencies([("without a push", &without), ("with a push", &with)])
-            },
-        ],
+        figures: vec![timeline, around(&quiet, &during)],
         ..Report::default()
     })
+}
+
+fn around(quiet: &Series, during: &Series) -> Figure {
+    Figure {
+        title: "Latency around a push",
+        caption: "The same load without a push, and in the time that begins with one.".into(),
+        ..latencies([("without a push", &latency(&quiet.samples)), ("with a push", &latency(&during.samples))])
+    }
 }
 
 impl<'a> Pushed<'a> {

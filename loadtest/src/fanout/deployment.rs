@@ -22,7 +22,7 @@ pub(crate) struct Deployment {
     _directory: TempDir,
 }
 
-/// As many as docs/store.md says.
+/// As many as docs/store.md recommends.
 const BEACONS: usize = 2;
 
 impl Deployment {

@@ -1,4 +1,4 @@
-//! Sidecars: real processes that follow the store, what they tell it, and what they log.
+//! Sidecars: real processes that follow the store, what they report to it, and what they log.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -99,11 +99,11 @@ impl Fleet {
         Ok(Self { sidecars: ready, lines, _directory: directory })
     }
 
-    /// When each sidecar says this for the first time from now on.
+    /// When each sidecar logs this for the first time from now on.
     ///
     /// # Errors
     /// If one does not.
-    pub(crate) async fn all_say(&mut self, message: &str) -> anyhow::Result<Vec<Instant>> {
+    pub(crate) async fn all_log(&mut self, message: &str) -> anyhow::Result<Vec<Instant>> {
         let deadline = tokio::time::Instant::now() + LIMIT;
         let mut said = HashMap::new();
         while said.len() < self.sidecars.len() {
@@ -113,7 +113,7 @@ impl Fleet {
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => bail!("all sidecars ended"),
-                Err(_) => bail!("{} of {} sidecars say `{message}`", said.len(), self.sidecars.len()),
+                Err(_) => bail!("{} of {} sidecars logged `{message}`", said.len(), self.sidecars.len()),
             }
         }
         Ok(said.into_values().collect())
@@ -140,7 +140,7 @@ impl StatusWatch {
     /// What `read` makes of the first status of each of so many sidecars that it makes something of.
     ///
     /// # Errors
-    /// If one says nothing of the kind.
+    /// If one reports nothing of the kind.
     pub(crate) async fn all_report<T>(
         &mut self,
         sidecars: usize,

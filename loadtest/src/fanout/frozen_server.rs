@@ -22,13 +22,13 @@ pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
     fleet.forget();
     deployment.nats.freeze()?;
     let stopped = Instant::now();
-    let stale = since(stopped, fleet.all_say(STALE).await?);
+    let stale = since(stopped, fleet.all_log(STALE).await?);
     eprintln!("stopped-server: {}", stale.shown());
     sleep(LONGER).await;
     fleet.forget();
     deployment.nats.thaw()?;
     let resumed = Instant::now();
-    let fresh = since(resumed, fleet.all_say(FRESH).await?);
+    let fresh = since(resumed, fleet.all_log(FRESH).await?);
     eprintln!("stopped-server: goes on, {}", fresh.shown());
     let seconds = |spread: &Spread| spread.percentile(100).map(|duration| duration.as_secs_f64());
     let evidence = format!(

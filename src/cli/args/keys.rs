@@ -76,7 +76,7 @@ impl SignArgs {
         read_key(&self.key)
     }
 
-    /// Who they say they are: the name that was given, or the login.
+    /// The name that was given, or the login.
     pub(crate) fn publisher(&self) -> String {
         let login = || std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
         let named = self.publisher.clone().or_else(login).filter(|name| !name.is_empty());

@@ -42,7 +42,7 @@ pub(crate) struct ScopeArgs {
 /// Who edits the list of overlays, and where.
 #[derive(Debug, clap::Args)]
 pub(crate) struct IssueArgs {
-    /// Begin a new list, whatever the store says: where none of its overlays is believed. Those that were in force end.
+    /// Begin a new list, whatever is in the store: where none of its overlays is believed. Those that were in force end.
     #[arg(long)]
     new_epoch: bool,
     #[command(flatten)]

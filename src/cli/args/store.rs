@@ -92,7 +92,7 @@ impl StoreArgs {
         config.wrong().map_or(Ok(config), |(message, hint)| Err(Error::Arguments { message, hint }))
     }
 
-    /// Connects, or says why not.
+    /// Connects; fails if no server answers.
     pub(crate) async fn connect(&self, keyring: Keyring) -> Result<Session, Error> {
         let (store, _) = Store::connect(&self.config()?, self.name.clone(), "cli", ConnectRetry::Never).await?;
         Ok(Session { store, keyring })

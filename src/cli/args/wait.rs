@@ -82,7 +82,7 @@ impl StatusWatch {
         self.warn_of_silent();
         if waiting.expected() == 0 {
             errln!(
-                "published, but no sidecar is in sight: nobody is known to enforce it (if some should be there, see whether they \
+                "published, but no sidecar is in sight: none is known to enforce it (if some should be there, see whether they \
                  reach the store; `--expect N` waits for them)"
             );
             return ExitCode::from(NOT_ENFORCED);

@@ -13,7 +13,7 @@ use crate::terminal::{Stream, errln, outln};
 /// Prints every problem of the file with its place and a hint. Nothing is bound. With `--bundles` the directories of its bundles are
 /// read as well, and what the configuration names and no bundle declares is a warning.
 ///
-/// Exit status: 0 if the file is good, 2 if it is not.
+/// Exit status: 0 if the file is valid, 2 if it is not.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The configuration file.

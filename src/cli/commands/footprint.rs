@@ -14,7 +14,7 @@ use crate::terminal::{out, outln};
 /// key holds, which policies put it there, and whether that keeps decisions from being found again: the clock, ids in
 /// paths, ids of requests, tokens. Actions whose keys hold the same stand together, those with the fewest hits first.
 ///
-/// Exit status: 0, whatever the report says; 1 if the bundle cannot be read or is not good.
+/// Exit status: 0, whatever is reported; 1 if the bundle cannot be read or is not valid.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -10,7 +10,7 @@ use crate::terminal::{clean_excerpt, out, outln};
 
 /// Show what was published: who, when, why, and from which commit.
 ///
-/// The newest first. With `--trust`, says of each whether a trusted key has signed it; without, takes it as it is.
+/// The newest first. With `--trust`, shows for each whether a trusted key has signed it; without, takes it as it is.
 ///
 /// Exit status: 0, or 1 if the store cannot be read.
 #[derive(Debug, clap::Args)]
@@ -40,7 +40,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     })
 }
 
-/// One entry: its manifest, and whether it is believed; `null` if nobody has looked.
+/// One entry: its manifest, and whether it is believed; `null` if that was not checked.
 pub(super) fn json(entry: &Entry, checked: bool) -> Map<String, Json> {
     let believed = checked.then_some(entry.doubt.is_none());
     let doubt = entry.doubt.as_ref().filter(|_| checked);

@@ -16,7 +16,7 @@ use crate::units::Span;
 /// Ask a running sidecar whether it is ready, or alive.
 ///
 /// For an exec probe of the kubelet, where the image has no shell and the admin endpoint is on loopback. Asks the admin endpoint
-/// that the configuration names, or the listener for probes where there is no admin endpoint. Prints one line that says why not.
+/// that the configuration names, or the listener for probes where there is no admin endpoint. If not, prints one line with the reason.
 ///
 /// Exit status: 0 if it is, 1 if it is not or does not answer.
 #[derive(Debug, clap::Args)]
@@ -39,10 +39,65 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
-    ended(probe(args).map(|()| ExitCode::SUCCESS).map_err(Error::Probe))
+    ended(probe(args).map(|()| ExitCode::SUCCESS).map_err(Error::from))
 }
 
-fn probe(args: &Args) -> Result<(), String> {
+/// Why a sidecar does not count as ready, or alive.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub(crate) enum ProbeError {
+    /// The configuration cannot be used.
+    #[error("{}: {problem}", path.display())]
+    Config {
+        /// Its file.
+        path: PathBuf,
+        /// The first thing that is wrong.
+        problem: String,
+    },
+    /// Nothing answers probes.
+    #[error("{}: neither `admin` nor `probes` listens", .0.display())]
+    NoListener(PathBuf),
+    /// Nobody knows where it listens.
+    #[error(
+        "{}: its admin endpoint takes any free port: name it with `--admin`, or give it a port",
+        .0.display()
+    )]
+    AnyPort(PathBuf),
+    /// `--admin` is no address.
+    #[error("{0}")]
+    Address(String),
+    /// It cannot be asked.
+    #[error("{endpoint} cannot be asked: {error}")]
+    Unreachable {
+        /// What was asked.
+        endpoint: String,
+        /// Why not.
+        error: String,
+    },
+    /// It does not answer.
+    #[error("{endpoint} did not answer within {timeout}")]
+    TimedOut {
+        /// What was asked.
+        endpoint: String,
+        /// How long.
+        timeout: Span,
+    },
+    /// Something else listens there.
+    #[error("{0} does not speak HTTP")]
+    NotHttp(String),
+    /// It answers no, without a reason.
+    #[error("{endpoint} answers {status}")]
+    Status {
+        /// What was asked.
+        endpoint: String,
+        /// The status of its answer.
+        status: String,
+    },
+    /// It answers no.
+    #[error("{0}")]
+    No(String),
+}
+
+fn probe(args: &Args) -> Result<(), ProbeError> {
     let endpoint = match &args.admin {
         Some(url) => parse(url)?,
         None => configured(args)?,
@@ -53,32 +108,29 @@ fn probe(args: &Args) -> Result<(), String> {
     // Connecting to a Unix socket, say, has no timeout of its own.
     thread::spawn(move || sender.send(ask(&endpoint, path)));
     match answered.recv_timeout(args.timeout.0) {
-        Ok(Ok(answer)) => judge(&shown, &answer),
-        Ok(Err(error)) => Err(format!("{shown} cannot be asked: {error}")),
-        Err(_) => Err(format!("{shown} did not answer within {}", args.timeout)),
+        Ok(Ok(answer)) => read(&shown, &answer),
+        Ok(Err(error)) => Err(ProbeError::Unreachable { endpoint: shown, error: error.to_string() }),
+        Err(_) => Err(ProbeError::TimedOut { endpoint: shown, timeout: args.timeout }),
     }
 }
 
-fn parse(url: &str) -> Result<listener::Config, String> {
+fn parse(url: &str) -> Result<listener::Config, ProbeError> {
     let address = url.strip_prefix("http://").map_or_else(|| url.to_owned(), |rest| format!("tcp://{rest}"));
-    listener::Config::parse_open(address.trim_end_matches('/'))
+    listener::Config::parse_open(address.trim_end_matches('/')).map_err(ProbeError::Address)
 }
 
 /// Where the sidecar of this configuration can be asked.
-fn configured(args: &Args) -> Result<listener::Config, String> {
-    let config = Config::load(&args.config).map_err(|problems| {
-        let first = problems.first().map(ToString::to_string).unwrap_or_default();
-        format!("{}: {first}", args.config.display())
+fn configured(args: &Args) -> Result<listener::Config, ProbeError> {
+    let config = Config::load(&args.config).map_err(|problems| ProbeError::Config {
+        path: args.config.clone(),
+        problem: problems.first().map(ToString::to_string).unwrap_or_default(),
     })?;
     let endpoint = match (config.admin.listen, config.probes.listen) {
         (AdminListen::At(listen), _) | (_, ProbesListen::At(listen)) => listen,
-        _ => return Err(format!("{}: neither `admin` nor `probes` listens", args.config.display())),
+        _ => return Err(ProbeError::NoListener(args.config.clone())),
     };
     match endpoint {
-        listener::Config::Tcp { address, .. } if address.port() == 0 => {
-            let message = "its admin endpoint takes any free port: name it with `--admin`, or give it a port";
-            Err(format!("{}: {message}", args.config.display()))
-        }
+        listener::Config::Tcp { address, .. } if address.port() == 0 => Err(ProbeError::AnyPort(args.config.clone())),
         endpoint => Ok(endpoint),
     }
 }
@@ -108,21 +160,25 @@ fn exchange(mut stream: impl Read + Write, path: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-fn judge(endpoint: &str, answer: &str) -> Result<(), String> {
+/// What an answer means.
+fn read(endpoint: &str, answer: &str) -> Result<(), ProbeError> {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
     let status = head.strip_prefix("HTTP/1.").and_then(|line| line.split(' ').nth(1)).unwrap_or("");
     if status == "200" {
         return Ok(());
     }
     if status.is_empty() {
-        return Err(format!("{endpoint} does not speak HTTP"));
+        return Err(ProbeError::NotHttp(endpoint.to_owned()));
     }
     let json: Option<Json> = serde_json::from_str(body).ok();
     let reasons: Option<Vec<&str>> =
         json.as_ref().and_then(|json| json["reasons"].as_array()?.iter().map(Json::as_str).collect());
     let why = reasons.map_or_else(|| body.to_owned(), |reasons| format!("not ready: {}", reasons.join("; ")));
     let line: String = why.trim().chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
-    Err(if line.is_empty() { format!("{endpoint} answers {status}") } else { line })
+    Err(match line.is_empty() {
+        true => ProbeError::Status { endpoint: endpoint.to_owned(), status: status.to_owned() },
+        false => ProbeError::No(line),
+    })
 }
 
 #[cfg(test)]
@@ -130,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_are_judged_by_their_status() {
+    fn answers_are_read_by_their_status() {
         for (answer, expected) in [
             ("HTTP/1.0 200 OK\r\n\r\nok\n", Ok(())),
             (
@@ -142,7 +198,8 @@ mod tests {
             ("SSH-2.0-OpenSSH\r\n", Err("there does not speak HTTP")),
             ("", Err("there does not speak HTTP")),
         ] {
-            assert_eq!(judge("there", answer), expected.map_err(str::to_owned), "{answer}");
+            let read = read("there", answer).map_err(|error| error.to_string());
+            assert_eq!(read, expected.map_err(str::to_owned), "{answer}");
         }
     }
 

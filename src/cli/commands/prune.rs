@@ -20,14 +20,14 @@ pub(crate) struct Args {
     /// How many versions, from the newest, keep their bundles.
     #[arg(long, value_name = "N", default_value_t = 100)]
     keep: usize,
-    /// Say what would be removed, and remove nothing.
+    /// Show what would be removed, and remove nothing.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     store: StoreArgs,
 }
 
-/// How old a bundle must be that nobody names.
+/// How old a bundle must be that no version names.
 const AGE: Duration = Duration::from_secs(3600);
 
 pub(super) fn run(args: &Args) -> ExitCode {

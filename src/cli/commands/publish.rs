@@ -38,14 +38,14 @@ pub(crate) struct Args {
     /// Treat warnings as errors.
     #[arg(long)]
     strict: bool,
-    /// Publish although a policy permits everything to everyone: a `permit` without a scope and without a condition. The first
+    /// Publish although a policy permits everything to everybody: a `permit` without a scope and without a condition. The first
     /// bundle of a store does not need it, unless with `--strict`.
     #[arg(long)]
     allow_open: bool,
-    /// Say what would change, and change nothing.
+    /// Show what would change, and change nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Begin a new epoch, whatever the store says: after its newest manifest was forged, or all its keys were lost.
+    /// Begin a new epoch, whatever is in the store: after its newest manifest was forged, or all its keys were lost.
     #[arg(long)]
     new_epoch: bool,
     /// On how many servers the store's streams lie, if they are made now: 1, 3 or 5.
@@ -101,16 +101,16 @@ fn checked(args: &Args) -> Result<(Vec<Files>, Arc<Snapshot>), Error> {
     Ok((files, snapshot))
 }
 
-/// Why a bundle that is good is not to be published all the same. `closed`: whether opening everything has to be meant, which it has
-/// where something is in force already. Before the first bundle there is nobody who would be let in.
+/// Why a valid bundle is not to be published all the same. `closed`: whether opening everything must be confirmed, as it must where
+/// something is in force already. Before the first bundle nothing is protected yet.
 fn refused(args: &Args, snapshot: &Snapshot, closed: bool) -> Option<String> {
     // Each of them has one warning, which `--allow-open` answers.
     let open = snapshot.open_policies();
     let meant = if args.allow_open { open.len() } else { 0 };
     match open.first() {
-        Some(first) if closed && !args.allow_open => {
-            Some(format!("`{first}` permits everything to everyone (give it a scope, or say `--allow-open`)"))
-        }
+        Some(first) if closed && !args.allow_open => Some(format!(
+            "`{first}` permits everything to everybody (give it a scope, or publish it with `--allow-open`)"
+        )),
         _ if args.strict && snapshot.warnings.iter().filter(|problem| problem.is_warning()).count() > meant => {
             Some("there are warnings, and `--strict`".to_owned())
         }
@@ -147,7 +147,7 @@ async fn publish(args: &Args, files: &[Files], snapshot: &Snapshot) -> Result<Ex
     };
     let manifest = session.publish_manifest(&key, &position, draft).await?;
     outln!("published {} with {}", manifest.version, manifest.bundle.digest);
-    // Where it was uploaded before, someone may have removed it in between, as one that nobody names.
+    // Where it was uploaded before, someone may have removed it in between, as one that no version names.
     session.store.upload(&packed.blob, &packed.bytes).await?;
     Ok(StatusWatch::wait_for(watch, Kind::Manifest, manifest.version, manifest.published_at).await)
 }

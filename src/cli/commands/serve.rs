@@ -2,11 +2,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::app::App;
+use crate::cli::output::{Error, show};
 use crate::config::Config;
 use crate::observe;
-use crate::problem;
 use crate::shutdown::Signals;
-use crate::terminal::{Stream, errln};
+use crate::terminal::errln;
 
 /// Run the sidecar.
 ///
@@ -26,7 +26,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     let config = match Config::load(&args.config) {
         Ok(config) => config,
         Err(problems) => {
-            Stream::Err.show(&problem::render(&problems));
+            show(&problems);
             return ExitCode::from(2);
         }
     };
@@ -50,14 +50,15 @@ pub(super) fn run(args: &Args) -> ExitCode {
         }
     };
     let ended = runtime.block_on(async {
-        let signals = Signals::register().map_err(|error| format!("signals cannot be caught: {error}"))?;
-        let app = App::build(config).await.map_err(|error| error.to_string())?;
-        app.run(signals).await.map_err(|error| error.to_string())
+        let signals = Signals::register().map_err(Error::Signals)?;
+        let app = App::build(config).await?;
+        app.run(signals).await?;
+        Ok::<(), Error>(())
     });
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error, "stockade ends");
+            tracing::error!(%error, "stockade ends");
             ExitCode::FAILURE
         }
     }

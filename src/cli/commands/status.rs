@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// How many sidecars there are: says how many are missing, and ends with 2 unless so many enforce what is newest.
+    /// How many sidecars there are: shows how many are missing, and exits with 2 unless so many enforce what is newest.
     #[arg(long, value_name = "N")]
     expect: Option<usize>,
     /// Look again every second, until interrupted.

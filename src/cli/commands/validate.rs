@@ -10,7 +10,7 @@ use crate::terminal::{errln, outln};
 /// and routes. Prints every problem, with the place in the file where there is one. Several directories are checked
 /// together, as a sidecar that follows all of them would merge them.
 ///
-/// Exit status: 0 if the bundle is good (there may be warnings), 1 if it is not.
+/// Exit status: 0 if the bundle is valid (there may be warnings), 1 if it is not.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

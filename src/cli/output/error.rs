@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::app::StartError;
+use crate::cli::commands::ProbeError;
 #[cfg(feature = "nats")]
 use crate::publish;
 use crate::store::keys::KeyError;
@@ -80,8 +82,11 @@ pub(crate) enum Error {
         problems: String,
     },
     /// A sidecar that was probed.
-    #[error("{0}")]
-    Probe(String),
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// A sidecar that cannot start, or ended.
+    #[error(transparent)]
+    Start(#[from] StartError),
     /// There are no threads to be had.
     #[error("the runtime cannot be started: {0}")]
     Runtime(io::Error),

@@ -1,4 +1,4 @@
-//! What sidecars say of themselves, as a table.
+//! What sidecars report, as a table.
 
 use std::time::SystemTime;
 
