@@ -14,7 +14,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use serde_json::json;
 use stockade::decision::cache::{Bounds, Cache, Config};
 use stockade::decision::key;
-use stockade::model::{Effect, EntityUid, Overlay, Principal, Proof, Query, Record, Value};
+use stockade::model::{Attributes, Effect, EntityUid, Overlay, Principal, Proof, Query, Value};
 use stockade::policy::{Files, Snapshot};
 use stockade::units::{Bytes, Span};
 
@@ -66,17 +66,17 @@ fn uid(text: &str) -> EntityUid {
 }
 
 fn query(user: usize, folder: usize) -> Query {
-    let tenant = Record::from([("x-tenant".into(), Value::String("t-7".into()))]);
+    let tenant = Attributes::from([("x-tenant".into(), Value::String("t-7".into()))]);
     Query {
         principal: Principal {
             uid: uid(&format!("User::\"{user}\"")),
-            attributes: Record::new(),
+            attributes: Attributes::new(),
             parents: vec![uid("Group::\"readers\"")],
             proof: Proof::Jwt,
         },
         action: uid("Action::\"view\""),
         resource: uid(&format!("Folder::\"{folder}\"")),
-        context: Record::from([("headers".into(), Value::Record(tenant))]),
+        context: Attributes::from([("headers".into(), Value::Record(tenant))]),
     }
 }
 

@@ -15,15 +15,15 @@ use envoy_types::pb::envoy::service::auth::v3 as auth;
 use prost::Message;
 use stockade::config::Config;
 use stockade::decision::cache::{self, Cache};
-use stockade::ext_authz::judge::Judge;
-use stockade::ext_authz::response::Answer;
-use stockade::ext_authz::wire::{
-    Address, Attributes, CheckRequest, HttpRequest, Pair, Peer, Request, SocketAddress, Timestamp,
-};
-use stockade::ext_authz::{view, wire};
+use stockade::ext_authz::check::Pipeline;
+use stockade::ext_authz::response::Response;
 use stockade::observe::Metrics;
 use stockade::policy::{Files, Snapshot};
 use stockade::problem::SourceFile;
+use stockade::proto::wire::{
+    Address, AttributeContext, CheckRequest, HttpRequest, Pair, Peer, Request, SocketAddress, Timestamp,
+};
+use stockade::proto::{view, wire};
 use stockade::yaml;
 use tokio::sync::watch;
 
@@ -67,7 +67,7 @@ const HEADERS: [(&str, &str); 13] = [
     ("cookie", "session=4f6b1c9a8e2d47d1b3a5c7e9f0a1b2c3; theme=dark"),
 ];
 
-fn judge() -> (Judge, Arc<Snapshot>) {
+fn pipeline() -> (Pipeline, Arc<Snapshot>) {
     let files = [
         ("bundle.yaml", "name: bench"),
         ("schema.cedarschema", SCHEMA),
@@ -82,7 +82,7 @@ fn judge() -> (Judge, Arc<Snapshot>) {
     let (_, snapshots) = watch::channel(Some(Arc::clone(&snapshot)));
     let cache = Cache::new(cache::Config { enabled: false, ..config.cache.clone() });
     let (metrics, _) = Metrics::new(&config.metrics).expect("metrics");
-    (config.judge(snapshots, Arc::new(config.proof()), Arc::new(cache), metrics), snapshot)
+    (config.pipeline(snapshots, Arc::new(config.proof()), Arc::new(cache), metrics), snapshot)
 }
 
 fn frame() -> Bytes {
@@ -92,7 +92,7 @@ fn frame() -> Bytes {
         ..Peer::default()
     };
     let request = CheckRequest {
-        attributes: Some(Attributes {
+        attributes: Some(AttributeContext {
             source: Some(peer("192.0.2.7", 40_000)),
             destination: Some(peer("192.0.2.1", 8443)),
             request: Some(Request {
@@ -107,18 +107,18 @@ fn frame() -> Bytes {
                     ..HttpRequest::default()
                 }),
             }),
-            ..Attributes::default()
+            ..AttributeContext::default()
         }),
     };
     request.encode_to_vec().into()
 }
 
 fn check(c: &mut Criterion) {
-    let (judge, snapshot) = judge();
+    let (pipeline, snapshot) = pipeline();
     let frame = frame();
     let request = view::CheckRequest::decode(&frame).expect("a CheckRequest");
-    let query = judge.mapping.map(&request, &snapshot).expect("a Query").query;
-    let decision = judge.authorizer.decide(&snapshot, &query, None).expect("a decision");
+    let query = pipeline.mapping.map(&request, &snapshot).expect("a Query").query;
+    let decision = pipeline.authorizer.decide(&snapshot, &query, None).expect("a decision");
     assert_eq!(decision.effect.as_str(), "allow", "the benchmark is of the way through");
 
     let mut group = c.benchmark_group("check");
@@ -131,12 +131,12 @@ fn check(c: &mut Criterion) {
     group.bench_function("decode with envoy-types", |b| {
         b.iter(|| auth::CheckRequest::decode(black_box(&frame).clone()))
     });
-    group.bench_function("map", |b| b.iter(|| judge.mapping.map(black_box(&request), &snapshot)));
-    group.bench_function("decide", |b| b.iter(|| judge.authorizer.decide(&snapshot, black_box(&query), None)));
+    group.bench_function("map", |b| b.iter(|| pipeline.mapping.map(black_box(&request), &snapshot)));
+    group.bench_function("decide", |b| b.iter(|| pipeline.authorizer.decide(&snapshot, black_box(&query), None)));
     group.bench_function("from frame to frame", |b| {
         b.iter(|| {
-            let verdict = judge.frame(black_box(&frame).clone(), "d-1");
-            verdict.answer.map(Answer::into_frame)
+            let checked = pipeline.frame(black_box(&frame).clone(), "d-1");
+            checked.response.map(Response::into_frame)
         });
     });
     group.finish();

@@ -9,7 +9,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use stockade::model::{Principal, Proof, Query, Record, Value};
+use stockade::model::{Attributes, Principal, Proof, Query, Value};
 use stockade::policy::{Files, Snapshot};
 
 fn snapshot(policies: usize) -> Snapshot {
@@ -26,13 +26,13 @@ fn query(method: &str) -> Query {
     Query {
         principal: Principal {
             uid: uid("User::\"alice\""),
-            attributes: Record::new(),
+            attributes: Attributes::new(),
             parents: Vec::new(),
             proof: Proof::Jwt,
         },
         action: uid("Action::\"GET\""),
         resource: uid("Service::\"bench\""),
-        context: Record::from([("method".into(), Value::String(method.into()))]),
+        context: Attributes::from([("method".into(), Value::String(method.into()))]),
     }
 }
 

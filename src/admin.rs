@@ -19,6 +19,7 @@ use crate::decision::cache::Cache;
 use crate::decision::freshness::OnExpired;
 use crate::feed::{Rejection, Status};
 use crate::model::Freshness;
+use crate::observe::Metrics;
 use crate::policy::Summary;
 use crate::shutdown::Phase;
 
@@ -65,8 +66,10 @@ pub struct Admin {
     pub config: Arc<serde_json::Value>,
     /// What requests may call us.
     pub hosts: Arc<guard::Hosts>,
+    /// What is counted.
+    pub counts: Metrics,
     /// Renders the metrics.
-    pub metrics: PrometheusHandle,
+    pub rendered: PrometheusHandle,
     /// Brings metrics up to date that only time changes; runs before each rendering.
     pub refresh: Arc<dyn Fn() + Send + Sync>,
 }
@@ -161,7 +164,7 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     (admin.refresh)();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render())
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.rendered.render())
 }
 
 async fn snapshot(State(admin): State<Admin>) -> Response {
@@ -224,7 +227,7 @@ mod tests {
 
     use super::*;
     use crate::model::Revision;
-    use crate::observe::metrics::{self, Metrics};
+    use crate::observe::metrics;
     use crate::policy::{
         BundleSummary, FootprintSummary, Hits, OverlaySummary, PlaceSummary, PolicySummary, Read, Reader,
     };
@@ -291,6 +294,7 @@ mod tests {
     }
 
     fn admin(summary: Option<Summary>, status: Status, readiness: Readiness) -> Admin {
+        let (counts, rendered) = Metrics::new(&metrics::Config::default()).expect("metrics");
         Admin {
             summary: Arc::new(move || summary.clone()),
             status: watch::channel(status).1,
@@ -299,7 +303,8 @@ mod tests {
             lookup: Arc::new(|text| Err(format!("not JSON: {text}"))),
             config: Arc::new(json!({"log": {"level": "info"}})),
             hosts: Arc::new(guard::Hosts::new(Some([127, 0, 0, 1].into()), &[])),
-            metrics: Metrics::new(&metrics::Config::default()).expect("metrics").1,
+            counts,
+            rendered,
             refresh: Arc::new(|| {}),
         }
     }

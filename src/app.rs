@@ -16,10 +16,10 @@ use crate::config::{AdminListen, Config, ProbesListen};
 use crate::decision::cache::Cache;
 use crate::decision::freshness::LastProof;
 use crate::descriptors;
-use crate::ext_authz::checker::Checker;
-use crate::ext_authz::judge::Judge;
+use crate::ext_authz::account::Checker;
+use crate::ext_authz::check::Pipeline;
+use crate::ext_authz::server;
 use crate::ext_authz::service::Authorization;
-use crate::ext_authz::{json, server};
 use crate::feed::Status;
 use crate::feed::cedar::Cedar;
 use crate::feed::directory::Directories;
@@ -31,6 +31,7 @@ use crate::observe::store::StoreState;
 use crate::observe::transport::Role;
 use crate::observe::{DecisionLog, Metrics};
 use crate::policy::{Files, Snapshot};
+use crate::proto::json;
 use crate::shutdown::{Lifecycle, Phase, Signals};
 
 /// How often what only time changes is brought up to date: the histograms' buffers, above all.
@@ -46,7 +47,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A sidecar that is built and bound, but does not run yet: a taken port is found here, before anything moves.
 pub struct App {
-    judge: Arc<Judge>,
+    pipeline: Arc<Pipeline>,
     listeners: Vec<Listener>,
     /// What is served over HTTP/1.1, and over how many connections each.
     http: Vec<(Role, Listener, axum::Router, usize)>,
@@ -134,8 +135,9 @@ impl App {
         let feed = feed(&config, Arc::clone(&proof), snapshot_sender, status_sender, leave.subscribe()).await?;
 
         let cache = Arc::new(Cache::new(config.cache.clone()));
-        let judge = Arc::new(config.judge(snapshots.clone(), Arc::clone(&proof), Arc::clone(&cache), metrics.clone()));
-        let checker = Arc::new(Checker::new(Arc::clone(&judge), log, metrics.clone()));
+        let pipeline =
+            Arc::new(config.pipeline(snapshots.clone(), Arc::clone(&proof), Arc::clone(&cache), metrics.clone()));
+        let checker = Arc::new(Checker::new(Arc::clone(&pipeline), log, metrics.clone()));
         let (others, health) = server::others(&config.http2).map_err(StartError::Reflection)?;
         let service = Authorization::new(checker, &config.limits, others, metrics.clone());
         // A health service says that all is well until it is told otherwise, and the sockets are bound already.
@@ -146,11 +148,11 @@ impl App {
         let effective = serde_json::to_value(&config).map_err(StartError::Config)?;
         let router = admin::router(Admin {
             summary: {
-                let (snapshots, judge) = (snapshots.clone(), Arc::clone(&judge));
+                let (snapshots, pipeline) = (snapshots.clone(), Arc::clone(&pipeline));
                 Arc::new(move || {
                     let snapshot = snapshots.borrow().clone()?;
                     let mut summary = snapshot.summary();
-                    summary.warnings.extend(judge.mapping.undeclared(&snapshot).iter().map(ToString::to_string));
+                    summary.warnings.extend(pipeline.mapping.undeclared(&snapshot).iter().map(ToString::to_string));
                     Some(summary)
                 })
             },
@@ -158,9 +160,9 @@ impl App {
             ready: ready.clone(),
             cache: Arc::clone(&cache),
             lookup: {
-                let judge = Arc::clone(&judge);
+                let pipeline = Arc::clone(&pipeline);
                 Arc::new(move |text| {
-                    let (query, cache) = judge.explain(&json::check_request(text)?)?;
+                    let (query, cache) = pipeline.explain(&json::check_request(text)?)?;
                     Ok(serde_json::json!({"query": json::query(&query), "cache": cache}))
                 })
             },
@@ -169,7 +171,8 @@ impl App {
                 let address = admin_listener.as_ref().and_then(Listener::ip);
                 Arc::new(admin::guard::Hosts::new(address, &config.admin.hosts))
             },
-            metrics: prometheus.clone(),
+            counts: metrics.clone(),
+            rendered: prometheus.clone(),
             refresh: {
                 let (metrics, status, proof) = (metrics.clone(), status.clone(), Arc::clone(&proof));
                 let (snapshots, waiting) = (snapshots.clone(), service.waiting());
@@ -183,7 +186,7 @@ impl App {
         let admin = admin_listener.map(|listener| (Role::Admin, listener, router, admin_connections));
         let probes = probes_listener.map(|listener| (Role::Probes, listener, admin::probes(ready), probe_connections));
         Ok(Self {
-            judge,
+            pipeline,
             listeners,
             http: admin.into_iter().chain(probes).collect(),
             connections,
@@ -212,7 +215,7 @@ impl App {
         let phase = lifecycle.phase();
         // What only follows along ends with the process; what serves is waited for.
         let mut followers = JoinSet::new();
-        followers.spawn(warn_of_attributes(snapshots.clone(), self.judge));
+        followers.spawn(warn_of_attributes(snapshots.clone(), self.pipeline));
         let log = self.log_writer.trouble();
         followers.spawn(watch_readiness(
             phase,
@@ -342,11 +345,11 @@ async fn watch_readiness(
 }
 
 /// Warns of attributes that should be logged and that no bundle declares, once for each change of what these are.
-async fn warn_of_attributes(mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>, judge: Arc<Judge>) {
+async fn warn_of_attributes(mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>, pipeline: Arc<Pipeline>) {
     let mut last = Vec::new();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        let warnings = snapshot.map(|snapshot| judge.mapping.undeclared(&snapshot)).unwrap_or_default();
+        let warnings = snapshot.map(|snapshot| pipeline.mapping.undeclared(&snapshot)).unwrap_or_default();
         let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
         if warnings != last {
             warnings.iter().for_each(|warning| warn!("{warning}"));

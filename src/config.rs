@@ -13,10 +13,10 @@ use crate::admin::guard::HostName;
 use crate::decision::authorizer::Authorizer;
 use crate::decision::cache::{self, Cache};
 use crate::decision::freshness::LastProof;
-use crate::ext_authz::identity::{self, Source};
-use crate::ext_authz::judge::Judge;
+use crate::ext_authz::check::Pipeline;
+use crate::ext_authz::identity_source::{self, IdentitySource};
 use crate::ext_authz::request::{Mapping, ServiceName};
-use crate::ext_authz::response::{Answers, Errors, HeaderName, HeaderSource, UndecidedAnswer};
+use crate::ext_authz::response::{Errors, HeaderName, HeaderSource, Responder, UndecidedResponse};
 use crate::ext_authz::{body, path, server, service};
 #[cfg(feature = "nats")]
 use crate::nats;
@@ -26,7 +26,7 @@ use crate::problem::{Problem, SourceFile};
 use crate::yaml::{self, AtLeastOne, Faults, Invalid, Table};
 use crate::{feed, listener, shutdown};
 
-/// `stockade.yaml`. The README describes each key; a test holds the two together.
+/// `stockade.yaml`. docs/configuration.md describes each key; a test holds the two together.
 #[derive(Debug, Clone, Deserr, Serialize)]
 #[deserr(error = Faults, deny_unknown_fields)]
 pub struct Config {
@@ -55,8 +55,8 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nats: Option<nats::Config>,
     /// Proofs of identity, in the order in which they count.
-    #[deserr(default = AtLeastOne(identity::default_sources()))]
-    pub identity: AtLeastOne<Source>,
+    #[deserr(default = AtLeastOne(identity_source::default_sources()))]
+    pub identity: AtLeastOne<IdentitySource>,
     /// Which forms of paths are let through.
     #[deserr(default)]
     pub paths: path::Config,
@@ -65,7 +65,7 @@ pub struct Config {
     pub bodies: body::Config,
     /// How Undecided looks on the wire.
     #[deserr(default)]
-    pub undecided: UndecidedAnswer,
+    pub undecided: UndecidedResponse,
     /// What clients learn of refusals.
     #[deserr(default)]
     pub errors: Errors,
@@ -348,15 +348,15 @@ impl Config {
         self.store.as_ref().map_or_else(LastProof::none, |store| LastProof::required(store.freshness))
     }
 
-    /// What judges requests as this configuration says, under the snapshot that the channel holds.
-    pub fn judge(
+    /// The pipeline of this configuration, under the snapshot that the channel holds.
+    pub fn pipeline(
         &self,
         snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
         proof: Arc<LastProof>,
         cache: Arc<Cache>,
         metrics: Metrics,
-    ) -> Judge {
-        Judge {
+    ) -> Pipeline {
+        Pipeline {
             authorizer: Authorizer::new(snapshots, proof, cache, metrics),
             mapping: Mapping::new(
                 &self.service,
@@ -366,7 +366,7 @@ impl Config {
             )
             .with_bodies(self.bodies)
             .owning(self.upstream_headers.0.keys().chain(&self.remove_headers).map(HeaderName::as_str)),
-            answers: Answers {
+            responder: Responder {
                 undecided: self.undecided,
                 errors: self.errors,
                 upstream_headers: self.upstream_headers.0.clone(),

@@ -1,23 +1,25 @@
 //! Envoy's side: from CheckRequest to Query, and from what became of it to CheckResponse. tonic and Envoy's types stay
 //! in here.
 
+pub mod account;
+mod attributes;
 pub mod body;
-pub mod checker;
+pub mod check;
 mod claims;
-mod convert;
-mod encode;
+mod context;
 mod grpc;
 mod header_value;
 mod headers;
-pub mod identity;
-pub mod json;
-pub mod judge;
+mod identity;
+pub mod identity_source;
+mod json_body;
+mod logged;
 mod names;
+mod pairs;
 pub mod path;
 pub mod request;
+mod request_line;
 pub mod response;
 pub mod server;
 pub mod service;
 mod undeclared;
-pub mod view;
-pub mod wire;

@@ -14,6 +14,7 @@ pub mod policy;
 pub mod decision;
 
 pub mod ext_authz;
+pub mod proto;
 
 pub mod store;
 
@@ -39,6 +40,5 @@ pub mod problem;
 pub mod strict_json;
 pub mod terminal;
 pub mod units;
-pub mod varint;
 pub mod waiting;
 pub mod yaml;

@@ -23,7 +23,7 @@ pub struct Query {
     /// What they want to do it to.
     pub resource: EntityUid,
     /// The context, built from the types that the schema gives for the action, and only from what it names.
-    pub context: Record,
+    pub context: Attributes,
 }
 
 /// An entity that comes with the request: its id, and what the proof of identity says of it.
@@ -33,7 +33,7 @@ pub struct Principal {
     pub uid: EntityUid,
     /// Attributes proved by the request (claims of a token, parts of a SPIFFE id). A bundle that knows the entity
     /// has the last word: its attributes win.
-    pub attributes: Record,
+    pub attributes: Attributes,
     /// Parents proved by the request (groups of a token), sorted. They add to those that the bundle knows.
     pub parents: Vec<EntityUid>,
     /// How the identity was proved, as policies see it in `context.identity`.
@@ -66,7 +66,7 @@ impl Proof {
 }
 
 /// A Cedar record, sorted by name.
-pub type Record = BTreeMap<SmolStr, Value>;
+pub type Attributes = BTreeMap<SmolStr, Value>;
 
 /// A Cedar value as plain data.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,7 +84,7 @@ pub enum Value {
     /// `Set<T>`: sorted, without repetitions.
     Set(Vec<Value>),
     /// A record.
-    Record(Record),
+    Record(Attributes),
 }
 
 /// As JSON: entities as Cedar writes them, extension values as text.

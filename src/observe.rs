@@ -3,11 +3,14 @@
 
 use crate::model::Outcome;
 
+mod cache;
+pub mod catalogue;
 pub mod decision_log;
-mod lines;
+mod decisions;
+mod line_writer;
+pub mod log_throttle;
 pub mod metrics;
 mod record;
-pub mod sparingly;
 pub mod store;
 pub mod tracing;
 pub mod transport;

@@ -222,7 +222,7 @@ fn kind_name(kind: ValueKind) -> &'static str {
         ValueKind::Boolean => "true or false",
         ValueKind::Integer | ValueKind::NegativeInteger => "a number",
         ValueKind::Float => "a number with a fraction",
-        ValueKind::String => "a text",
+        ValueKind::String => "a string",
         ValueKind::Sequence => "a list",
         ValueKind::Map => "a mapping",
     }

@@ -14,7 +14,7 @@ use proptest::option;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::subsequence;
 use serde_json::{Value as Json, json};
-use stockade::model::{Decision, Effect, Principal, Proof, Query, Reason, Record, Value};
+use stockade::model::{Attributes, Decision, Effect, Principal, Proof, Query, Reason, Value};
 use stockade::policy::{Files, Snapshot};
 
 use crate::fixture::{compile, files, holds, lines, problems, shop};
@@ -44,7 +44,7 @@ fn a_bundle_needs_its_manifest() {
             &[
                 "shop/bundle.yaml:1:1: unknown key `nmae` (did you mean `name`?)",
                 "shop/bundle.yaml:2:8: `owner`: expected a text, found a list",
-                "shop/bundle.yaml:3:11: `controls`: expected a list, found a text",
+                "shop/bundle.yaml:3:11: `controls`: expected a list, found a string",
                 "shop/bundle.yaml:4:7: `ttl`: unknown key `alow` (did you mean `allow`?)",
                 "shop/bundle.yaml:4:23: `ttl.deny`: `soon` is not a length of time: expected number at 0 (like `250ms` \
                  or `30s`)",
@@ -541,7 +541,7 @@ fn a_revision_is_its_content_and_its_order() {
 
 /// A GET of the service by this principal.
 fn get(principal: Principal) -> Query {
-    Query { principal, action: uid("Action", "GET"), resource: uid("Service", "shop"), context: Record::new() }
+    Query { principal, action: uid("Action", "GET"), resource: uid("Service", "shop"), context: Attributes::new() }
 }
 
 fn uid(entity_type: &str, id: &str) -> EntityUid {
@@ -549,7 +549,7 @@ fn uid(entity_type: &str, id: &str) -> EntityUid {
 }
 
 fn user(id: &str) -> Principal {
-    Principal { uid: uid("User", id), attributes: Record::new(), parents: Vec::new(), proof: Proof::Jwt }
+    Principal { uid: uid("User", id), attributes: Attributes::new(), parents: Vec::new(), proof: Proof::Jwt }
 }
 
 /// A bundle of one file of policies, under a schema that lets all of them be written.
@@ -921,7 +921,7 @@ fn queries() -> impl Strategy<Value = Vec<Query>> {
         let record = |fields: BTreeMap<&'static str, Value>| {
             Value::Record(fields.into_iter().map(|(name, value)| (name.into(), value)).collect())
         };
-        let mut context = Record::new();
+        let mut context = Attributes::new();
         if let Some((who, others)) = headers {
             context.insert("headers".into(), record(some(vec![("who", who), ("others", others)])));
         }
@@ -1187,7 +1187,7 @@ fn ids_of_any_text_are_the_same_on_both_sides() {
         let snapshot = compile(&[bundle]);
         assert!(snapshot.knows(&uid("User", &text)));
         let query = get(Principal { parents: vec![uid("Group", "other")], ..user(&text) });
-        let context = Record::new();
+        let context = Attributes::new();
         assert_eq!(snapshot.decide(&Query { context, ..query }).unwrap().effect, Effect::Allow);
     });
 }

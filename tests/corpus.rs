@@ -21,7 +21,7 @@ use serde_json::{Value as Json, json};
 use stockade::decision::authorizer::Authorizer;
 use stockade::decision::cache::{self, Cache};
 use stockade::decision::freshness::LastProof;
-use stockade::model::{CacheState, Decision, Effect, EntityId, EntityUid, Principal, Proof, Query, Reason, Record};
+use stockade::model::{Attributes, CacheState, Decision, Effect, EntityId, EntityUid, Principal, Proof, Query, Reason};
 use stockade::observe::Metrics;
 use stockade::policy::{Files, Snapshot};
 use stockade::problem::{Problem, SourceFile};
@@ -48,7 +48,7 @@ fn archive() -> Option<PathBuf> {
 }
 
 fn uid(json: &Json) -> EntityUid {
-    let text = |name: &str| json[name].as_str().expect("a text");
+    let text = |name: &str| json[name].as_str().expect("a string");
     EntityUid::from_type_name_and_id(text("type").parse().expect("an entity type"), EntityId::new(text("id")))
 }
 
@@ -185,8 +185,9 @@ fn query(snapshot: &Snapshot, request: &Json) -> Result<Query, &'static str> {
     if !applies {
         return Err("not applicable");
     }
-    let principal = Principal { uid: principal, attributes: Record::new(), parents: Vec::new(), proof: Proof::None };
-    Ok(Query { principal, action, resource, context: Record::new() })
+    let principal =
+        Principal { uid: principal, attributes: Attributes::new(), parents: Vec::new(), proof: Proof::None };
+    Ok(Query { principal, action, resource, context: Attributes::new() })
 }
 
 #[test]

@@ -225,6 +225,41 @@ fn blocks_of_commands_are_found_with_what_is_said_of_them() {
     );
 }
 
+/// The targets of a document's links within the repository.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#', ' ']).next());
+    targets.filter(|target| !target.is_empty() && !target.contains("://"))
+}
+
+#[test]
+fn links_lead_to_what_is_there() {
+    let mut paths = Vec::new();
+    documents(&repository(""), &mut paths);
+    let mut count = 0;
+    for path in paths {
+        let text = fs::read_to_string(&path).unwrap();
+        for target in links(&text) {
+            let there = path.parent().unwrap().join(target);
+            assert!(there.exists(), "{}: `{target}` is not there", path.display());
+            count += 1;
+        }
+    }
+    assert!(count > 50, "{count} links");
+}
+
+/// A page that is on no map is read by nobody.
+#[test]
+fn the_map_has_every_page() {
+    let map = fs::read_to_string(repository("docs/README.md")).unwrap();
+    for entry in fs::read_dir(repository("docs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(
+            name == "README.md" || links(&map).any(|link| link.trim_end_matches('/') == name),
+            "docs/README.md: {name}"
+        );
+    }
+}
+
 #[cfg(feature = "nats")]
 #[test]
 fn what_the_documents_say_to_type_works() {

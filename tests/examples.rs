@@ -201,10 +201,10 @@ fn cedars_examples_answer_as_their_folders_say() {
             let claims = json!({"jwt_payload": {"sub": principal.id().unescaped()}});
             attributes.metadata_context = Some(metadata(&json!({"envoy.filters.http.jwt_authn": claims})));
             attributes.request.as_mut().unwrap().http.as_mut().unwrap().path = path(action, resource).into();
-            let verdict = court.judge.request(&check, "d");
-            let ended = sound(&verdict);
-            assert!(matches!(ended, "allow" | "policy" | "default_deny"), "{name}: {ended}: {:?}", verdict.outcome);
-            assert_eq!(ended == "allow", *allowed, "{name}: {ended}: {:?}", verdict.outcome);
+            let checked = court.pipeline.request(&check, "d");
+            let ended = sound(&checked);
+            assert!(matches!(ended, "allow" | "policy" | "default_deny"), "{name}: {ended}: {:?}", checked.outcome);
+            assert_eq!(ended == "allow", *allowed, "{name}: {ended}: {:?}", checked.outcome);
         }
     }
 }

@@ -11,17 +11,17 @@ use prost::Message as _;
 use serde_json::{Map, Value as Json, json};
 use stockade::config::Config;
 use stockade::decision::cache::{self, Cache};
-use stockade::ext_authz::judge::{Judge, Verdict};
-use stockade::ext_authz::view;
-use stockade::ext_authz::wire::{
-    Address, Attributes, CheckRequest, HeaderMap, HeaderValue, HttpRequest, Kind, ListValue, Metadata, Pair, Peer,
-    Request, SocketAddress, Struct, StructValue, Timestamp,
-};
-use stockade::model::{Effect, Outcome, Query, Record, Value};
+use stockade::ext_authz::check::{Checked, Pipeline};
+use stockade::model::{Attributes, Effect, Outcome, Query, Value};
 use stockade::observe::Metrics;
 use stockade::observe::words;
 use stockade::policy::{Files, Snapshot};
 use stockade::problem::{Problem, SourceFile};
+use stockade::proto::view;
+use stockade::proto::wire::{
+    Address, AttributeContext, CheckRequest, HeaderMap, HeaderValue, HttpRequest, Kind, ListValue, Metadata, Pair,
+    Peer, Request, SocketAddress, Struct, StructValue, Timestamp,
+};
 use stockade::yaml;
 use tokio::sync::watch;
 
@@ -74,19 +74,19 @@ pub fn lines(problems: &[Problem]) -> Vec<String> {
 
 // === judging ===
 
-/// A judge, and the snapshot that it judges under.
+/// A pipeline, and the snapshot that it checks under.
 pub struct Court {
-    pub judge: Judge,
+    pub pipeline: Pipeline,
     pub snapshot: Arc<Snapshot>,
 }
 
 impl Court {
-    /// Judges under these bundles. `config` is what a configuration says beside `bundles`.
+    /// Checks under these bundles. `config` is what a configuration says beside `bundles`.
     pub fn new(bundles: &[Files], config: &str) -> Self {
         Self::under(compile(bundles), config)
     }
 
-    /// Judges under this snapshot.
+    /// Checks under this snapshot.
     pub fn under(snapshot: Arc<Snapshot>, config: &str) -> Self {
         let source = SourceFile::new("stockade.yaml", format!("bundles: [{{directory: .}}]\n{config}"));
         let config: Config = match yaml::parse(&source) {
@@ -97,14 +97,14 @@ impl Court {
         // Mapping and deciding are what these tests are about; tests/engine.rs is about remembering.
         let cache = Cache::new(cache::Config { enabled: false, ..config.cache.clone() });
         let (metrics, _) = Metrics::new(&config.metrics).unwrap();
-        Self { judge: config.judge(snapshots, Arc::new(config.proof()), Arc::new(cache), metrics), snapshot }
+        Self { pipeline: config.pipeline(snapshots, Arc::new(config.proof()), Arc::new(cache), metrics), snapshot }
     }
 
     /// What Cedar is asked, or `kind: detail` of the refusal; of a principal that lacks an attribute, Cedar is asked nothing.
     pub fn query(&self, request: &CheckRequest) -> Result<Query, String> {
         let frame = request.encode_to_vec();
         let request = view::CheckRequest::decode(&frame).expect("a CheckRequest");
-        match self.judge.mapping.map(&request, &self.snapshot) {
+        match self.pipeline.mapping.map(&request, &self.snapshot) {
             Ok(mapped) => match mapped.incomplete {
                 Some(attribute) => Err(format!("unknown_principal: {attribute}")),
                 None => Ok(mapped.query),
@@ -137,7 +137,7 @@ pub fn shown(query: &Query) -> Json {
     })
 }
 
-pub fn shown_record(record: &Record) -> Json {
+pub fn shown_record(record: &Attributes) -> Json {
     Json::Object(record.iter().map(|(name, value)| (name.to_string(), shown_value(value))).collect())
 }
 
@@ -160,7 +160,7 @@ fn shown_value(value: &Value) -> Json {
 /// A GET of `/` by an address of TEST-NET-1, without headers.
 pub fn request() -> CheckRequest {
     CheckRequest {
-        attributes: Some(Attributes {
+        attributes: Some(AttributeContext {
             source: Some(peer("192.0.2.7", 40_000)),
             destination: Some(peer("192.0.2.1", 8080)),
             request: Some(Request {
@@ -174,13 +174,13 @@ pub fn request() -> CheckRequest {
                     ..HttpRequest::default()
                 }),
             }),
-            ..Attributes::default()
+            ..AttributeContext::default()
         }),
     }
 }
 
 /// That request with another attribute.
-pub fn with(change: impl FnOnce(&mut Attributes)) -> CheckRequest {
+pub fn with(change: impl FnOnce(&mut AttributeContext)) -> CheckRequest {
     let mut request = request();
     change(request.attributes.as_mut().unwrap());
     request
@@ -293,24 +293,24 @@ pub fn holds<S: Strategy>(cases: u32, strategy: S, property: impl Fn(S::Value)) 
 
 /// Holds an answer against what must be true of every answer, and tells in a word why it came out as it did. There is
 /// a snapshot, so nothing is Undecided: that would be a fault of ours.
-pub fn sound(verdict: &Verdict) -> &'static str {
-    let answer = verdict.answer.as_ref().expect("an answer: a gRPC error is for the Undecided");
+pub fn sound(checked: &Checked) -> &'static str {
+    let answer = checked.response.as_ref().expect("an answer: a gRPC error is for the Undecided");
     let response = answer.response().expect("a CheckResponse");
     // Envoy allows an answer without a status.
     let code = response.status.as_ref().expect("a status").code;
-    let allowed = matches!(&verdict.outcome, Outcome::Decided(decision) if decision.effect == Effect::Allow);
-    assert_eq!(code == 0, allowed, "{verdict:?}");
-    match (&verdict.outcome, response.http_response.as_ref().expect("a body")) {
-        (Outcome::Decided(_), HttpResponse::OkResponse(_)) => assert!(allowed, "{verdict:?}"),
+    let allowed = matches!(&checked.outcome, Outcome::Decided(decision) if decision.effect == Effect::Allow);
+    assert_eq!(code == 0, allowed, "{checked:?}");
+    match (&checked.outcome, response.http_response.as_ref().expect("a body")) {
+        (Outcome::Decided(_), HttpResponse::OkResponse(_)) => assert!(allowed, "{checked:?}"),
         (Outcome::Decided(_), HttpResponse::DeniedResponse(denied)) => {
             let status = denied.status.as_ref().expect("an HTTP status").code;
-            assert!((300..600).contains(&status), "{verdict:?}");
+            assert!((300..600).contains(&status), "{checked:?}");
         }
         (Outcome::Unmapped(_), HttpResponse::DeniedResponse(denied)) => {
-            assert_eq!(denied.status.as_ref().expect("an HTTP status").code, 400, "{verdict:?}");
+            assert_eq!(denied.status.as_ref().expect("an HTTP status").code, 400, "{checked:?}");
         }
-        _ => panic!("an outcome and a body that do not belong together: {verdict:?}"),
+        _ => panic!("an outcome and a body that do not belong together: {checked:?}"),
     }
-    let (_, reason) = words(&verdict.outcome);
+    let (_, reason) = words(&checked.outcome);
     if allowed { "allow" } else { reason }
 }

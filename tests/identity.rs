@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 use stockade::config::Config;
-use stockade::ext_authz::json as shape;
-use stockade::ext_authz::wire::CheckRequest;
 use stockade::model::{Effect, Outcome, Overlay, Reason};
 use stockade::problem::SourceFile;
+use stockade::proto::json as shape;
+use stockade::proto::wire::CheckRequest;
 use stockade::yaml;
 
 use crate::cli::{dir, run};
@@ -380,24 +380,24 @@ fn a_principal_that_no_bundle_knows_is_denied_with_a_reason_of_its_own() {
     let overlaid = std::sync::Arc::new(snapshot.overlaid(&[grant], None));
     for snapshot in [snapshot, overlaid] {
         let court = Court::under(snapshot, "errors: {detail: full}");
-        let verdict = |claims: Json| court.judge.request(&by_token(claims), "d");
+        let checked = |claims: Json| court.pipeline.request(&by_token(claims), "d");
         for claims in [json!({"sub": "newcomer"}), json!({"sub": "newcomer", "team": null})] {
-            let verdict = verdict(claims);
-            assert_eq!(sound(&verdict), "unknown_principal");
-            let query = verdict.query.as_ref().expect("it is known who asked for what");
+            let checked = checked(claims);
+            assert_eq!(sound(&checked), "unknown_principal");
+            let query = checked.query.as_ref().expect("it is known who asked for what");
             assert_eq!(query.principal.uid.to_string(), "User::\"newcomer\"");
-            let answer = shape::check_response(&verdict.answer.as_ref().unwrap().response().unwrap());
+            let answer = shape::check_response(&checked.response.as_ref().unwrap().response().unwrap());
             assert_eq!(answer["denied_response"]["status"], 404, "as the bundle says: {answer}");
             assert_eq!(answer["denied_response"]["body"], "nothing here");
-            let Outcome::Decided(decision) = &verdict.outcome else { panic!("{verdict:?}") };
+            let Outcome::Decided(decision) = &checked.outcome else { panic!("{checked:?}") };
             assert_eq!((decision.reason, decision.determining.len()), (Reason::UnknownPrincipal, 0));
         }
         // It is there, and does not fit: that is the token's fault.
-        assert_eq!(sound(&verdict(json!({"sub": "newcomer", "team": 7}))), "attribute");
-        assert_eq!(sound(&verdict(json!({"sub": "newcomer", "team": "books"}))), "allow");
-        assert_eq!(sound(&verdict(json!({"sub": "ann"}))), "allow");
+        assert_eq!(sound(&checked(json!({"sub": "newcomer", "team": 7}))), "attribute");
+        assert_eq!(sound(&checked(json!({"sub": "newcomer", "team": "books"}))), "allow");
+        assert_eq!(sound(&checked(json!({"sub": "ann"}))), "allow");
         // Nothing is there to be remembered.
-        let said = court.judge.explain(&by_token(json!({"sub": "newcomer"}))).expect_err("no entry");
+        let said = court.pipeline.explain(&by_token(json!({"sub": "newcomer"}))).expect_err("no entry");
         assert!(said.contains("`team`"), "{said}");
     }
 }
@@ -419,11 +419,11 @@ fn the_body_of_a_400_is_one_word_unless_the_operator_wants_more() {
     for (config, full) in [("", false), ("errors: {detail: reason}", false), ("errors: {detail: full}", true)] {
         let court = Court::new(&[bundle()], config);
         for (reason, request, names) in &requests {
-            let verdict = court.judge.request(request, "d");
-            assert_eq!(sound(&verdict), *reason);
-            let Outcome::Unmapped(unmapped) = &verdict.outcome else { panic!("{verdict:?}") };
+            let checked = court.pipeline.request(request, "d");
+            assert_eq!(sound(&checked), *reason);
+            let Outcome::Unmapped(unmapped) = &checked.outcome else { panic!("{checked:?}") };
             assert!(unmapped.detail.contains(names), "{unmapped:?}");
-            let answer = shape::check_response(&verdict.answer.unwrap().response().unwrap());
+            let answer = shape::check_response(&checked.response.unwrap().response().unwrap());
             let body = answer["denied_response"]["body"].as_str().unwrap();
             let expected = if full { format!("bad request: {unmapped}") } else { format!("bad request: {reason}") };
             assert_eq!(body, expected);
@@ -439,11 +439,11 @@ fn sent(court: &Court, claim: Option<Json>) -> Result<Option<String>, String> {
     if let Some(claim) = claim {
         claims["c"] = claim;
     }
-    let verdict = court.judge.request(&by_token(claims), "d");
-    if let Outcome::Unmapped(unmapped) = &verdict.outcome {
+    let checked = court.pipeline.request(&by_token(claims), "d");
+    if let Outcome::Unmapped(unmapped) = &checked.outcome {
         return Err(unmapped.to_string());
     }
-    let answer = shape::check_response(&verdict.answer.unwrap().response().unwrap());
+    let answer = shape::check_response(&checked.response.unwrap().response().unwrap());
     let ok = &answer["ok_response"];
     let removed = ok["headers_to_remove"].as_array().unwrap().contains(&json!("x-c"));
     let set = ok["headers"]["x-c"].as_str().map(str::to_owned);
@@ -548,7 +548,7 @@ fn attributes_that_no_bundle_declares_are_warned_of() {
     };
     let warnings = |attributes: &str| {
         let court = court(attributes);
-        lines(&court.judge.mapping.undeclared(&court.snapshot))
+        lines(&court.pipeline.mapping.undeclared(&court.snapshot))
     };
     let good = "context.source.address, context.path, context.tls.sni, context.params.book_id, principal.department, \
                 principal.namespace, 'context.claims.\"https://id.example/team\"', context.claims";
@@ -567,7 +567,7 @@ fn attributes_that_no_bundle_declares_are_warned_of() {
     // The same for attributes that are read from claims of other names.
     let renamed = "identity: [{from: jwt_metadata, attributes: {departement: dept, department: dept}}]";
     let renamed = Court::new(&[shop(&[("schema.cedarschema", schema), ("policies/all.cedar", EVERYTHING)])], renamed);
-    let warnings = lines(&renamed.judge.mapping.undeclared(&renamed.snapshot));
+    let warnings = lines(&renamed.pipeline.mapping.undeclared(&renamed.snapshot));
     let expected = "no principal has an attribute `departement`, so the claim `dept` is not read";
     let hint = "did you mean `department`?";
     assert!(warnings.len() == 1 && warnings[0].contains(expected) && warnings[0].contains(hint), "{warnings:?}");
@@ -575,8 +575,8 @@ fn attributes_that_no_bundle_declares_are_warned_of() {
     let mut view = request();
     let http = view.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
     http.path = "/a/b".into();
-    let verdict = court("context.source.address, context.path").judge.request(&view, "d");
-    let logged = crate::fixture::shown_record(&verdict.logged);
+    let checked = court("context.source.address, context.path").pipeline.request(&view, "d");
+    let logged = crate::fixture::shown_record(&checked.logged);
     let expected =
         json!({"context": {"record": {"path": "/a/b", "source": {"record": {"address": {"ipaddr": "192.0.2.7"}}}}}});
     assert_eq!(logged, expected);

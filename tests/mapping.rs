@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use serde_json::{Value as Json, json};
-use stockade::ext_authz::wire::{
-    Address, Attributes, CheckRequest, HttpRequest, Kind, Peer, Request, Struct, StructValue, Timestamp, TlsSession,
+use stockade::proto::wire::{
+    Address, AttributeContext, CheckRequest, HttpRequest, Kind, Peer, Request, Struct, StructValue, Timestamp,
+    TlsSession,
 };
 
 use crate::fixture::{
@@ -79,7 +80,7 @@ fn a_header_that_is_a_list_is_the_set_of_all_its_values_in_both_forms() {
         (
             "headers: { \"x-n\"?: Set<Long> }",
             joined(&[("x-n", "1,x")]),
-            Err("attribute: `context.headers.x-n` is declared as `Long`, found a text that is not one"),
+            Err("attribute: `context.headers.x-n`: expected a `Long`, found a string that is not one"),
         ),
     ]);
 }
@@ -113,7 +114,7 @@ fn header_values_have_the_type_that_the_schema_says() {
         ("duration", "1"),
     ] {
         let declared = format!("headers: {{ x: {ty} }}");
-        let expected = format!("attribute: `context.headers.x` is declared as `{ty}`, found a text that is not one");
+        let expected = format!("attribute: `context.headers.x`: expected a `{ty}`, found a string that is not one");
         assert_eq!(context(&declared, &joined(&[("x", text)])), Err(expected), "{ty} {text}");
     }
 }
@@ -189,8 +190,8 @@ fn methods_are_methods_and_have_an_action() {
         ("method: String", method(b"PROPFIND"), Ok(json!({}))),
     ]);
     let court = Court::new(&[shop_with_context("")], "");
-    assert_eq!(sound(&court.judge.request(&method(b"get"), "d")), "unrouted");
-    assert_eq!(sound(&court.judge.request(&method(b"PROPFIND"), "d")), "unrouted");
+    assert_eq!(sound(&court.pipeline.request(&method(b"get"), "d")), "unrouted");
+    assert_eq!(sound(&court.pipeline.request(&method(b"PROPFIND"), "d")), "unrouted");
 }
 
 #[test]
@@ -321,7 +322,7 @@ fn query_parameters_are_decoded_strictly_and_come_once() {
         (one, get("/?id=1&%69d=2"), Err("attribute: `context.query.id` is repeated, but declared as one value")),
         (one, get("/?q=%zz"), Err("attribute: `context.query.q` is not validly encoded")),
         (one, get("/?q=%E9"), Err("attribute: `context.query.q` is not validly encoded")),
-        (one, get("/?id=x"), Err("attribute: `context.query.id` is declared as `Long`, found a text that is not one")),
+        (one, get("/?id=x"), Err("attribute: `context.query.id`: expected a `Long`, found a string that is not one")),
         // Only what the schema names is looked at.
         (one, get("/?other=%zz&other=1"), Ok(record("query", json!({})))),
         ("query: { id: Set<Long> }", get("/?id=2&id=1&id=2"), Ok(record("query", json!({"id": [1, 2]})))),
@@ -370,13 +371,13 @@ fn json_bodies_that_can_be_read_in_two_ways_or_do_not_fit_are_refused() {
         // The same key, spelt with an escape.
         (r#"{"n":1,"\u006e":2}"#, "`context.body.n` comes twice"),
         (r#"{"n":1,"inner":{"b":true,"b":false}}"#, "`context.body.inner.b` comes twice"),
-        (r#"{"n":"1"}"#, "`context.body.n` is declared as `Long`, found a text"),
-        (r#"{"n":true}"#, "`context.body.n` is declared as `Long`, found a truth value"),
-        (r#"{"n":1.5}"#, "`context.body.n` is declared as `Long`, found a number that is not written as an integer"),
-        (r#"{"n":9223372036854775808}"#, "`context.body.n` is declared as `Long`, found a number beyond 2^53"),
-        (r#"{"n":[1]}"#, "`context.body.n` is declared as `Long`, found a list"),
-        (r#"{"n":{}}"#, "`context.body.n` is declared as `Long`, found an object"),
-        (r#"{"n":1,"inner":[]}"#, "`context.body.inner` is declared as `record`, found a list"),
+        (r#"{"n":"1"}"#, "`context.body.n`: expected a `Long`, found a string"),
+        (r#"{"n":true}"#, "`context.body.n`: expected a `Long`, found a boolean"),
+        (r#"{"n":1.5}"#, "`context.body.n`: expected a `Long`, found a number that is not written as an integer"),
+        (r#"{"n":9223372036854775808}"#, "`context.body.n`: expected a `Long`, found a number beyond 2^53"),
+        (r#"{"n":[1]}"#, "`context.body.n`: expected a `Long`, found a list"),
+        (r#"{"n":{}}"#, "`context.body.n`: expected a `Long`, found an object"),
+        (r#"{"n":1,"inner":[]}"#, "`context.body.inner`: expected a `record`, found a list"),
         (r#"{}"#, "`context.body.n` is required by the schema and missing"),
         (r#"{"n":null}"#, "`context.body.n` is required by the schema and missing"),
         (r#"{"n":1}{"n":2}"#, "trailing characters"),
@@ -530,7 +531,7 @@ fn requests_without_their_parts_are_refused_or_have_less_to_tell() {
     let no_http = with(|attributes| attributes.request = Some(Request::default()));
     let bare = with(|attributes| {
         let http = attributes.request.take().unwrap().http;
-        *attributes = Attributes { request: Some(Request { time: None, http }), ..Attributes::default() };
+        *attributes = AttributeContext { request: Some(Request { time: None, http }), ..AttributeContext::default() };
     });
     let optional = "source?: { address?: ipaddr, port?: Long }, destination?: { labels?: { app?: String } }, \
                     time?: datetime, tls?: { sni?: String }, claims?: { a?: Long }, extensions?: { a?: String }, \
@@ -631,7 +632,7 @@ fn certificates_and_labels_that_are_not_text_are_refused_by_name() {
         (
             "destination: { labels: { app: Long } }",
             with(|attributes| attributes.destination.as_mut().unwrap().labels = pairs(&[("app", "x")])),
-            Err("attribute: `context.destination.labels.app` is declared as `Long`, found a text that is not one"),
+            Err("attribute: `context.destination.labels.app`: expected a `Long`, found a string that is not one"),
         ),
     ]);
 }
@@ -722,7 +723,7 @@ fn metadata_is_read_by_namespace_and_type() {
     let declared = "metadata: { \"my.ns\": { n?: Long, s?: String, b?: Bool, who?: User, ip?: ipaddr, \
                     tags?: Set<String>, inner?: { n?: Long } } }";
     let misfit =
-        |ty: &str, found: &str| format!("attribute: `context.metadata.my.ns.n` is declared as `{ty}`, found {found}");
+        |ty: &str, found: &str| format!("attribute: `context.metadata.my.ns.n`: expected a `{ty}`, found {found}");
     let route = with(|attributes| attributes.route_metadata_context = Some(metadata(&json!({"ns": {"n": 1}}))));
     contexts([
         (
@@ -736,7 +737,7 @@ fn metadata_is_read_by_namespace_and_type() {
                 "tags": ["a", "b"], "inner": {"record": {"n": 1}},
             })),
         ),
-        // `aud` of a token is a text or a list of texts (RFC 7519, 4.1.3).
+        // `aud` of a token is a string or a list of strings (RFC 7519, 4.1.3).
         (declared, own(json!({"tags": "a"})), told(json!({"tags": ["a"]}))),
         (declared, own(json!({"n": null, "tags": [null]})), told(json!({"tags": []}))),
         // All numbers are doubles: from 2^53 on it may have been another number.
@@ -753,8 +754,8 @@ fn metadata_is_read_by_namespace_and_type() {
             Err(&misfit("Long", "a number that is not an exact integer")),
         ),
         (declared, own(json!({"n": 1.5})), Err(&misfit("Long", "a number that is not an exact integer"))),
-        (declared, own(json!({"n": "7"})), Err(&misfit("Long", "a text"))),
-        (declared, own(json!({"n": true})), Err(&misfit("Long", "a truth value"))),
+        (declared, own(json!({"n": "7"})), Err(&misfit("Long", "a string"))),
+        (declared, own(json!({"n": true})), Err(&misfit("Long", "a boolean"))),
         (declared, own(json!({"n": [7]})), Err(&misfit("Long", "a list"))),
         (declared, own(json!({"n": {}})), Err(&misfit("Long", "a struct"))),
         (
@@ -784,7 +785,7 @@ fn numbers_that_are_none_are_refused() {
             attributes.metadata_context = Some(all);
         });
         let refused = context("metadata: { ns: { n?: Long } }", &request).expect_err("not a number");
-        assert!(refused.contains("`context.metadata.ns.n` is declared as `Long`"), "{refused}");
+        assert!(refused.contains("`context.metadata.ns.n`: expected a `Long`"), "{refused}");
     }
 }
 
@@ -865,7 +866,7 @@ fn claims_become_attributes_by_the_schema_of_the_type() {
     let expected = json!(["User::\"alice\"", attributes, ["Group::\"g\""], "jwt"]);
     assert_eq!(principal(&court, &by_token(claims)), Ok(expected));
     let wrong = by_token(json!({"sub": "alice", "level": "3"}));
-    let refused = "attribute: `principal.level` is declared as `Long`, found a text";
+    let refused = "attribute: `principal.level`: expected a `Long`, found a string";
     assert_eq!(principal(&court, &wrong), Err(refused.to_owned()));
     // No policy reads the level: it is neither mapped nor refused.
     let court = Court::new(&[with_reader(schema, "User", "principal has department")], "");
@@ -888,7 +889,7 @@ fn claims_can_have_other_names() {
     assert_eq!(principal(&court, &good), Ok(expected));
     let missing = token(json!({"email": "a@x", "department": "no"}));
     // Nobody says the department, so nothing is evaluated.
-    assert_eq!(sound(&court.judge.request(&missing, "d")), "unknown_principal");
+    assert_eq!(sound(&court.pipeline.request(&missing, "d")), "unknown_principal");
     // Without `anonymous` in the list, and without a token, there is no identity.
     assert_eq!(principal(&court, &request()), Err("identity: the request proves no identity".to_owned()));
     let other = by_token(json!({"sub": "alice"}));
@@ -907,7 +908,7 @@ fn what_a_bundle_knows_of_a_user_a_token_need_not_say() {
         Ok(json!(["User::\"alice\"", {}, [], "jwt"])),
         "the bundle says which department"
     );
-    assert_eq!(sound(&court.judge.request(&by_token(json!({"sub": "bob"})), "d")), "unknown_principal");
+    assert_eq!(sound(&court.pipeline.request(&by_token(json!({"sub": "bob"})), "d")), "unknown_principal");
 }
 
 #[test]
@@ -1009,7 +1010,7 @@ fn how_it_was_proved_and_the_claims_are_told() {
         (
             declared,
             by_token(json!({"sub": "a", "n": 1.5})),
-            Err("attribute: `context.claims.n` is declared as `Long`, found a number that is not an exact integer"),
+            Err("attribute: `context.claims.n`: expected a `Long`, found a number that is not an exact integer"),
         ),
         ("claims: { mfa?: Bool }", request(), Err("attribute: `context.claims` is required by the schema and missing")),
     ]);
@@ -1019,9 +1020,9 @@ fn how_it_was_proved_and_the_claims_are_told() {
 fn a_principal_that_the_action_does_not_take_is_denied_as_not_applicable() {
     let schema = "action \"GET\" appliesTo { principal: [User], resource: [Service], context: {} };";
     let court = Court::new(&[with_schema(schema)], "");
-    assert_eq!(sound(&court.judge.request(&by_token(json!({"sub": "a"})), "d")), "allow");
-    assert_eq!(sound(&court.judge.request(&by_peer("cart"), "d")), "not_applicable");
-    assert_eq!(sound(&court.judge.request(&request(), "d")), "not_applicable");
+    assert_eq!(sound(&court.pipeline.request(&by_token(json!({"sub": "a"})), "d")), "allow");
+    assert_eq!(sound(&court.pipeline.request(&by_peer("cart"), "d")), "not_applicable");
+    assert_eq!(sound(&court.pipeline.request(&request(), "d")), "not_applicable");
 }
 
 // === routes ===
@@ -1106,10 +1107,10 @@ fn routes_lead_to_actions_and_resources() {
         let expected = (json!(format!("Action::\"{action}\"")), json!(resource), context);
         assert_eq!((shown["action"].clone(), shown["resource"].clone(), shown["context"].clone()), expected);
     }
-    let refused = "attribute: `context.params.id` is declared as `Long`, found a text that is not one";
+    let refused = "attribute: `context.params.id`: expected a `Long`, found a string that is not one";
     assert_eq!(court.query(&line("GET", "/books/seven")), Err(refused.to_owned()));
     // The client chooses the method's name, and HTTP/2 lets it be anything.
-    assert_eq!(sound(&court.judge.request(&line("newBook", "/anything"), "d")), "unrouted");
+    assert_eq!(sound(&court.pipeline.request(&line("newBook", "/anything"), "d")), "unrouted");
 }
 
 #[test]
@@ -1150,7 +1151,7 @@ fn what_no_policy_reads_is_not_looked_at() {
     };"#;
     let policy = r#"permit (principal, action == Action::"GET", resource) when { context.query.n > 0 };"#;
     let court = Court::new(&[shop(&[("schema.cedarschema", schema), ("a.cedar", policy)])], "service: shop");
-    let refused = "attribute: `context.query.n` is declared as `Long`, found a text that is not one";
+    let refused = "attribute: `context.query.n`: expected a `Long`, found a string that is not one";
     for (request, expected) in [
         (line("GET", "/?n=1&m=2"), Ok(record("query", json!({"n": 1})))),
         (line("GET", "/?n=1&m=x&m=%zz"), Ok(record("query", json!({"n": 1})))),

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use stockade::model::{EntityUid, Principal, Proof, Published, Query, Record, Value};
+use stockade::model::{Attributes, EntityUid, Principal, Proof, Published, Query, Value};
 use stockade::policy::{Memory, Snapshot};
 
 use crate::fixture::{files, lines};
@@ -84,13 +84,13 @@ fn ask(path: &str) -> Query {
     Query {
         principal: Principal {
             uid: uid("User::\"anna\""),
-            attributes: Record::new(),
+            attributes: Attributes::new(),
             parents: Vec::new(),
             proof: Proof::Jwt,
         },
         action: uid("Action::\"HEAD\""),
         resource: uid("Service::\"shop\""),
-        context: Record::from([("path".into(), Value::String(path.into()))]),
+        context: Attributes::from([("path".into(), Value::String(path.into()))]),
     }
 }
 

@@ -68,13 +68,13 @@ fn a_token_is_the_user_that_the_bundle_declares() {
         let mut request = by_token(json!({"sub": sub}));
         let http = request.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
         (http.method, http.path) = (method.as_bytes().to_vec().into(), path.as_bytes().to_vec().into());
-        sound(&court.judge.request(&request, "d"))
+        sound(&court.pipeline.request(&request, "d"))
     };
     assert_eq!(ask("ann", "GET", "/pets"), "allow");
     assert_eq!(ask("bob", "GET", "/pets"), "default_deny");
     assert_eq!(ask("ann", "POST", "/pets"), "unrouted");
     // Who is not of a type that the action takes.
-    assert_eq!(sound(&court.judge.request(&line("GET", "/pets"), "d")), "not_applicable");
+    assert_eq!(sound(&court.pipeline.request(&line("GET", "/pets"), "d")), "not_applicable");
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn what_a_bundle_declares_has_no_members_of_ours() {
             let mut request = by_token(json!({"sub": "ann", "groups": ["staff"]}));
             let http = request.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
             (http.method, http.path) = (method.as_bytes().to_vec().into(), path.as_bytes().to_vec().into());
-            sound(&court.judge.request(&request, "d"))
+            sound(&court.pipeline.request(&request, "d"))
         };
         assert_eq!(ask("GET", "/documents/1"), "allow", "{unrouted}");
         let denied = if unrouted.contains("base") { "default_deny" } else { "unrouted" };
@@ -243,10 +243,10 @@ proptest! {
             ("p.cedar", "permit (principal, action, resource);"),
         ]);
         let court = Court::new(&[bundle], "service: shop");
-        let ended = sound(&court.judge.request(&line(&method, &path), "d"));
+        let ended = sound(&court.pipeline.request(&line(&method, &path), "d"));
         prop_assert!(matches!(ended, "unrouted" | "path"), "{method} {path}: {ended}");
         for action in &actions {
-            let ended = sound(&court.judge.request(&line("GET", &format!("/routed/{action}")), "d"));
+            let ended = sound(&court.pipeline.request(&line("GET", &format!("/routed/{action}")), "d"));
             prop_assert_eq!(ended, "allow");
         }
     }
@@ -273,7 +273,7 @@ fn overlays_are_about_whom_a_token_makes() {
     request.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap().path = "/pets".into();
     let ask = |principal: &str| {
         let overlaid = snapshot.overlaid(&[deny(principal)], None);
-        sound(&Court::under(std::sync::Arc::new(overlaid), "service: shop").judge.request(&request, "d"))
+        sound(&Court::under(std::sync::Arc::new(overlaid), "service: shop").pipeline.request(&request, "d"))
     };
     // As written, as it is here, and a group that no policy can speak of.
     for denied in ["User::\"ann\"", "PetShop::User::\"ann\"", "Group::\"banned\""] {

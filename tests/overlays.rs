@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::any;
 use stockade::model::{
-    Decision, Effect, EntityId, EntityUid, Overlay, PolicyId, Principal, Proof, Published, Query, Reason, Record,
+    Attributes, Decision, Effect, EntityId, EntityUid, Overlay, PolicyId, Principal, Proof, Published, Query, Reason,
 };
 use stockade::policy::{Files, Snapshot};
 
@@ -63,10 +63,10 @@ fn asks(text: &str) -> Query {
     let (user, groups) = who.split_once('+').unwrap_or((who, ""));
     let parents = groups.split_terminator(',').map(|group| entity("Group", group)).collect();
     Query {
-        principal: Principal { uid: entity("User", user), attributes: Record::new(), parents, proof: Proof::Jwt },
+        principal: Principal { uid: entity("User", user), attributes: Attributes::new(), parents, proof: Proof::Jwt },
         action: entity("Action", action),
         resource: entity("Service", "shop"),
-        context: Record::from([("path".into(), stockade::model::Value::String("/".into()))]),
+        context: Attributes::from([("path".into(), stockade::model::Value::String("/".into()))]),
     }
 }
 

@@ -3,9 +3,9 @@
 
 use prost::Message;
 use serde_json::{Value as Json, json};
-use stockade::ext_authz::json::check_request;
-use stockade::ext_authz::wire::CheckRequest;
 use stockade::policy::Files;
+use stockade::proto::json::check_request;
+use stockade::proto::wire::CheckRequest;
 
 use crate::fixture::{Court, EVERYTHING, shop, shown};
 use crate::support::repository;

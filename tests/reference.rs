@@ -1,4 +1,4 @@
-//! The configuration reference in the README is the configuration: every key, with its default.
+//! The configuration reference in docs/configuration.md is the configuration: every key, with its default.
 
 use std::collections::BTreeSet;
 
@@ -24,9 +24,9 @@ fn keys(yaml: &Yaml<'_>, path: &str, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn the_readme_has_every_key_with_its_default() {
-    let readme = std::fs::read_to_string(support::repository("README.md")).unwrap();
-    let block = readme.split("<!-- reference -->").nth(1).expect("the reference");
+fn the_configuration_page_has_every_key_with_its_default() {
+    let page = std::fs::read_to_string(support::repository("docs/configuration.md")).unwrap();
+    let block = page.split("<!-- reference -->").nth(1).expect("the reference");
     let block = block.split("```yaml").nth(1).unwrap().split("```").next().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let load = |name: &str, text: &str| -> Value {

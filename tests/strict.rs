@@ -15,8 +15,8 @@ use bytes::Bytes;
 use cedar_policy::{Context, Entities, Entity, Request, RestrictedExpression, Schema};
 use fastrand::Rng;
 use serde_json::{Map, Value as Json, json};
-use stockade::ext_authz::wire::{CheckRequest, HeaderMap, HeaderValue};
 use stockade::model::{Extension, Query, Reason, Value};
+use stockade::proto::wire::{CheckRequest, HeaderMap, HeaderValue};
 
 use crate::fixture::{Court, EVERYTHING, compile, files, metadata, pairs, with};
 

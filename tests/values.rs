@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use serde_json::{Value as Json, json};
-use stockade::ext_authz::wire::{CheckRequest, TlsSession};
 use stockade::policy::Files;
+use stockade::proto::wire::{CheckRequest, TlsSession};
 
 use crate::fixture::{
     Court, EVERYTHING, by_token, context, header_map, joined, lines, metadata, pairs, post, problems, raw, request,
@@ -79,34 +79,28 @@ fn ids_of_an_enum_are_checked_wherever_they_come_from() {
             deploy("/envs/Dev", user(), "dev", good),
             "attribute: the resource is not one of the ids that the schema lists for `Env`",
         ),
-        (deploy("/envs/dev?env=Prod", user(), "dev", good), "`context.query.env` is declared as `Env`"),
-        (deploy("/envs/dev?envs=dev&envs=x", user(), "dev", good), "`context.query.envs` is declared as `Env`"),
-        (deploy("/envs/dev", user(), "PROD", good), "`context.headers.x-env` is declared as `Env`"),
-        (deploy("/envs/dev", user(), "dev", "{\"env\": \"Prod\"}"), "`context.body.env` is declared as `Env`"),
-        (deploy("/envs/dev", user(), "dev", "{\"envs\": [\"dev\", \"\"]}"), "`context.body.envs` is declared as `Env`"),
+        (deploy("/envs/dev?env=Prod", user(), "dev", good), "`context.query.env`: expected a `Env`"),
+        (deploy("/envs/dev?envs=dev&envs=x", user(), "dev", good), "`context.query.envs`: expected a `Env`"),
+        (deploy("/envs/dev", user(), "PROD", good), "`context.headers.x-env`: expected a `Env`"),
+        (deploy("/envs/dev", user(), "dev", "{\"env\": \"Prod\"}"), "`context.body.env`: expected a `Env`"),
+        (deploy("/envs/dev", user(), "dev", "{\"envs\": [\"dev\", \"\"]}"), "`context.body.envs`: expected a `Env`"),
         (
             deploy("/envs/dev", user(), "dev", "{\"inner\": {\"env\": \"x\"}}"),
-            "`context.body.inner.env` is declared as `Env`",
+            "`context.body.inner.env`: expected a `Env`",
         ),
-        (
-            deploy("/envs/dev", json!({"sub": "a", "env": "Dev"}), "dev", good),
-            "`context.claims.env` is declared as `Env`",
-        ),
-        (
-            deploy("/envs/dev", json!({"sub": "a", "tier": "Gold"}), "dev", good),
-            "`principal.tier` is declared as `Tier`",
-        ),
+        (deploy("/envs/dev", json!({"sub": "a", "env": "Dev"}), "dev", good), "`context.claims.env`: expected a `Env`"),
+        (deploy("/envs/dev", json!({"sub": "a", "tier": "Gold"}), "dev", good), "`principal.tier`: expected a `Tier`"),
     ] {
         let refused = court.query(&request).expect_err(why);
         assert!(refused.contains(why), "{refused}");
     }
     let mut outside = deploy("/envs/dev", user(), "dev", good);
     outside.attributes.as_mut().unwrap().context_extensions = pairs(&[("env", "Prod")]);
-    assert!(court.query(&outside).unwrap_err().contains("`context.extensions.env` is declared as `Env`"));
+    assert!(court.query(&outside).unwrap_err().contains("`context.extensions.env`: expected a `Env`"));
     let mut outside = deploy("/envs/dev", user(), "dev", good);
     let spaces = json!({"ns": {"env": "Prod"}, "envoy.filters.http.jwt_authn": {"jwt_payload": user()}});
     outside.attributes.as_mut().unwrap().metadata_context = Some(metadata(&spaces));
-    assert!(court.query(&outside).unwrap_err().contains("`context.metadata.ns.env` is declared as `Env`"));
+    assert!(court.query(&outside).unwrap_err().contains("`context.metadata.ns.env`: expected a `Env`"));
     // The service is a resource as well.
     let court = Court::new(&[shop(&[("schema.cedarschema", ENV), ("all.cedar", EVERYTHING)])], "service: other");
     let refused = court.query(&by_token(user())).unwrap_err();
@@ -155,7 +149,7 @@ fn parts_of_a_peers_id_have_the_types_that_a_bundle_gives_them() {
     assert!(court("Namespace").query(&peer("spiffe://prod/ns/shop/sa/x")).is_ok());
     assert!(court("Namespace").query(&peer("spiffe://prod/ns/Shop/sa/x")).is_err());
     assert!(court("Long").query(&peer("spiffe://prod/ns/shop/sa/x")).is_err());
-    assert_eq!(sound(&court("String").judge.request(&peer("spiffe://prod/ns/shop/sa/x"), "d")), "allow");
+    assert_eq!(sound(&court("String").pipeline.request(&peer("spiffe://prod/ns/shop/sa/x"), "d")), "allow");
 }
 
 /// Cedar validates templates, and not what links put into their slots.

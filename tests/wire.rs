@@ -16,8 +16,8 @@ use proptest::option;
 use proptest::prelude::{BoxedStrategy, Just, Strategy, any, prop_oneof};
 use proptest::sample::{Index, select};
 use prost::Message;
-use stockade::ext_authz::{view, wire};
 use stockade::feed::{Limits, read};
+use stockade::proto::{view, wire};
 
 use crate::fixture::{Court, holds, sound};
 use crate::recordings::{recording, sort};
@@ -28,7 +28,7 @@ use crate::support::repository;
 /// A message of envoy-types, put into our types by hand.
 fn expected(request: &auth::CheckRequest) -> wire::CheckRequest {
     wire::CheckRequest {
-        attributes: request.attributes.as_ref().map(|own| wire::Attributes {
+        attributes: request.attributes.as_ref().map(|own| wire::AttributeContext {
             source: own.source.as_ref().map(peer),
             destination: own.destination.as_ref().map(peer),
             request: own.request.as_ref().map(|own| wire::Request {
@@ -177,7 +177,7 @@ fn owned(view: &view::CheckRequest<'_>) -> wire::CheckRequest {
         filter_metadata: own.filter_metadata.iter().map(|(name, space)| (name.to_owned(), fields(space))).collect(),
     };
     wire::CheckRequest {
-        attributes: view.attributes.as_ref().map(|own| wire::Attributes {
+        attributes: view.attributes.as_ref().map(|own| wire::AttributeContext {
             source: own.source.as_ref().map(peer),
             destination: own.destination.as_ref().map(peer),
             request: own.request.as_ref().map(|own| wire::Request {
@@ -325,9 +325,9 @@ fn what_envoy_types_cannot_decode_for_its_encoding_alone_is_still_understood() {
     // CVE-2023-27488: bytes that are not UTF-8 in a field that protobuf calls `string` made the whole message invalid,
     // and an invalid message fails open under `failure_mode_allow`.
     let hostile = wire::CheckRequest {
-        attributes: Some(wire::Attributes {
+        attributes: Some(wire::AttributeContext {
             source: Some(wire::Peer { principal: Bytes::from_static(b"caf\xe9"), ..wire::Peer::default() }),
-            ..wire::Attributes::default()
+            ..wire::AttributeContext::default()
         }),
     };
     let frame = hostile.encode_to_vec();
@@ -359,7 +359,7 @@ const ALL_FORMS: &str = "paths: {allow: [empty_path, double_slash, dot_segments,
                          encoded_slash, encoded_dot, encoded_nul, double_encoding, malformed_escape, not_utf8, \
                          fragment]}";
 
-/// Runs requests through a judge, and makes sure that each of these ends was reached: a property over refusals alone
+/// Runs requests through a pipeline, and makes sure that each of these ends was reached: a property over refusals alone
 /// would say nothing.
 fn all_are_answered<S: Strategy>(cases: u32, requests: S, frame: impl Fn(S::Value) -> Vec<u8>, ends: &[&str]) {
     let courts = [everything(""), everything(ALL_FORMS)];
@@ -367,7 +367,7 @@ fn all_are_answered<S: Strategy>(cases: u32, requests: S, frame: impl Fn(S::Valu
     holds(cases, requests, |request| {
         let frame = Bytes::from(frame(request));
         for court in &courts {
-            let end = sound(&court.judge.frame(frame.clone(), "d-1"));
+            let end = sound(&court.pipeline.frame(frame.clone(), "d-1"));
             *seen.borrow_mut().entry(end).or_default() += 1;
         }
     });
@@ -668,7 +668,7 @@ fn hostile_request() -> impl Strategy<Value = wire::CheckRequest> {
     let peers = (option::of(hostile_peer()), option::of(hostile_peer()));
     let spaces = (option::of(hostile_metadata()), option::of(hostile_metadata()));
     let attributes = (peers, option::weighted(0.97, request), headers(), spaces, sni).prop_map(
-        |(peers, request, pairs, spaces, tls)| wire::Attributes {
+        |(peers, request, pairs, spaces, tls)| wire::AttributeContext {
             source: peers.0,
             destination: peers.1,
             request,

@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use libfuzzer_sys::fuzz_target;
 use stockade::config::Config;
 use stockade::decision::cache::Cache;
-use stockade::ext_authz::judge::{Judge, Verdict};
+use stockade::ext_authz::check::{Pipeline, Checked};
 use stockade::feed::{Limits, read};
 use stockade::model::{Effect, Outcome};
 use stockade::observe::{Metrics, words};
@@ -21,9 +21,9 @@ use stockade::problem::SourceFile;
 use stockade::yaml;
 use tokio::sync::watch;
 
-/// Judges under one bundle: as a sidecar is by default, the same without remembering anything, and with every form of
+/// Checks under one bundle: as a sidecar is by default, the same without remembering anything, and with every form of
 /// paths let through.
-static JUDGES: LazyLock<[Judge; 3]> = LazyLock::new(|| {
+static PIPELINES: LazyLock<[Pipeline; 3]> = LazyLock::new(|| {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/everything");
     let bundle = read(&directory, &Limits::default()).expect("a directory");
     let snapshot = Arc::new(Snapshot::compile(&[bundle], 1).expect("a good bundle"));
@@ -34,40 +34,40 @@ static JUDGES: LazyLock<[Judge; 3]> = LazyLock::new(|| {
         let config: Config = yaml::parse(&SourceFile::new("stockade.yaml", text)).expect("a good configuration");
         let (_, snapshots) = watch::channel(Some(Arc::clone(&snapshot)));
         let (metrics, _) = Metrics::new(&config.metrics).expect("metrics");
-        config.judge(snapshots, Arc::new(Cache::new(config.cache.clone())), metrics)
+        config.pipeline(snapshots, Arc::new(Cache::new(config.cache.clone())), metrics)
     })
 });
 
 fuzz_target!(|frame: &[u8]| {
-    let verdicts = JUDGES.each_ref().map(|judge| judge.frame(Bytes::copy_from_slice(frame), "d-1"));
-    verdicts.iter().for_each(sound);
-    let [remembered, fresh, _] = &verdicts;
+    let all = PIPELINES.each_ref().map(|pipeline| pipeline.frame(Bytes::copy_from_slice(frame), "d-1"));
+    all.iter().for_each(sound);
+    let [remembered, fresh, _] = &all;
     assert_eq!(told(remembered), told(fresh));
 });
 
-/// What a verdict comes to, for whoever compares two.
-fn told(verdict: &Verdict) -> String {
-    match &verdict.outcome {
-        Outcome::Decided(decision) => format!("{:?} {:?}", words(&verdict.outcome), decision.determining),
+/// What a checked comes to, for whoever compares two.
+fn told(checked: &Checked) -> String {
+    match &checked.outcome {
+        Outcome::Decided(decision) => format!("{:?} {:?}", words(&checked.outcome), decision.determining),
         other => format!("{other:?}"),
     }
 }
 
 /// What must be true of every answer. There is a snapshot, so nothing is Undecided: that would be a fault of ours.
-fn sound(verdict: &Verdict) {
-    let answer = verdict.answer.as_ref().expect("an answer: a gRPC error is for the Undecided");
+fn sound(checked: &Checked) {
+    let answer = checked.response.as_ref().expect("an answer: a gRPC error is for the Undecided");
     let response = answer.response().expect("a CheckResponse");
     // Envoy allows an answer without a status.
     let code = response.status.as_ref().expect("a status").code;
-    let allowed = matches!(&verdict.outcome, Outcome::Decided(decision) if decision.effect == Effect::Allow);
-    assert_eq!(code == 0, allowed, "{verdict:?}");
-    let status = match (&verdict.outcome, response.http_response.as_ref().expect("a body")) {
+    let allowed = matches!(&checked.outcome, Outcome::Decided(decision) if decision.effect == Effect::Allow);
+    assert_eq!(code == 0, allowed, "{checked:?}");
+    let status = match (&checked.outcome, response.http_response.as_ref().expect("a body")) {
         (Outcome::Decided(_), HttpResponse::OkResponse(_)) if allowed => return,
         (Outcome::Decided(_) | Outcome::Unmapped(_), HttpResponse::DeniedResponse(denied)) => {
             denied.status.as_ref().expect("an HTTP status").code
         }
-        _ => panic!("an outcome and a body that do not belong together: {verdict:?}"),
+        _ => panic!("an outcome and a body that do not belong together: {checked:?}"),
     };
-    let expected = if matches!(verdict.outcome, Outcome::Unmapped(_)) { 400..=400 } else { 300..=599 };
-    assert!(expected.contains(&status), "{verdict:?}");
+    let expected = if matches!(checked.outcome, Outcome::Unmapped(_)) { 400..=400 } else { 300..=599 };
+    assert!(expected.contains(&status), "{checked:?}");
 }

@@ -4,10 +4,11 @@
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value as Json};
+use serde::Serialize;
 use tracing::info;
 
 use super::{Admin, pretty};
+use crate::observe::metrics::{CacheCounts, CacheUsage};
 
 /// Shows it.
 pub(super) async fn show(State(admin): State<Admin>) -> Response {
@@ -45,59 +46,20 @@ pub(super) async fn lookup(State(admin): State<Admin>, body: String) -> Response
     }
 }
 
+/// What is shown, by the names of the metrics.
+#[derive(Serialize)]
+struct Shown {
+    enabled: bool,
+    #[serde(flatten)]
+    counts: CacheCounts,
+    #[serde(flatten)]
+    usage: CacheUsage,
+}
+
 fn shown(admin: &Admin) -> Response {
-    (admin.refresh)();
-    let mut all = Map::new();
-    all.insert("enabled".to_owned(), admin.cache.is_enabled().into());
-    all.extend(series(&admin.metrics.render()));
-    pretty(&all)
-}
-
-/// The cache's counters and gauges of the metrics, so that both say the same: by name, and by the value of their label.
-fn series(exposition: &str) -> Map<String, Json> {
-    const PREFIX: &str = "stockade_cache_";
-    let mut found = Map::new();
-    let mut single = false;
-    for line in exposition.lines() {
-        if let Some(kind) = line.strip_prefix("# TYPE ") {
-            single = !kind.ends_with(" histogram");
-        }
-        let Some((series, value)) = line.strip_prefix(PREFIX).filter(|_| single).and_then(|line| line.split_once(' '))
-        else {
-            continue;
-        };
-        // Both kinds are whole numbers here; one that is not is shown as it stands.
-        let value = value.parse::<u64>().map_or_else(|_| Json::from(value), Json::from);
-        let (name, label) = series.split_once('{').unwrap_or((series, ""));
-        let name = name.trim_end_matches("_total").to_owned();
-        match label.split('"').nth(1) {
-            None => found.insert(name, value),
-            Some(label) => {
-                let of_name = found.entry(name).or_insert_with(|| Map::new().into());
-                of_name.as_object_mut().and_then(|of_name| of_name.insert(label.to_owned(), value))
-            }
-        };
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn series_of_the_cache_are_read_and_no_others() {
-        let exposition = "# HELP stockade_cache_hits_total Some text.\n# TYPE stockade_cache_hits_total counter\n\
-            stockade_cache_hits_total 7\n\n# TYPE stockade_cache_misses_total counter\n\
-            stockade_cache_misses_total{reason=\"absent\"} 3\nstockade_cache_misses_total{reason=\"expired\"} 0\n\n\
-            # TYPE stockade_cache_entries gauge\nstockade_cache_entries 2\n\n\
-            # TYPE stockade_cache_hit_age_seconds histogram\nstockade_cache_hit_age_seconds_bucket{le=\"1\"} 1\n\
-            stockade_cache_hit_age_seconds_sum 0.5\nstockade_cache_hit_age_seconds_count 1\n\n\
-            # TYPE stockade_ready gauge\nstockade_ready 1\n";
-        let expected = json!({"hits": 7, "misses": {"absent": 3, "expired": 0}, "entries": 2});
-        assert_eq!(Json::from(series(exposition)), expected);
-        assert!(series("").is_empty());
-    }
+    pretty(&Shown {
+        enabled: admin.cache.is_enabled(),
+        counts: admin.counts.cache_counts(),
+        usage: admin.cache.usage(),
+    })
 }

@@ -11,7 +11,7 @@ use super::freshness::LastProof;
 use super::key::{self, Key};
 use crate::model::{CacheState, Decision, Freshness, MissReason, PolicyId, Query, Reason, Root, Ruling, Undecided};
 use crate::observe::Metrics;
-use crate::observe::sparingly::Sparingly;
+use crate::observe::log_throttle::Sparingly;
 use crate::policy::{Evaluation, Snapshot};
 
 /// Decides Queries. All listeners share one.

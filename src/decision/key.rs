@@ -6,8 +6,8 @@
 
 use std::cell::Cell;
 
-use crate::model::{EntityUid, Extension, Proof, Query, Record, Value};
-use crate::varint::Varint;
+use crate::model::{Attributes, EntityUid, Extension, Proof, Query, Value};
+use crate::proto::varint::Varint;
 
 /// A key, while it is put together.
 pub type Key = Vec<u8>;
@@ -64,7 +64,7 @@ fn uid(uid: &EntityUid, key: &mut Key) {
     text(uid.id().unescaped(), key);
 }
 
-fn record(fields: &Record, key: &mut Key) {
+fn record(fields: &Attributes, key: &mut Key) {
     length(fields.len(), key);
     for (name, field) in fields {
         text(name, key);
@@ -146,7 +146,7 @@ mod tests {
             Some(EntityUid::from_type_name_and_id(entity_type.parse().ok()?, EntityId::new(self.text()?)))
         }
 
-        fn record(&mut self) -> Option<Record> {
+        fn record(&mut self) -> Option<Attributes> {
             (0..self.length()?).map(|_| Some((SmolStr::from(self.text()?), self.value()?))).collect()
         }
 
@@ -202,7 +202,7 @@ mod tests {
         })
     }
 
-    fn any_record() -> impl Strategy<Value = Record> {
+    fn any_record() -> impl Strategy<Value = Attributes> {
         prop::collection::btree_map(".{0,4}".prop_map(SmolStr::from), any_value(), 0..4)
     }
 
@@ -238,12 +238,12 @@ mod tests {
     fn look_alikes_have_keys_of_their_own() {
         let text = |value: &str| Value::String(value.into());
         let nested = |values: &[&str]| Value::set(values.iter().map(|value| text(value)).collect());
-        let record = |name: &str, value: Value| Record::from([(name.into(), value)]);
+        let record = |name: &str, value: Value| Attributes::from([(name.into(), value)]);
         let contexts = [
-            Record::new(),
+            Attributes::new(),
             record("a", text("")),
             record("a", Value::Set(Vec::new())),
-            record("a", Value::Record(Record::new())),
+            record("a", Value::Record(Attributes::new())),
             record("a", text("a,b")),
             record("a", nested(&["a", "b"])),
             record("a", nested(&["a,b"])),
@@ -263,8 +263,12 @@ mod tests {
         let keys: std::collections::BTreeSet<Key> = contexts
             .iter()
             .map(|context| {
-                let principal =
-                    Principal { uid: uid.clone(), attributes: Record::new(), parents: Vec::new(), proof: Proof::None };
+                let principal = Principal {
+                    uid: uid.clone(),
+                    attributes: Attributes::new(),
+                    parents: Vec::new(),
+                    proof: Proof::None,
+                };
                 key(&Query { principal, action: uid.clone(), resource: uid.clone(), context: context.clone() })
             })
             .collect();

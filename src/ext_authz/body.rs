@@ -8,7 +8,7 @@ use deserr::Deserr;
 use serde::Serialize;
 
 use super::headers::Headers;
-use super::view::HttpRequest;
+use crate::proto::view::HttpRequest;
 use crate::yaml::Faults;
 
 /// `bodies:` of the configuration.
@@ -227,7 +227,7 @@ pub fn is_token(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ext_authz::view::{HeaderMap, HeaderValue};
+    use crate::proto::view::{HeaderMap, HeaderValue};
 
     fn of<'a>(http: &'a HttpRequest<'a>) -> Body<'a> {
         Body::of(http, Headers::of(http).expect("one form"))

@@ -3,49 +3,19 @@
 //! What `jwt_authn` leaves under another name than the configured ones may be a token, and a token that nobody reads must
 //! never turn its bearer into somebody else. So everything in its metadata is either understood or a refusal.
 
-use deserr::{Deserr, IntoValue, ValuePointerRef};
-use serde::Serialize;
-
-use super::convert::{self, Place};
+use super::attributes::{self, Place};
 use super::headers::Headers;
-use super::identity::Source;
-use super::view::{Attributes, Kind, Struct, StructValue};
+use super::identity_source::{IdentitySource, JWT_AUTHN, Keys};
 use crate::claim_path::{Astray, Below, ClaimPath, Node, Step};
-use crate::model::{Record, RecordType, Unmapped, UnmappedKind};
-use crate::yaml::{AtLeastOne, Faults, Table};
-
-/// Names in the metadata of a namespace: one, or a list of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Keys(pub Vec<String>);
-
-impl Default for Keys {
-    /// Envoy's documentation writes the first one, Istio's RequestAuthentication the second.
-    fn default() -> Self {
-        Self(vec!["jwt_payload".to_owned(), "payload".to_owned()])
-    }
-}
-
-impl Deserr<Faults> for Keys {
-    fn deserialize_from_value<V: IntoValue>(
-        value: deserr::Value<V>,
-        location: ValuePointerRef<'_>,
-    ) -> Result<Self, Faults> {
-        if let deserr::Value::String(key) = value {
-            return Ok(Self(vec![key]));
-        }
-        AtLeastOne::deserialize_from_value(value, location).map(|AtLeastOne(keys)| Self(keys))
-    }
-}
+use crate::model::{Attributes, RecordType, Unmapped, UnmappedKind};
+use crate::proto::view::{AttributeContext, Kind, Struct, StructValue};
+use crate::yaml::Table;
 
 fn unusable(detail: impl Into<String>) -> Unmapped {
     Unmapped::new(UnmappedKind::Identity, detail)
 }
 
 // === finding the token ===
-
-/// The namespace of Envoy's filter, which a source reads unless it names another one.
-pub const JWT_AUTHN: &str = "envoy.filters.http.jwt_authn";
 
 /// The namespace in which Istio's own filter repeats what it knows of a token, up to Istio 1.22, as `request.auth.*`.
 const ISTIO_AUTHN: &str = "istio_authn";
@@ -65,8 +35,9 @@ pub(super) struct Tokens<'s> {
 
 impl<'s> Tokens<'s> {
     /// What a source says of tokens, if it reads them.
-    fn of(source: &'s Source) -> Option<Self> {
-        let Source::JwtMetadata { namespace, payload_key, other_keys, verification_status_header, .. } = source else {
+    pub(super) fn of(source: &'s IdentitySource) -> Option<Self> {
+        let IdentitySource::JwtMetadata { namespace, payload_key, other_keys, verification_status_header, .. } = source
+        else {
             return None;
         };
         Some(Self { namespace, payload: payload_key, other: other_keys, status_header: verification_status_header })
@@ -82,9 +53,9 @@ impl<'s> Tokens<'s> {
     /// If there is a token that was not verified, that failed, or that no source reads; or two that do not agree.
     pub(super) fn payload<'a>(
         self,
-        attributes: &'a Attributes<'a>,
+        attributes: &'a AttributeContext<'a>,
         headers: Headers<'_>,
-        all: &[Source],
+        all: &[IdentitySource],
     ) -> Result<Option<&'a Struct<'a>>, Unmapped> {
         self.verified(headers)?;
         let spaces = attributes.metadata_context.as_ref().map(|context| &context.filter_metadata);
@@ -159,7 +130,7 @@ impl<'s> Tokens<'s> {
 ///
 /// # Errors
 /// If there is one.
-pub(super) fn unread(attributes: &Attributes<'_>, all: &[Source]) -> Result<(), Unmapped> {
+pub(super) fn unread(attributes: &AttributeContext<'_>, all: &[IdentitySource]) -> Result<(), Unmapped> {
     let Some(context) = attributes.metadata_context.as_ref() else { return Ok(()) };
     for namespace in [JWT_AUTHN, ISTIO_AUTHN] {
         let configured = all.iter().filter_map(Tokens::of).any(|tokens| tokens.namespace == namespace);
@@ -195,7 +166,7 @@ fn failure(kind: &Kind<'_>) -> Option<i64> {
     let Kind::Struct(status) = kind else { return None };
     let kind = |name: &str| status.fields.get(name).and_then(|value| value.kind.as_ref());
     match (kind("code"), kind("message"), status.fields.iter().count()) {
-        (Some(Kind::Number(code)), Some(Kind::String(_)), 2) => convert::integral(*code),
+        (Some(Kind::Number(code)), Some(Kind::String(_)), 2) => attributes::integral(*code),
         _ => None,
     }
 }
@@ -268,8 +239,8 @@ pub(super) fn groups<'a>(payload: &'a Struct<'a>, path: &ClaimPath) -> Result<Ve
         claim(payload, path).map_err(|astray| unusable(format!("the token has no claim `{path}`: {astray}")))?;
     match found {
         None => Ok(Vec::new()),
-        Some(Kind::String(scope)) if path.last_name().is_some_and(convert::is_words) => {
-            Ok(convert::words(scope).collect())
+        Some(Kind::String(scope)) if path.last_name().is_some_and(attributes::is_words) => {
+            Ok(attributes::words(scope).collect())
         }
         Some(Kind::String(group)) => Ok(vec![group]),
         Some(Kind::List(list)) => list
@@ -294,8 +265,8 @@ pub(super) fn attributes(
     payload: &Struct<'_>,
     renamed: &Table<String, ClaimPath>,
     place: &Place<'_>,
-) -> Result<Record, Unmapped> {
-    let mut record = Record::new();
+) -> Result<Attributes, Unmapped> {
+    let mut record = Attributes::new();
     for (name, field) in fields {
         let place = place.of(name);
         let value = match renamed.0.get(name.as_str()) {
@@ -311,7 +282,7 @@ pub(super) fn attributes(
             }
         };
         let Some((claim, value)) = value else { continue };
-        if let Some(value) = convert::metadata(&field.ty, claim, value, &place)? {
+        if let Some(value) = attributes::metadata(&field.ty, claim, value, &place)? {
             record.insert(name.clone(), value);
         }
     }

@@ -10,8 +10,8 @@ use std::fmt;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use super::convert;
-use super::view::{Kind, StructValue};
+use super::attributes;
+use crate::proto::view::{Kind, StructValue};
 
 /// A value that can be a header.
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ fn scalar<'a>(kind: &Kind<'a>) -> Result<Cow<'a, str>, &'static str> {
     match kind {
         Kind::String(text) => Ok(Cow::Borrowed(text)),
         Kind::Bool(value) => Ok(Cow::Borrowed(if *value { "true" } else { "false" })),
-        Kind::Number(number) => match convert::integral(*number) {
+        Kind::Number(number) => match attributes::integral(*number) {
             Some(integer) => Ok(Cow::Owned(integer.to_string())),
             None => Err(
                 "a number that is not an exact integer below 2^53, and may have been another one; as a string it can",
@@ -94,8 +94,8 @@ impl fmt::Display for Escaped<'_> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::view::ListValue;
     use super::*;
+    use crate::proto::view::ListValue;
 
     /// What the documentation tells apps to do.
     fn decode(header: &str) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! Request headers, in both forms that Envoy sends them (design, decision 4).
 
-use super::view::HttpRequest;
 use crate::model::{Unmapped, UnmappedKind};
+use crate::proto::view::HttpRequest;
 
 /// The headers of a request.
 #[derive(Debug, Clone, Copy)]

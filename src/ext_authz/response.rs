@@ -18,19 +18,19 @@ use serde::Serialize;
 use tonic::Status;
 
 use super::claims;
-use super::encode::Message;
 use super::header_value::HeaderText;
-use super::view::Struct;
 use crate::claim_path::ClaimPath;
 use crate::model::{CacheState, Decision, Denial, Effect, Outcome, Query, Undecided, Unmapped, UnmappedKind};
 use crate::observe::words;
+use crate::proto::encode::Message;
+use crate::proto::view::Struct;
 use crate::yaml::{Faults, Invalid};
 
 /// What the operator says about answers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Answers {
+pub struct Responder {
     /// How Undecided looks on the wire.
-    pub undecided: UndecidedAnswer,
+    pub undecided: UndecidedResponse,
     /// What clients learn of refusals.
     pub errors: Errors,
     /// Headers that the upstream gets with an allowed request.
@@ -43,7 +43,7 @@ pub struct Answers {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserr, Serialize)]
 #[deserr(error = Faults)]
 #[serde(rename_all = "snake_case")]
-pub enum UndecidedAnswer {
+pub enum UndecidedResponse {
     /// A CheckResponse with an `error_response`, which Envoy counts as an error and answers with its 503.
     #[default]
     #[deserr(rename = "error_response")]
@@ -157,7 +157,7 @@ impl Serialize for HeaderSource {
 
 /// Everything an answer is built from.
 #[derive(Debug, Clone, Copy)]
-pub struct Answered<'a> {
+pub struct ResponseParts<'a> {
     /// What became of the request.
     pub outcome: &'a Outcome,
     /// What Cedar was asked, if the request could be mapped.
@@ -172,9 +172,9 @@ pub struct Answered<'a> {
 
 /// An encoded CheckResponse, in the frame of a gRPC message.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Answer(Vec<u8>);
+pub struct Response(Vec<u8>);
 
-impl Answer {
+impl Response {
     /// The flag that says "not compressed", and the length.
     const PREFIX: usize = 5;
 
@@ -205,7 +205,7 @@ impl Answer {
     }
 }
 
-impl fmt::Debug for Answer {
+impl fmt::Debug for Response {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.response(), f)
     }
@@ -225,16 +225,16 @@ mod field {
     pub(super) const ERROR_RESPONSE: u64 = 5;
 }
 
-impl Answers {
+impl Responder {
     /// The answer on the wire.
     ///
     /// # Errors
     /// Undecided as a gRPC error, where the operator chose that.
-    pub fn respond(&self, answered: Answered<'_>) -> Result<Answer, Status> {
-        if let (Outcome::Undecided(undecided), UndecidedAnswer::GrpcStatus) = (answered.outcome, self.undecided) {
+    pub fn respond(&self, answered: ResponseParts<'_>) -> Result<Response, Status> {
+        if let (Outcome::Undecided(undecided), UndecidedResponse::GrpcStatus) = (answered.outcome, self.undecided) {
             return Err(Status::unavailable(undecided_message(*undecided)));
         }
-        Ok(Answer::write(|response| {
+        Ok(Response::write(|response| {
             match answered.outcome {
                 Outcome::Decided(decision) => match (decision.effect, &decision.denial) {
                     (Effect::Allow, _) => {
@@ -287,7 +287,7 @@ impl Answers {
 
     /// What the upstream gets. A header that we own is set, or removed if it has no value: what the client sent under
     /// its name never survives. Envoy applies removals after sets, so a name is in one of the two only.
-    fn allow(&self, ok: &mut Message<'_>, answered: &Answered<'_>, decision: &Decision) {
+    fn allow(&self, ok: &mut Message<'_>, answered: &ResponseParts<'_>, decision: &Decision) {
         const HEADERS: u64 = 2;
         const HEADERS_TO_REMOVE: u64 = 5;
         for (name, source) in &self.upstream_headers {
@@ -311,8 +311,12 @@ fn status(response: &mut Message<'_>, code: u64) {
     });
 }
 
-/// `None` where there is no such value; [`Answers::sendable`] has refused what is there and cannot be one.
-fn header_value<'a>(source: &HeaderSource, answered: &Answered<'a>, decision: &'a Decision) -> Option<HeaderText<'a>> {
+/// `None` where there is no such value; [`Responder::sendable`] has refused what is there and cannot be one.
+fn header_value<'a>(
+    source: &HeaderSource,
+    answered: &ResponseParts<'a>,
+    decision: &'a Decision,
+) -> Option<HeaderText<'a>> {
     let value: Cow<'_, str> = match source {
         HeaderSource::Principal => answered.query?.principal.uid.to_string().into(),
         HeaderSource::PrincipalId => answered.query?.principal.uid.id().unescaped().into(),
@@ -366,7 +370,7 @@ fn undecided_message(undecided: Undecided) -> String {
 
 /// What Envoy's access log and later filters learn, on every answer. The revision is a text, since numbers become
 /// doubles on the way.
-fn dynamic_metadata(metadata: &mut Message<'_>, answered: &Answered<'_>) {
+fn dynamic_metadata(metadata: &mut Message<'_>, answered: &ResponseParts<'_>) {
     let decision = match answered.outcome {
         Outcome::Decided(decision) => Some(decision),
         Outcome::Unmapped(_) | Outcome::Undecided(_) => None,
@@ -445,11 +449,11 @@ mod tests {
     fn every_answer_has_a_status_and_the_body_that_belongs_to_it() {
         for outcome in every_outcome() {
             for grpc in [false, true] {
-                let answered = Answered { outcome: &outcome, query: None, claims: None, decision_id: "d", grpc };
-                let answer = Answers::default().respond(answered).expect("an answer");
+                let answered = ResponseParts { outcome: &outcome, query: None, claims: None, decision_id: "d", grpc };
+                let answer = Responder::default().respond(answered).expect("an answer");
                 let response = answer.response().expect("a CheckResponse");
                 // Nothing was written that its reader does not know, and nothing twice.
-                assert_eq!(response.encoded_len() + Answer::PREFIX, answer.into_frame().len(), "{outcome:?}");
+                assert_eq!(response.encoded_len() + Response::PREFIX, answer.into_frame().len(), "{outcome:?}");
                 let code = response.status.expect("a status").code;
                 let allowed = matches!(&outcome, Outcome::Decided(decision) if decision.effect == Effect::Allow);
                 assert_eq!(code == 0, allowed, "{outcome:?}");
@@ -476,9 +480,10 @@ mod tests {
 
     #[test]
     fn undecided_is_a_grpc_error_where_the_operator_says_so() {
-        let answers = Answers { undecided: UndecidedAnswer::GrpcStatus, ..Answers::default() };
+        let answers = Responder { undecided: UndecidedResponse::GrpcStatus, ..Responder::default() };
         for outcome in every_outcome() {
-            let answered = Answered { outcome: &outcome, query: None, claims: None, decision_id: "d", grpc: false };
+            let answered =
+                ResponseParts { outcome: &outcome, query: None, claims: None, decision_id: "d", grpc: false };
             assert_eq!(answers.respond(answered).is_err(), matches!(outcome, Outcome::Undecided(_)), "{outcome:?}");
         }
     }
@@ -486,13 +491,14 @@ mod tests {
     #[test]
     fn headers_that_we_own_are_set_or_removed() {
         let headers = [("x-user", HeaderSource::PrincipalId), ("x-decision", HeaderSource::DecisionId)];
-        let answers = Answers {
+        let answers = Responder {
             upstream_headers: headers.into_iter().map(|(n, s)| (HeaderName(n.to_owned()), s)).collect(),
             remove_headers: vec![HeaderName("x-decision".to_owned()), HeaderName("cookie".to_owned())],
-            ..Answers::default()
+            ..Responder::default()
         };
         let outcome = decision(Effect::Allow, None);
-        let answered = Answered { outcome: &outcome, query: None, claims: None, decision_id: "d%\u{e9}", grpc: false };
+        let answered =
+            ResponseParts { outcome: &outcome, query: None, claims: None, decision_id: "d%\u{e9}", grpc: false };
         let answer = answers.respond(answered).expect("an answer").response().expect("a CheckResponse");
         let Some(HttpResponse::OkResponse(ok)) = answer.http_response else { panic!("not allowed") };
         let set: Vec<_> = ok.headers.iter().filter_map(|option| option.header.as_ref()).collect();

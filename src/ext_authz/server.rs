@@ -21,7 +21,7 @@ use tonic_health::server::HealthReporter;
 
 use super::service::{Authorization, SMALL_MESSAGE};
 use crate::listener::{self, Connection, Listener};
-use crate::observe::sparingly::Sparingly;
+use crate::observe::log_throttle::Sparingly;
 use crate::observe::transport::{Closed, ConnectionMetrics};
 use crate::shutdown::Drain;
 use crate::units::{Bytes, Span};
@@ -69,7 +69,7 @@ impl Default for Config {
 }
 
 /// The descriptors of `envoy.service.auth.v3` and what it imports, for reflection; made as CONTRIBUTING.md says.
-const DESCRIPTORS: &[u8] = include_bytes!("descriptors.binpb");
+const DESCRIPTORS: &[u8] = include_bytes!("../proto/descriptors.binpb");
 
 /// The name under which Envoy's gRPC health check asks; the empty one stands for the process.
 const SERVICES: [&str; 2] = ["", "envoy.service.auth.v3.Authorization"];

@@ -26,9 +26,9 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
 
-use super::checker::{Call, Checker};
+use super::account::{Call, Checker};
 use super::grpc::{self, Message, Reply};
-use super::response::Answer;
+use super::response::Response;
 use crate::model::{Outcome, Undecided};
 use crate::observe::Metrics;
 use crate::observe::tracing::TraceParent;
@@ -103,7 +103,7 @@ pub(super) const SMALL_MESSAGE: usize = 4096;
 /// How many calls of the other methods may be open: those that watch our health, and people with grpcurl.
 const OTHER_CALLS: usize = 1024;
 
-type Response = http::Response<Either<Reply, Body>>;
+type HttpResponse = http::Response<Either<Reply, Body>>;
 
 /// What is served: checks, and whatever else the routes have.
 #[derive(Debug, Clone)]
@@ -144,9 +144,9 @@ impl Authorization {
 
 /// On hyper's own transport. A call counts from here, where its headers have come, and not from when a thread gets to it.
 impl hyper::service::Service<http::Request<Incoming>> for Authorization {
-    type Response = Response;
+    type Response = HttpResponse;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, Infallible>> + Send>>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
         let arrived = Instant::now();
@@ -161,9 +161,9 @@ impl hyper::service::Service<http::Request<Incoming>> for Authorization {
     }
 }
 
-fn respond(answer: Result<Answer, Status>) -> Response {
-    match answer {
-        Ok(answer) => grpc::reply(answer.into_frame()).map(Either::Left),
+fn respond(response: Result<Response, Status>) -> HttpResponse {
+    match response {
+        Ok(response) => grpc::reply(response.into_frame()).map(Either::Left),
         Err(status) => status.into_http::<Body>().map(Either::Right),
     }
 }
@@ -197,7 +197,7 @@ impl Place {
     }
 
     /// The method.
-    async fn check(mut self, request: http::Request<Incoming>, arrived: Instant) -> Result<Answer, Status> {
+    async fn check(mut self, request: http::Request<Incoming>, arrived: Instant) -> Result<Response, Status> {
         let call = self.shared.call(request.headers(), arrived);
         let mut body = request.into_body();
         match self.message(&mut body, call.deadline).await {

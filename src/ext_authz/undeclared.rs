@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::identity::Source;
+use super::identity_source::IdentitySource;
 use crate::claim_path::{ClaimPath, Step};
 use crate::model::{ContextType, Root, Type};
 use crate::observe::decision_log::{Attribute, Of};
@@ -44,11 +44,11 @@ pub(super) fn undeclared(attributes: &[Attribute], types: &Types, known: &[&str]
 }
 
 /// A warning for each attribute that an identity source reads from a claim, and that no principal has.
-pub(super) fn unread(sources: &[Source], types: &Types) -> Vec<Problem> {
+pub(super) fn unread(sources: &[IdentitySource], types: &Types) -> Vec<Problem> {
     let known: BTreeSet<&str> = types.principal_attributes().collect();
     let known: Vec<&str> = known.into_iter().collect();
     let renamed = sources.iter().filter_map(|source| match source {
-        Source::JwtMetadata { attributes, .. } => Some(&attributes.0),
+        IdentitySource::JwtMetadata { attributes, .. } => Some(&attributes.0),
         _ => None,
     });
     let unread = renamed.flatten().filter(|(name, _)| !known.contains(&name.as_str()));
@@ -65,10 +65,12 @@ pub(super) fn unread(sources: &[Source], types: &Types) -> Vec<Problem> {
 
 /// A warning for each type of principal that no action takes, so that all its requests are denied, and for each type of groups
 /// that principals cannot be in, so that the groups of tokens are left out.
-pub(super) fn untaken(sources: &[Source], types: &Types) -> Vec<Problem> {
+pub(super) fn untaken(sources: &[IdentitySource], types: &Types) -> Vec<Problem> {
     let mut problems = Vec::new();
     for source in sources {
-        let (Source::JwtMetadata { entity_type, .. } | Source::TrustedHeader { entity_type, .. }) = source else {
+        let (IdentitySource::JwtMetadata { entity_type, .. } | IdentitySource::TrustedHeader { entity_type, .. }) =
+            source
+        else {
             continue;
         };
         let ty = types.vocabulary().resolve(&entity_type.0);
@@ -76,7 +78,7 @@ pub(super) fn untaken(sources: &[Source], types: &Types) -> Vec<Problem> {
             let message = format!("`identity`: no action takes `{ty}` for a principal, so all its requests are denied");
             let hint = "name the entity type of the bundle's principals: `type: ...` of the source";
             problems.push(Problem::warning(message).hint(hint));
-        } else if let Source::JwtMetadata { group_type, .. } = source {
+        } else if let IdentitySource::JwtMetadata { group_type, .. } = source {
             let group = types.vocabulary().resolve(&group_type.0);
             let ancestors = types.ancestors(ty).unwrap_or_default();
             if !ancestors.is_empty() && !ancestors.contains(group) {

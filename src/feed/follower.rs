@@ -33,7 +33,7 @@ use super::source::{Event, Events, Source, SourceError};
 use super::{Status, StoreStatus};
 use crate::decision::freshness::LastProof;
 use crate::model::{Freshness, Overlay, Published};
-use crate::observe::sparingly::Sparingly;
+use crate::observe::log_throttle::Sparingly;
 use crate::policy::Files;
 use crate::problem::{Problem, one_line};
 use crate::store::statement::{Beacon, Head, Kind, Manifest};

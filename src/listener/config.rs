@@ -372,7 +372,7 @@ mod tests {
             ("listen: {address: 'unix:///s', mode: '01777'}", "`01777` is not a file mode"),
             ("listen: {address: 'unix:///s', mod: '0660'}", "unknown key `mod` (did you mean `mode`?)"),
             ("listen: {mode: '0660'}", "`address` is missing"),
-            ("listen: [tcp]", "expected a text or a mapping, found a list"),
+            ("listen: [tcp]", "expected a string or a mapping, found a list"),
             // Several at once.
             ("listen: {address: 'unix://s', tls: {certificate: c, private_key: k}}", "`listen.tls`: a Unix"),
             ("listen: {address: 'unix://s', tls: {certificate: c, private_key: k}}", "`listen.address`: `unix://s` is"),

@@ -9,96 +9,27 @@
 //! that was Undecided, and tried again; until a write succeeds nothing is decided. That the kernel has it is not that the disk
 //! has it: nothing is synced, and a machine that loses power loses what it had not written back.
 
-use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use deserr::Deserr;
-use serde::{Serialize, Serializer};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, OwnedPermit};
 use tokio::sync::{oneshot, watch};
 
-use super::lines::{Lines, Lost};
+use self::writing::{Complaints, Keeping, Writing};
+use super::line_writer::Lines;
 use super::metrics::DecisionLogMetrics;
 pub use super::record::{Attribute, ErrorRecord, Of, Parts, Record, ShadowRecord, attributes};
 use crate::model::{Effect, Outcome, Undecided};
-use crate::terminal::clean_bytes;
-use crate::units::Bytes;
-use crate::yaml::{Faults, Invalid, suggest};
 
-/// `decision_log:` where records go, which of them, and what is in them.
-#[derive(Debug, Clone, PartialEq, Deserr, Serialize)]
-#[deserr(error = Faults, deny_unknown_fields)]
-pub struct Config {
-    /// Where to: `stdout`, `stderr`, `none`, or a file as `file:///var/log/stockade.jsonl`. Default `stdout`.
-    #[deserr(default)]
-    pub output: Output,
-    /// The size at which a file is rotated. Default `64MiB`.
-    #[deserr(default = Self::default().max_file_size, try_from(Bytes) = file_size -> Invalid)]
-    pub max_file_size: Bytes,
-    /// How many rotated files are kept beside the current one. Default `5`.
-    #[deserr(default = Self::default().max_files)]
-    pub max_files: u32,
-    /// How many records may wait to be written; one takes a few kilobytes. Default `8192`.
-    #[deserr(default = Self::default().queue, try_from(usize) = queue_length -> Invalid)]
-    pub queue: usize,
-    /// What happens to a decision whose record cannot be written, or finds the queue full. Default `drop`.
-    #[deserr(default)]
-    pub when_full: WhenFull,
-    /// The share of allows that are logged, from 0 to 1. Denials and the undecided always are. Default `1.0`.
-    #[deserr(default = Self::default().sample_allow, try_from(f64) = share -> Invalid)]
-    pub sample_allow: f64,
-    /// The attributes that may be logged, such as `context.source.address` or `principal.department`. Default none.
-    #[deserr(default)]
-    pub attributes: Vec<Attribute>,
-}
+mod config;
+mod writing;
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            output: Output::Stdout,
-            max_file_size: Bytes(64 << 20),
-            max_files: 5,
-            queue: 8192,
-            when_full: WhenFull::Drop,
-            sample_allow: 1.0,
-            attributes: Vec::new(),
-        }
-    }
-}
-
-/// Where records go.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserr)]
-#[deserr(error = Faults, try_from(String) = Output::try_from_text -> Invalid)]
-pub enum Output {
-    /// The standard output.
-    #[default]
-    Stdout,
-    /// The standard error, which the program's own log shares.
-    Stderr,
-    /// Nowhere.
-    None,
-    /// A file, rotated by size.
-    File(PathBuf),
-}
-
-/// What happens to a decision whose record cannot be written, or finds the queue full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserr, Serialize)]
-#[deserr(error = Faults, rename_all = lowercase)]
-#[serde(rename_all = "lowercase")]
-pub enum WhenFull {
-    /// It stands; its record is lost.
-    #[default]
-    Drop,
-    /// It is not made: nothing is decided that is not logged. A decision then waits for the kernel to take its record.
-    Undecided,
-}
+pub use config::{Config, Output, WhenFull};
 
 /// Takes records. Clones feed the same log, which ends with the last of them.
 #[derive(Debug, Clone)]
@@ -148,61 +79,6 @@ pub struct Writer {
     /// Never sent to: closed when the thread ends.
     ended: oneshot::Receiver<()>,
     trouble: watch::Sender<Option<String>>,
-}
-
-// === impl Config ===
-
-fn file_size(size: Bytes) -> Result<Bytes, Invalid> {
-    match size.0 {
-        1024.. => Ok(size),
-        _ => Err(Invalid::new(format!("`{size}` is too small for a file")).hint("at least `1KiB`")),
-    }
-}
-
-fn queue_length(length: usize) -> Result<usize, Invalid> {
-    match length {
-        1..=1_000_000 => Ok(length),
-        _ => Err(Invalid::new(format!("`{length}` is not a length for the queue")).hint("from 1 to 1000000")),
-    }
-}
-
-fn share(share: f64) -> Result<f64, Invalid> {
-    match share {
-        0.0..=1.0 => Ok(share),
-        _ => Err(Invalid::new(format!("`{share}` is not a share")).hint("from 0 to 1; `0.1` logs every tenth allow")),
-    }
-}
-
-impl Output {
-    fn try_from_text(text: String) -> Result<Self, Invalid> {
-        let hint = || suggest(&text, &["stdout", "stderr", "none", "file:///absolute/path"]);
-        match (text.as_str(), text.strip_prefix("file://")) {
-            ("stdout", _) => Ok(Self::Stdout),
-            ("stderr", _) => Ok(Self::Stderr),
-            ("none", _) => Ok(Self::None),
-            (_, Some(path)) if path.starts_with('/') && !path.ends_with('/') => Ok(Self::File(path.into())),
-            (_, Some(_)) => Err(Invalid::new(format!("`{text}` does not name a file by its absolute path"))
-                .hint("like `file:///var/log/stockade.jsonl`, with three slashes")),
-            (_, None) => Err(Invalid::new(format!("`{text}` is not an output")).hint(hint())),
-        }
-    }
-}
-
-impl fmt::Display for Output {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Stdout => f.write_str("stdout"),
-            Self::Stderr => f.write_str("stderr"),
-            Self::None => f.write_str("none"),
-            Self::File(path) => write!(f, "file://{}", path.display()),
-        }
-    }
-}
-
-impl Serialize for Output {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
 }
 
 // === impl DecisionLog ===
@@ -354,161 +230,6 @@ impl Writer {
     }
 }
 
-// === the thread ===
-
-struct Writing {
-    queue: mpsc::Receiver<Queued>,
-    lines: Lines,
-    attributes: Vec<Attribute>,
-    metrics: DecisionLogMetrics,
-    complaints: Complaints,
-    /// With `when_full: undecided`.
-    keeping: Option<Keeping>,
-    _end: oneshot::Sender<()>,
-}
-
-/// What the thread holds on to where nothing may be decided unlogged. Both lists are bounded by the queue and a buffer of
-/// lines: while writing fails, nothing new is let in.
-struct Keeping {
-    /// The records whose lines are in the buffer, in that order.
-    buffered: Vec<Queued>,
-    /// Those that could not be written, to be tried again. Nobody waits for them any more.
-    failed: Vec<Queued>,
-    failing: Arc<AtomicBool>,
-    trouble: watch::Sender<Option<String>>,
-}
-
-impl Writing {
-    /// How many records are taken out of the queue at once.
-    const BATCH: usize = 256;
-    /// How long to leave the queue alone once it is empty. Whoever puts a record into a queue that somebody waits for
-    /// pays for waking them, 5 us where putting it in takes 0.1 (measured, one core, 100,000 records per second). This
-    /// way that is one record per millisecond at most.
-    const LINGER: Duration = Duration::from_millis(1);
-    /// A queue that is shorter could fill up in that time.
-    const LINGER_FROM: usize = 1024;
-    /// How long to wait before what could not be written is tried again.
-    const RETRY: Duration = Duration::from_millis(100);
-
-    fn run(mut self) {
-        let mut batch = Vec::with_capacity(Self::BATCH);
-        let mut line = Vec::new();
-        while self.next(&mut batch) {
-            for queued in batch.drain(..) {
-                self.write(queued, &mut line);
-            }
-            if self.queue.is_empty() {
-                let before = self.lines.written();
-                let result = self.lines.flush();
-                self.account(before, result);
-                let linger = self.keeping.is_none() && self.queue.max_capacity() >= Self::LINGER_FROM;
-                if linger && !self.queue.is_closed() {
-                    thread::sleep(Self::LINGER);
-                }
-            }
-        }
-        if let Some(keeping) = &self.keeping {
-            self.metrics.lost_write.increment(keeping.failed.len() as u64);
-        }
-    }
-
-    /// Takes out what is to be written next: what comes, and between that what could not be written before; `false` at the end.
-    fn next(&mut self, batch: &mut Vec<Queued>) -> bool {
-        let Some(keeping) = self.keeping.as_mut().filter(|keeping| !keeping.failed.is_empty()) else {
-            let taken = self.queue.blocking_recv_many(batch, Self::BATCH);
-            self.metrics.queue_depth.decrement(taken as f64);
-            return taken > 0;
-        };
-        // Somebody waits for these: they learn at once that it is no use.
-        while batch.len() < Self::BATCH
-            && let Ok(queued) = self.queue.try_recv()
-        {
-            batch.push(queued);
-        }
-        self.metrics.queue_depth.decrement(batch.len() as f64);
-        if batch.is_empty() {
-            if self.queue.is_closed() {
-                return false;
-            }
-            thread::sleep(Self::RETRY);
-            batch.append(&mut keeping.failed);
-        }
-        true
-    }
-
-    fn write(&mut self, mut queued: Queued, line: &mut Vec<u8>) {
-        // Nobody waits any more, so the check was not answered with what was decided.
-        if queued.waiter.as_ref().is_some_and(oneshot::Sender::is_closed) {
-            queued.was_undecided();
-        }
-        line.clear();
-        let record = Record::new(queued.seq, &queued.parts, &self.attributes);
-        let before = self.lines.written();
-        let result = match serde_json::to_writer(&mut *line, &record) {
-            Ok(()) => {
-                if let Some(keeping) = &mut self.keeping {
-                    keeping.buffered.push(queued);
-                }
-                self.lines.push(&clean_bytes(line))
-            }
-            Err(error) => {
-                // The lines before it are still in the buffer.
-                self.metrics.lost_write.increment(1);
-                return self.complaints.add(&Lost { lines: 1, cause: error.into() });
-            }
-        };
-        self.account(before, result);
-    }
-
-    /// Says what came of writing: to those who wait, in the metrics, and in the program's own log. `before` is how many lines were
-    /// written before.
-    fn account(&mut self, before: u64, result: Result<(), Lost>) {
-        let written = usize::try_from(self.lines.written() - before).unwrap_or(usize::MAX);
-        match &result {
-            Err(_) => self.metrics.failing.set(1.0),
-            Ok(()) if written > 0 => self.metrics.failing.set(0.0),
-            Ok(()) => {}
-        }
-        match (&mut self.keeping, result) {
-            (Some(keeping), result) => keeping.account(written, result),
-            (None, Err(lost)) => {
-                self.metrics.lost_write.increment(lost.lines);
-                self.complaints.add(&lost);
-            }
-            (None, Ok(())) => {}
-        }
-    }
-}
-
-impl Keeping {
-    fn account(&mut self, written: usize, result: Result<(), Lost>) {
-        let written = written.min(self.buffered.len());
-        for Queued { waiter, .. } in self.buffered.drain(..written) {
-            // Whoever has stopped waiting has said that it was Undecided, and the record says more than was answered.
-            waiter.map(|waiter| waiter.send(()));
-        }
-        match result {
-            Ok(()) if written > 0 && self.failed.is_empty() && self.failing.swap(false, Ordering::AcqRel) => {
-                self.trouble.send_replace(None);
-                tracing::info!("decision records can be written again");
-            }
-            Ok(()) => {}
-            Err(Lost { cause, .. }) => {
-                // Before anybody learns of it, so that what comes after is not decided.
-                let was_failing = self.failing.swap(true, Ordering::AcqRel);
-                self.failed.extend(self.buffered.drain(..).map(|mut queued| {
-                    queued.was_undecided();
-                    queued
-                }));
-                if !was_failing {
-                    tracing::error!(%cause, "decision records cannot be written; nothing is decided until they can");
-                    self.trouble.send_replace(Some(format!("the decision log cannot be written: {cause}")));
-                }
-            }
-        }
-    }
-}
-
 impl Queued {
     /// Its decision did not go out, which is what its record is to say.
     fn was_undecided(&mut self) {
@@ -516,25 +237,6 @@ impl Queued {
         if let Outcome::Decided(decision) = &self.parts.outcome {
             self.parts.revision.get_or_insert_with(|| Arc::clone(&decision.revision));
             self.parts.outcome = Outcome::Undecided(Undecided::LogFull);
-        }
-    }
-}
-
-/// Says that records are lost, once in a while: a full disk must not fill the program's own log.
-#[derive(Default)]
-struct Complaints {
-    last: Option<Instant>,
-    lost: u64,
-}
-
-impl Complaints {
-    const PAUSE: Duration = Duration::from_secs(10);
-
-    fn add(&mut self, lost: &Lost) {
-        self.lost += lost.lines;
-        if self.last.is_none_or(|last| last.elapsed() >= Self::PAUSE) {
-            tracing::warn!(lost = self.lost, cause = %lost.cause, "decision records cannot be written");
-            *self = Self { last: Some(Instant::now()), lost: 0 };
         }
     }
 }
@@ -552,6 +254,7 @@ mod tests {
     use crate::observe::metrics::{self, Metrics};
     use crate::observe::record::tests::{decided, parts};
     use crate::problem::SourceFile;
+    use crate::units::Bytes;
     use crate::yaml;
 
     fn meters() -> (DecisionLogMetrics, PrometheusHandle) {

@@ -1,20 +1,27 @@
-//! The metrics. [`METRICS`] is the one place that lists them; docs/metrics.md is rendered from it.
+//! The handles of the metrics that the [catalogue](super::catalogue) lists.
 //!
 //! All series are registered at the start, so each is there with its zero before anything happens, and counting is one
 //! atomic instruction on a handle. Nothing is global: whoever counts holds a [`Metrics`].
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use deserr::Deserr;
-use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics::{Counter, Gauge, Histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::Serialize;
 
+use super::cache::CacheHandles;
+pub use super::cache::{CacheCounts, CacheUsage};
+use super::catalogue::{
+    AGE, BUILD_INFO, CANDIDATES, CHECK_DURATION, EVALUATION_DURATION, GENERATION, IN_FLIGHT, LEAD_TIME, LOAD_DURATION,
+    LOADS, LOG_FAILING, LOG_LOST, LOG_QUEUE, METRICS, MetricKind, POLICIES, POLICY_ERRORS, READY, REJECTIONS, Registry,
+    SHADOW_DISAGREEMENTS,
+};
+use super::decisions::{Decisions, Determining};
 use super::store::{StoreHandles, StoreState};
 use super::transport::{ConnectionMetrics, Role, TransportHandles};
-use crate::model::{Decision, Effect, MissReason, Outcome, PolicyId, Reason, Undecided, UnmappedKind};
+use crate::model::{Decision, MissReason, Outcome, Reason};
 use crate::waiting::Usage;
 use crate::yaml::Faults;
 
@@ -35,274 +42,6 @@ impl Default for Config {
     fn default() -> Self {
         Self { policy_label: false, policy_label_limit: 100 }
     }
-}
-
-/// What a metric is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Kind {
-    /// Only grows.
-    Counter,
-    /// Goes up and down.
-    Gauge,
-    /// Observations in buckets of these upper bounds.
-    Histogram(&'static [f64]),
-}
-
-/// A line of [`METRICS`].
-#[derive(Debug, Clone, Copy)]
-pub struct Metric {
-    /// Its name.
-    pub name: &'static str,
-    /// What it is.
-    pub kind: Kind,
-    /// Its labels.
-    pub labels: &'static [&'static str],
-    /// What it says.
-    pub help: &'static str,
-}
-
-const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str], help: &'static str) -> Metric {
-    Metric { name, kind, labels, help }
-}
-
-/// A cache hit takes microseconds; what takes more than a tenth of a second has run into Envoy's timeout.
-const CHECK_SECONDS: Kind =
-    Kind::Histogram(&[5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1]);
-/// Ten policies in scope take some microseconds.
-const EVALUATION_SECONDS: Kind =
-    Kind::Histogram(&[1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2]);
-const LOAD_SECONDS: Kind = Kind::Histogram(&[1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]);
-/// The central store takes milliseconds; a kubelet takes up to a minute and a half to bring a changed ConfigMap into a pod.
-const LEAD_SECONDS: Kind =
-    Kind::Histogram(&[1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]);
-
-const AGE_SECONDS: Kind = Kind::Histogram(&[0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0]);
-const POLICY_COUNTS: Kind = Kind::Histogram(&[0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0, 1000.0]);
-
-const DECISIONS: &str = "stockade_decisions_total";
-const CHECK_DURATION: &str = "stockade_check_duration_seconds";
-const IN_FLIGHT: &str = "stockade_checks_in_flight";
-const POLICY_ERRORS: &str = "stockade_policy_errors_total";
-const SHADOW_DISAGREEMENTS: &str = "stockade_shadow_disagreements_total";
-const DETERMINING: &str = "stockade_determining_policy_total";
-const GENERATION: &str = "stockade_snapshot_generation";
-const AGE: &str = "stockade_snapshot_age_seconds";
-const POLICIES: &str = "stockade_snapshot_policies";
-const LOADS: &str = "stockade_snapshot_loads_total";
-const REJECTIONS: &str = "stockade_snapshot_rejections_total";
-const LOAD_DURATION: &str = "stockade_snapshot_load_duration_seconds";
-const LEAD_TIME: &str = "stockade_snapshot_lead_time_seconds";
-pub(super) const OVERLAY_LEAD_TIME: &str = "stockade_overlay_lead_time_seconds";
-pub(super) const OVERLAYS: &str = "stockade_overlays";
-pub(super) const STORE_CONNECTED: &str = "stockade_store_connected";
-pub(super) const STORE_FRESHNESS: &str = "stockade_store_freshness";
-pub(super) const STORE_PROOF_AGE: &str = "stockade_store_proof_age_seconds";
-pub(super) const STORE_REFUSALS: &str = "stockade_store_refusals_total";
-pub(super) const STORE_FROM_DISK: &str = "stockade_store_from_disk";
-pub(super) const STORE_WITHHELD: &str = "stockade_store_withheld";
-const CACHE_HITS: &str = "stockade_cache_hits_total";
-const CACHE_MISSES: &str = "stockade_cache_misses_total";
-const CACHE_PROMOTIONS: &str = "stockade_cache_promotions_total";
-const CACHE_CHECKS: &str = "stockade_cache_self_checks_total";
-const CACHE_AGE: &str = "stockade_cache_hit_age_seconds";
-const CACHE_ENTRIES: &str = "stockade_cache_entries";
-const CACHE_BYTES: &str = "stockade_cache_bytes";
-const CACHE_CAPACITY: &str = "stockade_cache_capacity_bytes";
-const CACHE_EVICTIONS: &str = "stockade_cache_evictions_total";
-const CACHE_EXPIRATIONS: &str = "stockade_cache_expirations_total";
-const CACHE_REPLACEMENTS: &str = "stockade_cache_replacements_total";
-const EVALUATION_DURATION: &str = "stockade_evaluation_duration_seconds";
-const CANDIDATES: &str = "stockade_evaluation_candidates";
-const LOG_QUEUE: &str = "stockade_decision_log_queue_depth";
-const LOG_LOST: &str = "stockade_decision_log_lost_total";
-pub(super) const CONNECTIONS: &str = "stockade_connections";
-pub(super) const CONNECTIONS_CLOSED: &str = "stockade_connections_closed_total";
-pub(super) const MESSAGES_WAITING: &str = "stockade_messages_waiting";
-pub(super) const MESSAGES_WAITING_BYTES: &str = "stockade_messages_waiting_bytes";
-pub(super) const MESSAGES_SHED: &str = "stockade_messages_shed_total";
-const LOG_FAILING: &str = "stockade_decision_log_failing";
-const READY: &str = "stockade_ready";
-const BUILD_INFO: &str = "stockade_build_info";
-
-/// All there are.
-pub const METRICS: &[Metric] = &[
-    metric(DECISIONS, Kind::Counter, &["kind", "outcome", "reason"], "Answers given to Envoy, each counted once."),
-    metric(CHECK_DURATION, CHECK_SECONDS, &[], "From the arrival of a check to its answer."),
-    metric(IN_FLIGHT, Kind::Gauge, &[], "Checks being answered right now."),
-    metric(
-        POLICY_ERRORS,
-        Kind::Counter,
-        &["consequence"],
-        "Policies that could not be evaluated. `denied`: an erring `forbid` denied the request; `skipped`: an erring \
-         `permit` was left out; `shadow`: the policy is in shadow mode.",
-    ),
-    metric(
-        SHADOW_DISAGREEMENTS,
-        Kind::Counter,
-        &[],
-        "Decisions that would have come out otherwise if the policies in shadow mode were in force.",
-    ),
-    metric(
-        DETERMINING,
-        Kind::Counter,
-        &["policy"],
-        "Decisions by determining policy; `other` beyond `metrics.policy_label_limit`. Only there with \
-         `metrics.policy_label: true`.",
-    ),
-    metric(GENERATION, Kind::Gauge, &[], "Snapshots put in force since the start; 0 before the first."),
-    metric(
-        AGE,
-        Kind::Gauge,
-        &[],
-        "Time since the source of the bundles was last read completely, changed or not; NaN before the first time.",
-    ),
-    metric(POLICIES, Kind::Gauge, &[], "Policies in force."),
-    metric(LOADS, Kind::Counter, &[], "Versions of the bundles that were put in force."),
-    metric(REJECTIONS, Kind::Counter, &[], "Versions of the bundles that were refused; the one before stays in force."),
-    metric(LOAD_DURATION, LOAD_SECONDS, &[], "Reading and compiling a version that was put in force."),
-    metric(LEAD_TIME, LEAD_SECONDS, &[], "From the change of a bundle, or its signing, to its enforcement."),
-    metric(OVERLAY_LEAD_TIME, LEAD_SECONDS, &[], "From the signing of overlays to their enforcement."),
-    metric(OVERLAYS, Kind::Gauge, &[], "Emergency denials and exceptions in force."),
-    metric(STORE_CONNECTED, Kind::Gauge, &[], "1 while the central store can be reached."),
-    metric(
-        STORE_FRESHNESS,
-        Kind::Gauge,
-        &["state"],
-        "1 for the state that holds: `fresh`, `stale` or `expired`, by how long ago a beacon proved what is in force to be \
-         current.",
-    ),
-    metric(STORE_PROOF_AGE, Kind::Gauge, &[], "How long ago that was proved; not a number if it never was."),
-    metric(
-        STORE_REFUSALS,
-        Kind::Counter,
-        &["statement", "reason"],
-        "Statements of the store that were not believed: alarm on any. `older` and `forked` say that the store has gone back or \
-         serves two masters, `signature`, `unknown_key` and `role` that someone else writes to it.",
-    ),
-    metric(
-        STORE_FROM_DISK,
-        Kind::Gauge,
-        &[],
-        "1 while the copy on disk is in force, because the store could not be reached.",
-    ),
-    metric(
-        STORE_WITHHELD,
-        Kind::Gauge,
-        &[],
-        "1 while nothing is put in force after a start, because the newest overlays are refused: alarm.",
-    ),
-    metric(CACHE_HITS, Kind::Counter, &[], "Decisions that were remembered."),
-    metric(
-        CACHE_MISSES,
-        Kind::Counter,
-        &["reason"],
-        "Decisions that were made although the cache was on. `absent`: not remembered; `expired`: remembered for too \
-         long; `changed`: a new version of the bundles may have altered it; `uncacheable`: the policies of the action \
-         read the clock.",
-    ),
-    metric(CACHE_PROMOTIONS, Kind::Counter, &[], "Remembered decisions that stood although the bundles had changed."),
-    metric(
-        CACHE_CHECKS,
-        Kind::Counter,
-        &["result"],
-        "Hits that were decided again. `differs` is a bug of Stockade, and empties the cache.",
-    ),
-    metric(CACHE_AGE, AGE_SECONDS, &[], "How long ago a remembered decision was made."),
-    metric(CACHE_ENTRIES, Kind::Gauge, &[], "Decisions that are remembered."),
-    metric(CACHE_BYTES, Kind::Gauge, &[], "What they take, by the measure of `cache.size`."),
-    metric(CACHE_CAPACITY, Kind::Gauge, &[], "What they may take: `cache.size`."),
-    metric(
-        CACHE_EVICTIONS,
-        Kind::Counter,
-        &[],
-        "Remembered decisions that were still good and had to make room for others. One that grows says that `cache.size` is too small.",
-    ),
-    metric(
-        CACHE_EXPIRATIONS,
-        Kind::Counter,
-        &[],
-        "Remembered decisions whose time was over when another took their place, or their room.",
-    ),
-    metric(
-        CACHE_REPLACEMENTS,
-        Kind::Counter,
-        &[],
-        "Remembered decisions that were still good for a while when the same request was decided again, because the bundles had \
-         changed, or two checks came at once.",
-    ),
-    metric(
-        EVALUATION_DURATION,
-        EVALUATION_SECONDS,
-        &[],
-        "Making a decision from the policies, without mapping the request and answering it.",
-    ),
-    metric(CANDIDATES, POLICY_COUNTS, &[], "Policies that were evaluated to make a decision."),
-    metric(LOG_QUEUE, Kind::Gauge, &[], "Records that wait to be written."),
-    metric(
-        LOG_LOST,
-        Kind::Counter,
-        &["cause"],
-        "Records that never reached the decision log. `queue_full`: they came faster than they could be written; \
-         `write`: the disk was full, the pipe was closed.",
-    ),
-    metric(
-        LOG_FAILING,
-        Kind::Gauge,
-        &[],
-        "1 while Records cannot be written: the last attempt failed. With `when_full: undecided` no check is decided until \
-         one succeeds.",
-    ),
-    metric(CONNECTIONS, Kind::Gauge, &["listener"], "Connections that are open."),
-    metric(
-        CONNECTIONS_CLOSED,
-        Kind::Counter,
-        &["listener", "reason"],
-        "Connections that the sidecar closed. `refused`: `limits.connections` were open; `shed`: too many had not begun to ask, and \
-         this one had waited longest; `handshake_timeout`: TLS or the beginning of HTTP/2 took longer than \
-         `http2.handshake_timeout`; `tls`: the TLS handshake failed; `not_http2`: the cluster in Envoy lacks \
-         `http2_protocol_options`; `keep_alive_timeout`: the peer was gone; `request_timeout`: the request was not there, or \
-         its answer not read, in time.",
-    ),
-    metric(MESSAGES_WAITING, Kind::Gauge, &[], "Calls whose message is still on its way."),
-    metric(MESSAGES_WAITING_BYTES, Kind::Gauge, &[], "What is held of these messages."),
-    metric(
-        MESSAGES_SHED,
-        Kind::Counter,
-        &[],
-        "Calls whose message was on its way for longest when there were more than `limits.in_flight` of them, or more than \
-         `limits.waiting_bytes` in them; answered as `overloaded`.",
-    ),
-    metric(READY, Kind::Gauge, &[], "1 if `/readyz` says so, else 0."),
-    metric(BUILD_INFO, Kind::Gauge, &["version"], "Always 1."),
-];
-
-/// The text of docs/metrics.md.
-pub fn reference() -> String {
-    let mut text = String::from(
-        "# Metrics\n\nAt `/metrics` of the admin listener, in the Prometheus text format. Every series is there from \
-         the start.\nThis file is rendered from `METRICS` in `src/observe/metrics.rs`; a test holds them together.\n\n\
-         | Metric | Type | Labels | Meaning |\n|---|---|---|---|\n",
-    );
-    for Metric { name, kind, labels, help } in METRICS {
-        let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram(_) => "histogram",
-        };
-        let labels = labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
-        text.push_str(&format!("| `{name}` | {kind} | {labels} | {help} |\n"));
-    }
-    text.push_str(
-        "\n## Decisions\n\n`outcome` is what Envoy's own `ext_authz` counters tell apart: `allow` is its `ok`, `deny` \
-         its `denied`, `undecided` its `error`.\n`kind` tells the three kinds of \"no\" apart: `decided` by policies, \
-         `unmapped` because the request could not be understood (400), `undecided`\nbecause the sidecar could not \
-         decide. `reason` is the word that records and response metadata use as well.\n\n\
-         | `kind` | `outcome` | `reason` |\n|---|---|---|\n",
-    );
-    for (kind, outcome, reason) in Decisions::labels() {
-        text.push_str(&format!("| `{kind}` | `{outcome}` | `{reason}` |\n"));
-    }
-    text
 }
 
 /// The handles of all metrics. Clones count into the same series.
@@ -333,39 +72,6 @@ struct Handles {
     decision_log: DecisionLogMetrics,
     transport: TransportHandles,
     ready: Gauge,
-}
-
-#[derive(Debug)]
-struct CacheHandles {
-    hits: Counter,
-    misses: [(MissReason, Counter); MissReason::ALL.len()],
-    promotions: Counter,
-    agreed: Counter,
-    differed: Counter,
-    age: Histogram,
-    entries: Gauge,
-    bytes: Gauge,
-    capacity: Gauge,
-    evictions: Counter,
-    expirations: Counter,
-    replacements: Counter,
-}
-
-/// How full the decision cache is, and what it lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct CacheUsage {
-    /// Rulings that are remembered; those that have expired leave when their key is asked for, or room is needed.
-    pub entries: u64,
-    /// What they take in bytes, by the measure of `cache.size`.
-    pub bytes: u64,
-    /// What they may take.
-    pub capacity: u64,
-    /// How many had to make room since the start.
-    pub evictions: u64,
-    /// How many were over when something took their place.
-    pub expirations: u64,
-    /// How many were decided again before they were over.
-    pub replacements: u64,
 }
 
 /// What the decision log counts.
@@ -403,7 +109,7 @@ impl Metrics {
     pub fn new(config: &Config) -> Result<(Self, PrometheusHandle), BuildError> {
         let mut builder = PrometheusBuilder::new();
         for metric in METRICS {
-            if let Kind::Histogram(buckets) = metric.kind {
+            if let MetricKind::Histogram(buckets) = metric.kind {
                 builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)?;
             }
         }
@@ -427,21 +133,7 @@ impl Metrics {
             load_duration: registry.histogram(LOAD_DURATION),
             lead_time: registry.histogram(LEAD_TIME),
             store: StoreHandles::new(&registry),
-            cache: CacheHandles {
-                hits: registry.counter(CACHE_HITS, &[]),
-                misses: MissReason::ALL
-                    .map(|reason| (reason, registry.counter(CACHE_MISSES, &[("reason", reason.as_str())]))),
-                promotions: registry.counter(CACHE_PROMOTIONS, &[]),
-                agreed: registry.counter(CACHE_CHECKS, &[("result", "agrees")]),
-                differed: registry.counter(CACHE_CHECKS, &[("result", "differs")]),
-                age: registry.histogram(CACHE_AGE),
-                entries: registry.gauge(CACHE_ENTRIES, &[]),
-                bytes: registry.gauge(CACHE_BYTES, &[]),
-                capacity: registry.gauge(CACHE_CAPACITY, &[]),
-                evictions: registry.counter(CACHE_EVICTIONS, &[]),
-                expirations: registry.counter(CACHE_EXPIRATIONS, &[]),
-                replacements: registry.counter(CACHE_REPLACEMENTS, &[]),
-            },
+            cache: CacheHandles::new(&registry),
             evaluation_duration: registry.histogram(EVALUATION_DURATION),
             candidates: registry.histogram(CANDIDATES),
             decision_log: DecisionLogMetrics {
@@ -540,36 +232,32 @@ impl Metrics {
 
     /// A remembered decision of this age was the answer.
     pub fn cache_hit(&self, age: Duration) {
-        self.0.cache.hits.increment(1);
-        self.0.cache.age.record(age);
+        self.0.cache.hit(age);
     }
 
     /// A decision was made although the cache was on.
     pub fn cache_missed(&self, reason: MissReason) {
-        if let Some((_, counter)) = self.0.cache.misses.iter().find(|(own, _)| *own == reason) {
-            counter.increment(1);
-        }
+        self.0.cache.missed(reason);
     }
 
     /// A remembered decision stood although the bundles had changed.
     pub fn cache_promoted(&self) {
-        self.0.cache.promotions.increment(1);
+        self.0.cache.promoted();
     }
 
     /// A hit was decided again.
     pub fn cache_checked(&self, agrees: bool) {
-        let counter = if agrees { &self.0.cache.agreed } else { &self.0.cache.differed };
-        counter.increment(1);
+        self.0.cache.checked(agrees);
     }
 
-    /// What is remembered now, what it may take, and what has had to make room.
+    /// What is remembered now, what it may take, and what has had to make room. Call it before every scrape.
     pub fn cache(&self, usage: &CacheUsage) {
-        self.0.cache.entries.set(usage.entries as f64);
-        self.0.cache.bytes.set(usage.bytes as f64);
-        self.0.cache.capacity.set(usage.capacity as f64);
-        self.0.cache.evictions.absolute(usage.evictions);
-        self.0.cache.expirations.absolute(usage.expirations);
-        self.0.cache.replacements.absolute(usage.replacements);
+        self.0.cache.show(usage);
+    }
+
+    /// What the decision cache has done since the start.
+    pub fn cache_counts(&self) -> CacheCounts {
+        self.0.cache.counts()
     }
 
     /// A decision was made from so many policies in this time.
@@ -589,156 +277,15 @@ impl Metrics {
     }
 }
 
-// === impl Decisions ===
-
-/// One counter for each thing that can become of a request.
-#[derive(Debug)]
-struct Decisions {
-    allow: Counter,
-    policy: Counter,
-    default_deny: Counter,
-    not_applicable: Counter,
-    unrouted: Counter,
-    unknown_principal: Counter,
-    policy_error: Counter,
-    unmapped: Vec<(UnmappedKind, Counter)>,
-    undecided: Vec<(Undecided, Counter)>,
-}
-
-impl Decisions {
-    fn new(registry: &Registry) -> Self {
-        let deny = |reason: Reason| registry.decision("decided", "deny", reason.as_str());
-        let unmapped = |kind: UnmappedKind| (kind, registry.decision("unmapped", "deny", kind.as_str()));
-        let undecided = |reason: Undecided| (reason, registry.decision("undecided", "undecided", reason.as_str()));
-        Self {
-            allow: registry.decision("decided", "allow", Reason::Policy.as_str()),
-            policy: deny(Reason::Policy),
-            default_deny: deny(Reason::DefaultDeny),
-            not_applicable: deny(Reason::NotApplicable),
-            unrouted: deny(Reason::Unrouted),
-            unknown_principal: deny(Reason::UnknownPrincipal),
-            policy_error: deny(Reason::PolicyError),
-            unmapped: UnmappedKind::ALL.into_iter().map(unmapped).collect(),
-            undecided: Undecided::ALL.into_iter().map(undecided).collect(),
-        }
-    }
-
-    fn of(&self, outcome: &Outcome) -> Option<&Counter> {
-        match outcome {
-            Outcome::Decided(decision) => Some(match (decision.effect, decision.reason) {
-                // Only a policy allows.
-                (Effect::Allow, _) => &self.allow,
-                (Effect::Deny, Reason::Policy) => &self.policy,
-                (Effect::Deny, Reason::DefaultDeny) => &self.default_deny,
-                (Effect::Deny, Reason::NotApplicable) => &self.not_applicable,
-                (Effect::Deny, Reason::Unrouted) => &self.unrouted,
-                (Effect::Deny, Reason::UnknownPrincipal) => &self.unknown_principal,
-                (Effect::Deny, Reason::PolicyError) => &self.policy_error,
-            }),
-            Outcome::Unmapped(unmapped) => {
-                self.unmapped.iter().find(|(kind, _)| *kind == unmapped.kind).map(|(_, counter)| counter)
-            }
-            Outcome::Undecided(undecided) => {
-                self.undecided.iter().find(|(reason, _)| reason == undecided).map(|(_, counter)| counter)
-            }
-        }
-    }
-
-    /// The labels of all of them, for the reference.
-    fn labels() -> Vec<(&'static str, &'static str, &'static str)> {
-        let mut labels = vec![("decided", "allow", Reason::Policy.as_str())];
-        labels.extend(Reason::DENIALS.map(|reason| ("decided", "deny", reason.as_str())));
-        labels.extend(UnmappedKind::ALL.map(|kind| ("unmapped", "deny", kind.as_str())));
-        labels.extend(Undecided::ALL.map(|reason| ("undecided", "undecided", reason.as_str())));
-        labels
-    }
-}
-
-// === impl Determining ===
-
-/// Decisions by policy. Policies come and go for as long as the process lives, series never go: hence the limit.
-#[derive(Debug)]
-struct Determining {
-    registry: Registry,
-    limit: usize,
-    known: RwLock<HashMap<PolicyId, Counter>>,
-    other: Counter,
-}
-
-impl Determining {
-    fn new(registry: &Registry, limit: usize) -> Self {
-        let other = registry.counter(DETERMINING, &[("policy", "other")]);
-        Self { registry: registry.clone(), limit, known: RwLock::default(), other }
-    }
-
-    fn count(&self, policy: &PolicyId) {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(counter) = known.get(policy) {
-            return counter.increment(1);
-        }
-        let full = known.len() >= self.limit;
-        drop(known);
-        if full {
-            return self.other.increment(1);
-        }
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() < self.limit || known.contains_key(policy) {
-            let register = || self.registry.counter(DETERMINING, &[("policy", policy.as_ref())]);
-            known.entry(policy.clone()).or_insert_with(register).increment(1);
-        } else {
-            self.other.increment(1);
-        }
-    }
-}
-
-// === impl Registry ===
-
-#[derive(Debug, Clone)]
-pub(super) struct Registry(Arc<PrometheusRecorder>);
-
-impl Registry {
-    const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
-
-    fn describe(&self) {
-        for Metric { name, kind, help, .. } in METRICS {
-            let (name, help) = (KeyName::from_const_str(name), (*help).into());
-            match kind {
-                Kind::Counter => self.0.describe_counter(name, None, help),
-                Kind::Gauge => self.0.describe_gauge(name, None, help),
-                Kind::Histogram(_) => self.0.describe_histogram(name, None, help),
-            }
-        }
-    }
-
-    fn decision(&self, kind: &'static str, outcome: &'static str, reason: &'static str) -> Counter {
-        self.counter(DECISIONS, &[("kind", kind), ("outcome", outcome), ("reason", reason)])
-    }
-
-    pub(super) fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
-        self.0.register_counter(&key(name, labels), &Self::METADATA)
-    }
-
-    pub(super) fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
-        self.0.register_gauge(&key(name, labels), &Self::METADATA)
-    }
-
-    pub(super) fn histogram(&self, name: &'static str) -> Histogram {
-        self.0.register_histogram(&key(name, &[]), &Self::METADATA)
-    }
-}
-
-fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
-    let labels: Vec<Label> = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned())).collect();
-    Key::from_parts(name, labels)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
     use std::fs;
 
+    use super::super::catalogue::{DECISIONS, DETERMINING, reference};
+    use super::super::decisions::labels;
     use super::*;
-    use crate::model::{PolicyError, Ruling, Shadow, Unmapped};
+    use crate::model::{Effect, PolicyError, PolicyId, Ruling, Shadow, Undecided, Unmapped, UnmappedKind};
     use crate::observe::words;
 
     fn decision(effect: Effect, reason: Reason, determining: &[&str]) -> Decision {
@@ -767,10 +314,10 @@ mod tests {
         let config = Config { policy_label: true, ..Config::default() };
         let (_metrics, handle) = Metrics::new(&config).expect("metrics");
         let text = handle.render();
-        let of_type = |kind: &Kind| match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram(_) => "histogram",
+        let of_type = |kind: &MetricKind| match kind {
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+            MetricKind::Histogram(_) => "histogram",
         };
         let listed: BTreeSet<String> =
             METRICS.iter().map(|metric| format!("{} {}", metric.name, of_type(&metric.kind))).collect();
@@ -795,7 +342,7 @@ mod tests {
     fn each_outcome_is_counted_once_under_the_words_of_its_record() {
         let (metrics, handle) = Metrics::new(&Config::default()).expect("metrics");
         let mut seen = BTreeSet::new();
-        for (outcome, (kind, ..)) in outcomes().iter().zip(Decisions::labels()) {
+        for (outcome, (kind, ..)) in outcomes().iter().zip(labels()) {
             metrics.decided(outcome, Duration::from_micros(7));
             let (word, reason) = words(outcome);
             let series = format!("{DECISIONS}{{kind=\"{kind}\",outcome=\"{word}\",reason=\"{reason}\"}}");

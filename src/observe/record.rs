@@ -30,7 +30,7 @@ pub struct Parts {
     pub query: Option<Query>,
     /// What of the request may be logged: under `principal` and `context`, cut down to the configured attributes. Apart
     /// from the query, which holds what policies read.
-    pub logged: model::Record,
+    pub logged: model::Attributes,
     /// The snapshot in force, if there was one. A [`Decision`](crate::model::Decision) names its own.
     pub revision: Option<Arc<Revision>>,
     /// From the arrival to the answer.
@@ -302,7 +302,7 @@ fn is_credential(name: &str) -> bool {
 
 /// The values of the named attributes, those that the request has. Only what the request itself brought: the entities of
 /// the bundles are in the bundles.
-pub fn attributes(names: &[Attribute], logged: &model::Record) -> Map<String, Json> {
+pub fn attributes(names: &[Attribute], logged: &model::Attributes) -> Map<String, Json> {
     let value = |name: &Attribute| {
         let Some(Value::Record(under)) = logged.get(name.of.as_str()) else { return None };
         let found = name.path.find(|top| under.get(top)).ok()??;
@@ -363,17 +363,17 @@ pub(super) mod tests {
         Query {
             principal: Principal {
                 uid: uid(r#"User::"a\"b""#),
-                attributes: model::Record::new(),
+                attributes: model::Attributes::new(),
                 parents: Vec::new(),
                 proof: Proof::Jwt,
             },
             action: uid(r#"Action::"GET""#),
             resource: uid(r#"Service::"shop""#),
-            context: model::Record::new(),
+            context: model::Attributes::new(),
         }
     }
 
-    fn logged() -> model::Record {
+    fn logged() -> model::Attributes {
         let record = |entries: &[(&str, Value)]| -> Value {
             Value::Record(entries.iter().map(|(name, value)| ((*name).into(), value.clone())).collect())
         };
@@ -394,7 +394,7 @@ pub(super) mod tests {
             decision_id: id.to_string(),
             outcome,
             query: None,
-            logged: model::Record::new(),
+            logged: model::Attributes::new(),
             revision: None,
             latency: Duration::from_nanos(12_345),
             trace_id: None,

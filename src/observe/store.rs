@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
-use super::metrics::{
+use super::catalogue::{
     OVERLAY_LEAD_TIME, OVERLAYS, Registry, STORE_CONNECTED, STORE_FRESHNESS, STORE_FROM_DISK, STORE_PROOF_AGE,
     STORE_REFUSALS, STORE_WITHHELD,
 };

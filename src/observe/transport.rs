@@ -2,7 +2,7 @@
 
 use metrics::{Counter, Gauge};
 
-use super::metrics::{
+use super::catalogue::{
     CONNECTIONS, CONNECTIONS_CLOSED, MESSAGES_SHED, MESSAGES_WAITING, MESSAGES_WAITING_BYTES, Registry,
 };
 use crate::waiting::Usage;

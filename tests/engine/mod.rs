@@ -32,12 +32,12 @@ use std::sync::Arc;
 use prost::Message as _;
 use stockade::config::Config;
 use stockade::decision::cache::{self, Cache};
-use stockade::ext_authz::judge::Judge;
-use stockade::ext_authz::view;
+use stockade::ext_authz::check::Pipeline;
 use stockade::model::{CacheState, Decision, Outcome};
 use stockade::observe::Metrics;
 use stockade::policy::{Memory, Snapshot};
 use stockade::problem::{SourceFile, one_line};
+use stockade::proto::view;
 use stockade::units::Span;
 use tokio::sync::watch;
 
@@ -72,7 +72,7 @@ impl Dice {
 
 /// The running engine, without the service around it.
 struct Engine {
-    judge: Judge,
+    pipeline: Pipeline,
     sender: watch::Sender<Option<Arc<Snapshot>>>,
 }
 
@@ -91,7 +91,10 @@ impl Engine {
         let (sender, snapshots) = watch::channel(Some(first));
         let config: Config = stockade::yaml::parse(&SourceFile::new("c", "bundles: [{directory: b}]")).unwrap();
         let (metrics, _) = Metrics::new(&config.metrics).unwrap();
-        Self { judge: config.judge(snapshots, Arc::new(config.proof()), Arc::new(Cache::new(cache)), metrics), sender }
+        Self {
+            pipeline: config.pipeline(snapshots, Arc::new(config.proof()), Arc::new(Cache::new(cache)), metrics),
+            sender,
+        }
     }
 
     fn current(&self) -> Arc<Snapshot> {
@@ -104,7 +107,7 @@ impl Engine {
 
     /// What it answers, under the snapshot that it finds in force.
     fn decide(&self, ask: &Ask) -> Decision {
-        match self.judge.request(&ask.request(), "d").outcome {
+        match self.pipeline.request(&ask.request(), "d").outcome {
             Outcome::Decided(decision) => decision,
             other => panic!("{ask:?}: {other:?}"),
         }
@@ -114,8 +117,8 @@ impl Engine {
     fn decide_under(&self, snapshot: &Snapshot, ask: &Ask) -> Decision {
         let frame = ask.request().encode_to_vec();
         let request = view::CheckRequest::decode(&frame).unwrap();
-        let mapped = self.judge.mapping.map(&request, snapshot).unwrap();
-        self.judge.authorizer.decide(snapshot, &mapped.query, mapped.token).unwrap()
+        let mapped = self.pipeline.mapping.map(&request, snapshot).unwrap();
+        self.pipeline.authorizer.decide(snapshot, &mapped.query, mapped.token).unwrap()
     }
 }
 

@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde_json::{Value as Json, json};
-use stockade::ext_authz::wire;
 use stockade::model::{Effect, EntityUid, Overlay};
 use stockade::policy::Files;
+use stockade::proto::wire;
 
 use super::Dice;
 
@@ -879,7 +879,7 @@ impl Ask {
             wire::Metadata { filter_metadata: HashMap::from([("envoy.filters.http.jwt_authn".to_owned(), space)]) }
         });
         wire::CheckRequest {
-            attributes: Some(wire::Attributes {
+            attributes: Some(wire::AttributeContext {
                 request: Some(wire::Request {
                     time: None,
                     http: Some(wire::HttpRequest {
@@ -891,7 +891,7 @@ impl Ask {
                     }),
                 }),
                 metadata_context: metadata,
-                ..wire::Attributes::default()
+                ..wire::AttributeContext::default()
             }),
         }
     }

@@ -58,7 +58,7 @@ fn with_bundles(config: Config) -> Result<Config, Vec<Problem>> {
         return Err(vec![problem.hint("`stockade pull` brings them into a directory, for `stockade validate`")]);
     }
     let snapshot = Arc::new(bundle::load(&config.directories())?);
-    let warnings = decide::judge(&config, Arc::clone(&snapshot))?.mapping.undeclared(&snapshot);
+    let warnings = decide::pipeline(&config, Arc::clone(&snapshot))?.mapping.undeclared(&snapshot);
     Stream::Err.show(&problem::render(&snapshot.warnings));
     Stream::Err.show(&problem::render(&warnings));
     Ok(config)

@@ -11,12 +11,12 @@ use crate::cli::args::config::{self as assumed, ConfigArgs};
 use crate::config::Config;
 use crate::decision::cache::{self, Cache};
 use crate::decision::freshness::LastProof;
-use crate::ext_authz::json;
-use crate::ext_authz::judge::{Judge, Verdict};
+use crate::ext_authz::check::{Checked, Pipeline};
 use crate::model::{Effect, Outcome, PolicyError};
 use crate::observe::{self, Metrics};
 use crate::policy::Snapshot;
 use crate::problem::{self, Problem};
+use crate::proto::json;
 use crate::terminal::{Stream, errln, out, outln};
 
 /// Show what is decided about one request.
@@ -39,14 +39,14 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
-    match verdict(args) {
-        Ok(verdict) => {
+    match checked(args) {
+        Ok(checked) => {
             if args.json {
-                outln!("{:#}", report(&verdict));
+                outln!("{:#}", report(&checked));
             } else {
-                out!("{}", text(&verdict));
+                out!("{}", text(&checked));
             }
-            match &verdict.outcome {
+            match &checked.outcome {
                 Outcome::Decided(decision) if decision.effect == Effect::Allow => ExitCode::SUCCESS,
                 Outcome::Decided(_) | Outcome::Unmapped(_) => ExitCode::from(2),
                 Outcome::Undecided(_) => ExitCode::from(4),
@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn verdict(args: &Args) -> Result<Verdict, Vec<Problem>> {
+fn checked(args: &Args) -> Result<Checked, Vec<Problem>> {
     let config = match args.config.given()? {
         Some(config) => config,
         None => {
@@ -77,27 +77,27 @@ fn verdict(args: &Args) -> Result<Verdict, Vec<Problem>> {
     let request = json::check_request(&input).map_err(|message| {
         vec![Problem::error(message).hint("a CheckRequest in protobuf JSON, as Envoy's access to it is documented")]
     })?;
-    let judge = judge(&config, Arc::clone(&snapshot))?;
-    Stream::Err.show(&problem::render(&judge.mapping.undeclared(&snapshot)));
-    Ok(judge.request(&request, "decide"))
+    let pipeline = pipeline(&config, Arc::clone(&snapshot))?;
+    Stream::Err.show(&problem::render(&pipeline.mapping.undeclared(&snapshot)));
+    Ok(pipeline.request(&request, "decide"))
 }
 
-/// Decides requests under a snapshot that stays, and remembers nothing.
-pub(super) fn judge(config: &Config, snapshot: Arc<Snapshot>) -> Result<Judge, Vec<Problem>> {
+/// A pipeline under a snapshot that stays, and remembers nothing.
+pub(super) fn pipeline(config: &Config, snapshot: Arc<Snapshot>) -> Result<Pipeline, Vec<Problem>> {
     let (_sender, snapshots) = watch::channel(Some(snapshot));
     let cache = Arc::new(Cache::new(cache::Config { enabled: false, ..config.cache.clone() }));
     let (metrics, _) = Metrics::new(&config.metrics)
         .map_err(|error| vec![Problem::error(format!("metrics cannot be set up: {error}"))])?;
-    Ok(config.judge(snapshots, Arc::new(LastProof::none()), cache, metrics))
+    Ok(config.pipeline(snapshots, Arc::new(LastProof::none()), cache, metrics))
 }
 
-fn report(verdict: &Verdict) -> Value {
-    let (outcome, reason) = observe::words(&verdict.outcome);
+fn report(checked: &Checked) -> Value {
+    let (outcome, reason) = observe::words(&checked.outcome);
     let mut report = json!({
         "decision": outcome,
         "reason": reason,
-        "query": verdict.query.as_ref().map(json::query),
-        "answer": match &verdict.answer {
+        "query": checked.query.as_ref().map(json::query),
+        "answer": match &checked.response {
             Ok(answer) => answer.response().map_or(Value::Null, |response| json::check_response(&response)),
             Err(status) => json!({"grpc_status": status.code() as i32, "message": status.message()}),
         },
@@ -107,7 +107,7 @@ fn report(verdict: &Verdict) -> Value {
     };
     let ids = |ids: &[crate::model::PolicyId]| -> Value { ids.iter().map(|id| Value::from(id.to_string())).collect() };
     if let Value::Object(fields) = &mut report {
-        match &verdict.outcome {
+        match &checked.outcome {
             Outcome::Decided(decision) => {
                 fields.insert("determining".to_owned(), ids(&decision.determining));
                 fields.insert("errors".to_owned(), errors(&decision.errors));
@@ -130,8 +130,8 @@ fn report(verdict: &Verdict) -> Value {
 }
 
 /// The report for people: the same, a line each.
-fn text(verdict: &Verdict) -> String {
-    let report = report(verdict);
+fn text(checked: &Checked) -> String {
+    let report = report(checked);
     let mut text = String::new();
     let mut line = |name: &str, value: &Value| match value {
         Value::Null => {}

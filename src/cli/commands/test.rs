@@ -9,14 +9,14 @@ use crate::cli::args::bundle::BundleArgs;
 use crate::cli::args::config::{self as assumed, ConfigArgs};
 use crate::cli::output::count;
 use crate::config::Config;
-use crate::ext_authz::identity::Source;
-use crate::ext_authz::json;
-use crate::ext_authz::judge::{Judge, Verdict};
+use crate::ext_authz::check::{Checked, Pipeline};
+use crate::ext_authz::identity_source::IdentitySource;
 use crate::ext_authz::request::ServiceName;
 use crate::model::Outcome;
 use crate::observe;
 use crate::policy::{FileKind, Files, Snapshot};
 use crate::problem::{self, Problem, SourceFile};
+use crate::proto::json;
 use crate::terminal::{Stream, errln, outln};
 use crate::yaml::{self, AtLeastOne, Faults};
 
@@ -43,7 +43,7 @@ struct Suite {
     service: Option<ServiceName>,
     /// Proofs of identity, as in the sidecar's configuration. Default: those of `--config`, else a sidecar's own default.
     #[deserr(default)]
-    identity: Option<AtLeastOne<Source>>,
+    identity: Option<AtLeastOne<IdentitySource>>,
     /// What is tested.
     tests: AtLeastOne<Case>,
 }
@@ -140,14 +140,14 @@ pub(super) fn run_tests(
                     "{path}: assumed {described}; `--config` names a sidecar's own, and so do `service` and `identity` here"
                 );
             }
-            let judge = decide::judge(&config, Arc::clone(snapshot))?;
+            let pipeline = decide::pipeline(&config, Arc::clone(snapshot))?;
             let mut names = BTreeSet::new();
             for case in &suite.tests.0 {
                 if !names.insert(case.name.as_str()) {
                     let problem = Problem::error(format!("two tests are called `{}`", case.name));
                     problems.push(problem.hint("a test that fails is known by its name").in_file(&source));
                 }
-                match check(&judge, case, bundle) {
+                match check(&pipeline, case, bundle) {
                     Ok(()) => passed += 1,
                     Err(why) => problems.push(Problem::error(format!("`{}`: {why}", case.name)).in_file(&source)),
                 }
@@ -195,11 +195,11 @@ fn unused(files: &[Files]) -> Vec<Problem> {
 }
 
 /// Whether a test passes, or why not.
-fn check(judge: &Judge, case: &Case, bundle: &Files) -> Result<(), String> {
+fn check(pipeline: &Pipeline, case: &Case, bundle: &Files) -> Result<(), String> {
     let path = format!("tests/{}", case.request);
     let text = bundle.files.get(&path).ok_or_else(|| format!("there is no `{path}` in the bundle"))?;
     let request = json::check_request(text).map_err(|error| format!("`{path}`: {error}"))?;
-    let Verdict { outcome, .. } = judge.request(&request, "test");
+    let Checked { outcome, .. } = pipeline.request(&request, "test");
     let (decision, reason) = observe::words(&outcome);
     let determining: Vec<String> = match &outcome {
         Outcome::Decided(decision) => decision.determining.iter().map(ToString::to_string).collect(),

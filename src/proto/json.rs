@@ -60,8 +60,8 @@ pub fn check_request(text: &str) -> Result<wire::CheckRequest, String> {
     Ok(wire::CheckRequest { attributes: root.message("attributes", ATTRIBUTES, attributes)? })
 }
 
-fn attributes(own: &Reader<'_>) -> Result<wire::Attributes, String> {
-    Ok(wire::Attributes {
+fn attributes(own: &Reader<'_>) -> Result<wire::AttributeContext, String> {
+    Ok(wire::AttributeContext {
         source: own.message("source", PEER, peer)?,
         destination: own.message("destination", PEER, peer)?,
         request: own.message("request", REQUEST, |own| {
@@ -222,7 +222,7 @@ impl Reader<'_> {
 
     fn text(&self, name: &str) -> Result<Bytes, String> {
         let Some(own) = self.get(name) else { return Ok(Bytes::new()) };
-        let text = own.value.as_str().ok_or_else(|| self.fault(name, "a text"))?;
+        let text = own.value.as_str().ok_or_else(|| self.fault(name, "a string"))?;
         Ok(Bytes::copy_from_slice(text.as_bytes()))
     }
 
@@ -243,7 +243,7 @@ impl Reader<'_> {
         let entries = own.value.as_object().ok_or_else(|| self.fault(name, "an object"))?;
         let pair = |key: &String| {
             // Not through `text`: keys of a map are data, not field names.
-            let value = entries.get(key).and_then(Value::as_str).ok_or_else(|| own.fault(key, "a text"))?;
+            let value = entries.get(key).and_then(Value::as_str).ok_or_else(|| own.fault(key, "a string"))?;
             Ok(wire::Pair {
                 key: Bytes::copy_from_slice(key.as_bytes()),
                 value: Bytes::copy_from_slice(value.as_bytes()),

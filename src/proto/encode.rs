@@ -8,7 +8,7 @@
 use std::fmt;
 use std::io::Write;
 
-use crate::varint::Varint;
+use crate::proto::varint::Varint;
 
 /// A message that is being written, at the end of a buffer.
 pub struct Message<'a>(&'a mut Vec<u8>);

@@ -51,7 +51,7 @@ pub struct Encoded<'a> {
 /// The value of a field.
 #[derive(Debug, Clone, Copy)]
 pub enum Value<'a> {
-    /// Of all integers and truth values.
+    /// Of all integers and booleans.
     Number(u64),
     /// Of a double.
     Double(f64),
@@ -174,7 +174,7 @@ trait Message<'a>: Default {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CheckRequest<'a> {
     /// What Envoy knows of the request.
-    pub attributes: Option<Attributes<'a>>,
+    pub attributes: Option<AttributeContext<'a>>,
 }
 
 impl<'a> CheckRequest<'a> {
@@ -198,7 +198,7 @@ impl<'a> Message<'a> for CheckRequest<'a> {
 
 /// `envoy.service.auth.v3.AttributeContext`
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Attributes<'a> {
+pub struct AttributeContext<'a> {
     /// The caller's side of the connection.
     pub source: Option<Peer<'a>>,
     /// The service's side of the connection.
@@ -215,7 +215,7 @@ pub struct Attributes<'a> {
     pub route_metadata_context: Option<Metadata<'a>>,
 }
 
-impl<'a> Message<'a> for Attributes<'a> {
+impl<'a> Message<'a> for AttributeContext<'a> {
     fn field(&mut self, number: u64, value: Value<'a>) -> Result<(), Malformed> {
         match number {
             1 => value.merge(&mut self.source)?,
@@ -562,7 +562,7 @@ pub enum Kind<'a> {
     Number(f64),
     /// A text.
     String(&'a str),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
     /// A struct.
     Struct(Struct<'a>),
@@ -616,7 +616,7 @@ mod tests {
 
     /// A message with this message as a field.
     fn within(field: u8, bytes: &[u8]) -> Vec<u8> {
-        let length = crate::varint::Varint::of(bytes.len() as u64);
+        let length = crate::proto::varint::Varint::of(bytes.len() as u64);
         [&[field << 3 | 2], &*length, bytes].concat()
     }
 

@@ -6,39 +6,39 @@ use tonic::Status;
 
 use super::headers::Headers;
 use super::request::{Mapped, Mapping};
-use super::response::{Answer, Answered, Answers};
-use super::view::{CheckRequest, Struct};
-use super::wire;
+use super::response::{Responder, Response, ResponseParts};
 use crate::decision::authorizer::{Authorizer, Explanation};
-use crate::model::{Decision, Outcome, Query, Record, Unmapped, UnmappedKind};
+use crate::model::{Attributes, Decision, Outcome, Query, Unmapped, UnmappedKind};
+use crate::proto::view::{CheckRequest, Struct};
+use crate::proto::wire;
 
 /// Maps, decides and answers.
 #[derive(Debug)]
-pub struct Judge {
+pub struct Pipeline {
     /// Decides.
     pub authorizer: Authorizer,
     /// Maps.
     pub mapping: Mapping,
     /// Answers.
-    pub answers: Answers,
+    pub responder: Responder,
 }
 
 /// How a check ended.
 #[derive(Debug)]
-pub struct Verdict {
+pub struct Checked {
     /// What became of it.
     pub outcome: Outcome,
     /// What Cedar was asked, if it came to that.
     pub query: Option<Query>,
     /// What of the request may be logged.
-    pub logged: Record,
+    pub logged: Attributes,
     /// The answer on the wire.
-    pub answer: Result<Answer, Status>,
+    pub response: Result<Response, Status>,
 }
 
-impl Judge {
-    /// Judges a message as it came. One that does not decode is the client's doing as well: Envoy passed on what it sent.
-    pub fn frame(&self, frame: Bytes, decision_id: &str) -> Verdict {
+impl Pipeline {
+    /// Checks a message as it came. One that does not decode is the client's doing as well: Envoy passed on what it sent.
+    pub fn frame(&self, frame: Bytes, decision_id: &str) -> Checked {
         match CheckRequest::decode(&frame) {
             Ok(request) => self.decoded(&request, decision_id),
             Err(error) => {
@@ -48,20 +48,20 @@ impl Judge {
         }
     }
 
-    /// Judges a request that comes from elsewhere, as if it had come from Envoy.
-    pub fn request(&self, request: &wire::CheckRequest, decision_id: &str) -> Verdict {
+    /// Checks a request that comes from elsewhere, as if it had come from Envoy.
+    pub fn request(&self, request: &wire::CheckRequest, decision_id: &str) -> Checked {
         self.frame(request.encode_to_vec().into(), decision_id)
     }
 
-    fn decoded(&self, request: &CheckRequest<'_>, decision_id: &str) -> Verdict {
+    fn decoded(&self, request: &CheckRequest<'_>, decision_id: &str) -> Checked {
         let grpc = is_grpc(request);
         let (snapshot, freshness) = match self.authorizer.take() {
             Ok(taken) => taken,
-            Err(undecided) => return self.verdict(Outcome::Undecided(undecided), None, None, decision_id, grpc),
+            Err(undecided) => return self.checked(Outcome::Undecided(undecided), None, None, decision_id, grpc),
         };
         match self.mapping.map(request, &snapshot) {
             Ok(Mapped { query, claims, logged, incomplete, token }) => {
-                let decided = match (incomplete, self.answers.sendable(claims)) {
+                let decided = match (incomplete, self.responder.sendable(claims)) {
                     (_, Err(unmapped)) => return self.unmapped(unmapped, decision_id, grpc),
                     (Some(attribute), Ok(())) => {
                         let principal = &query.principal.uid;
@@ -74,15 +74,15 @@ impl Judge {
                     Ok(decision) => Outcome::Decided(Decision { freshness, ..decision }),
                     Err(undecided) => Outcome::Undecided(undecided),
                 };
-                Verdict { logged, ..self.verdict(outcome, Some(query), claims, decision_id, grpc) }
+                Checked { logged, ..self.checked(outcome, Some(query), claims, decision_id, grpc) }
             }
             Err(unmapped) => self.unmapped(unmapped, decision_id, grpc),
         }
     }
 
-    fn unmapped(&self, unmapped: Unmapped, decision_id: &str, grpc: bool) -> Verdict {
+    fn unmapped(&self, unmapped: Unmapped, decision_id: &str, grpc: bool) -> Checked {
         tracing::debug!(%unmapped, "a request could not be mapped");
-        self.verdict(Outcome::Unmapped(unmapped), None, None, decision_id, grpc)
+        self.checked(Outcome::Unmapped(unmapped), None, None, decision_id, grpc)
     }
 
     /// What the cache has for a request; nothing is decided.
@@ -104,21 +104,21 @@ impl Judge {
     }
 
     /// The answer to a check whose request was never looked at.
-    pub fn unseen(&self, outcome: Outcome, decision_id: &str) -> Verdict {
-        self.verdict(outcome, None, None, decision_id, false)
+    pub fn unseen(&self, outcome: Outcome, decision_id: &str) -> Checked {
+        self.checked(outcome, None, None, decision_id, false)
     }
 
-    fn verdict(
+    fn checked(
         &self,
         outcome: Outcome,
         query: Option<Query>,
         claims: Option<&Struct<'_>>,
         decision_id: &str,
         grpc: bool,
-    ) -> Verdict {
-        let answered = Answered { outcome: &outcome, query: query.as_ref(), claims, decision_id, grpc };
-        let answer = self.answers.respond(answered);
-        Verdict { outcome, query, logged: Record::new(), answer }
+    ) -> Checked {
+        let parts = ResponseParts { outcome: &outcome, query: query.as_ref(), claims, decision_id, grpc };
+        let response = self.responder.respond(parts);
+        Checked { outcome, query, logged: Attributes::new(), response }
     }
 }
 

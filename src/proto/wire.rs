@@ -18,12 +18,12 @@ use prost::Message;
 pub struct CheckRequest {
     /// What Envoy knows of the request.
     #[prost(message, optional, tag = "1")]
-    pub attributes: Option<Attributes>,
+    pub attributes: Option<AttributeContext>,
 }
 
 /// `envoy.service.auth.v3.AttributeContext`
 #[derive(Clone, PartialEq, Message)]
-pub struct Attributes {
+pub struct AttributeContext {
     /// The caller's side of the connection.
     #[prost(message, optional, tag = "1")]
     pub source: Option<Peer>,
@@ -209,7 +209,7 @@ pub enum Kind {
     /// A text.
     #[prost(string, tag = "3")]
     String(String),
-    /// A truth value.
+    /// A boolean.
     #[prost(bool, tag = "4")]
     Bool(bool),
     /// A struct.

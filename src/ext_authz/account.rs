@@ -12,9 +12,9 @@ use bytes::Bytes;
 use tokio::time::timeout_at;
 use tonic::Status;
 
-use super::judge::{Judge, Verdict};
-use super::response::Answer;
-use crate::model::{Outcome, Query, Record, Revision, Undecided};
+use super::check::{Checked, Pipeline};
+use super::response::Response;
+use crate::model::{Attributes, Outcome, Query, Revision, Undecided};
 use crate::observe::decision_log::{DecisionLog, Parts, Slot, Unwritten};
 use crate::observe::metrics::{InFlight, Metrics};
 use crate::observe::tracing::TraceParent;
@@ -22,7 +22,7 @@ use crate::observe::tracing::TraceParent;
 /// What answers checks, counts them and keeps their records. Shared by all listeners.
 #[derive(Debug)]
 pub struct Checker {
-    judge: Arc<Judge>,
+    pipeline: Arc<Pipeline>,
     log: DecisionLog,
     metrics: Metrics,
     ids: DecisionIds,
@@ -49,8 +49,8 @@ impl Call {
 
 impl Checker {
     /// Puts the parts together.
-    pub fn new(judge: Arc<Judge>, log: DecisionLog, metrics: Metrics) -> Self {
-        Self { judge, log, metrics, ids: DecisionIds::new() }
+    pub fn new(pipeline: Arc<Pipeline>, log: DecisionLog, metrics: Metrics) -> Self {
+        Self { pipeline, log, metrics, ids: DecisionIds::new() }
     }
 
     /// Answers a check whose message has arrived. Nothing in here waits, so a call that is cancelled was either not begun
@@ -59,21 +59,21 @@ impl Checker {
     ///
     /// # Errors
     /// Undecided as a gRPC error, where the operator chose that.
-    pub async fn check(&self, message: Bytes, call: Call) -> Result<Answer, Status> {
+    pub async fn check(&self, message: Bytes, call: Call) -> Result<Response, Status> {
         // What a panic leaves behind is an account, which closes itself, and caches that hold no half-written entries.
-        match catch_unwind(AssertUnwindSafe(|| self.judged(message, call))) {
-            Ok((answer, None)) => answer,
+        match catch_unwind(AssertUnwindSafe(|| self.decide(message, call))) {
+            Ok((response, None)) => response,
             // In a box, so that the others do not carry it about.
-            Ok((answer, Some(held))) => Box::pin(held.once_written(answer)).await,
+            Ok((response, Some(held))) => Box::pin(held.once_written(response)).await,
             Err(panic) => self.after_panic(&*panic),
         }
     }
 
-    fn judged(&self, message: Bytes, call: Call) -> (Result<Answer, Status>, Option<Held<'_>>) {
+    fn decide(&self, message: Bytes, call: Call) -> (Result<Response, Status>, Option<Held<'_>>) {
         let Ok(slot) = self.log.reserve() else {
-            let verdict = self.judge.unseen(Outcome::Undecided(Undecided::LogFull), &self.ids.next());
-            self.metrics.decided(&verdict.outcome, call.arrived.elapsed());
-            return (verdict.answer, None);
+            let checked = self.pipeline.unseen(Outcome::Undecided(Undecided::LogFull), &self.ids.next());
+            self.metrics.decided(&checked.outcome, call.arrived.elapsed());
+            return (checked.response, None);
         };
         let account = Account::open(self, slot, call);
         let _span = tracing::debug_span!(
@@ -83,40 +83,40 @@ impl Checker {
             parent_id = call.trace.map(|trace| tracing::field::display(trace.parent_id)),
         )
         .entered();
-        let verdict = if Instant::now() >= call.deadline {
-            self.judge.unseen(Outcome::Undecided(Undecided::Deadline), &account.decision_id)
+        let checked = if Instant::now() >= call.deadline {
+            self.pipeline.unseen(Outcome::Undecided(Undecided::Deadline), &account.decision_id)
         } else {
-            self.judge.frame(message, &account.decision_id)
+            self.pipeline.frame(message, &account.decision_id)
         };
-        let Verdict { outcome, query, logged, answer } = verdict;
-        (answer, account.close(outcome, query, logged))
+        let Checked { outcome, query, logged, response } = checked;
+        (response, account.close(outcome, query, logged))
     }
 
     /// Answers what never came to a check: shed, too large, too late. There is no message to say more about.
     ///
     /// # Errors
     /// As [`Self::check`].
-    pub fn settle(&self, outcome: Outcome, call: Call) -> Result<Answer, Status> {
+    pub fn settle(&self, outcome: Outcome, call: Call) -> Result<Response, Status> {
         let decision_id = self.ids.next();
-        let Verdict { outcome, answer, .. } = self.judge.unseen(outcome, &decision_id);
+        let Checked { outcome, response, .. } = self.pipeline.unseen(outcome, &decision_id);
         match self.log.reserve() {
             Ok(slot) => {
                 let mut account = Account::open(self, slot, call);
                 account.decision_id = decision_id;
                 // It lets nobody in, so it waits for nothing.
-                drop(account.close(outcome, None, Record::new()));
+                drop(account.close(outcome, None, Attributes::new()));
             }
             Err(_) => self.metrics.decided(&outcome, call.arrived.elapsed()),
         }
-        answer
+        response
     }
 
     /// Answers for a check that panicked. Its account was closed as it unwound.
-    fn after_panic(&self, panic: &(dyn Any + Send)) -> Result<Answer, Status> {
+    fn after_panic(&self, panic: &(dyn Any + Send)) -> Result<Response, Status> {
         let message = panic.downcast_ref::<String>().map(String::as_str);
         let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        tracing::error!(panic = message, "a check panicked and was answered as undecided; this is a bug in stockade");
-        self.judge.unseen(Outcome::Undecided(Undecided::Internal), &self.ids.next()).answer
+        tracing::error!(panic = message, "a check panicked and was parts as undecided; this is a bug in stockade");
+        self.pipeline.unseen(Outcome::Undecided(Undecided::Internal), &self.ids.next()).response
     }
 }
 
@@ -177,11 +177,11 @@ impl<'a> Account<'a> {
         }
     }
 
-    fn close(mut self, outcome: Outcome, query: Option<Query>, logged: Record) -> Option<Held<'a>> {
+    fn close(mut self, outcome: Outcome, query: Option<Query>, logged: Attributes) -> Option<Held<'a>> {
         self.settle(outcome, query, logged)
     }
 
-    fn settle(&mut self, outcome: Outcome, query: Option<Query>, logged: Record) -> Option<Held<'a>> {
+    fn settle(&mut self, outcome: Outcome, query: Option<Query>, logged: Attributes) -> Option<Held<'a>> {
         let slot = self.slot.take()?;
         let latency = self.call.arrived.elapsed();
         let held = slot.holds_back(&outcome, &self.decision_id).then(|| (outcome.clone(), self.decision_id.clone()));
@@ -191,7 +191,7 @@ impl<'a> Account<'a> {
         // A decision names its own.
         let revision: Option<Arc<Revision>> = match &outcome {
             Outcome::Decided(_) => None,
-            _ => self.checker.judge.authorizer.current().ok().map(|snapshot| Arc::clone(&snapshot.revision)),
+            _ => self.checker.pipeline.authorizer.current().ok().map(|snapshot| Arc::clone(&snapshot.revision)),
         };
         let unwritten = slot.write(Parts {
             time: self.time,
@@ -211,12 +211,12 @@ impl<'a> Account<'a> {
 
 impl Held<'_> {
     /// Lets an answer go once its record is written. If that fails, or takes longer than the caller waits, the check is Undecided.
-    async fn once_written(mut self, answer: Result<Answer, Status>) -> Result<Answer, Status> {
+    async fn once_written(mut self, response: Result<Response, Status>) -> Result<Response, Status> {
         if timeout_at(self.call.deadline.into(), self.unwritten.is_written()).await == Ok(true) {
-            return answer;
+            return response;
         }
         self.outcome = Outcome::Undecided(Undecided::LogFull);
-        self.checker.judge.unseen(self.outcome.clone(), &self.decision_id).answer
+        self.checker.pipeline.unseen(self.outcome.clone(), &self.decision_id).response
     }
 }
 
@@ -229,7 +229,7 @@ impl Drop for Held<'_> {
 impl Drop for Account<'_> {
     fn drop(&mut self) {
         // Only a panic leaves an account open; the caller gets Undecided from the layer that catches it.
-        drop(self.settle(Outcome::Undecided(Undecided::Internal), None, Record::new()));
+        drop(self.settle(Outcome::Undecided(Undecided::Internal), None, Attributes::new()));
     }
 }
 
