@@ -34,7 +34,7 @@ pub fn prod() -> StoreName {
 /// How this server is reached. Answers may take their time on a loaded machine.
 pub fn config(server: &NatsServer) -> nats::Config {
     let config = nats::Config::of(&server.url()).unwrap();
-    nats::Config { timeout: stockade::units::Span::seconds(10), ..config }
+    nats::Config { timeout: stockade::units::HumanDuration::seconds(10), ..config }
 }
 
 /// The store on this server, from the publisher's side. Its streams are there.

@@ -12,7 +12,7 @@ use stockade::model::{Overlay, Published};
 use stockade::nats;
 use stockade::policy::Files;
 use stockade::problem::Problem;
-use stockade::units::Span;
+use stockade::units::HumanDuration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -101,8 +101,8 @@ async fn follow(deployment: &Deployment, feed: usize, following: &mut JoinSet<()
         name: publisher::name()?,
         keys: deployment.keys.trusted()?,
         freshness,
-        max_clock_skew: Span::seconds(1),
-        refresh: Span::seconds(30),
+        max_clock_skew: HumanDuration::seconds(1),
+        refresh: HumanDuration::seconds(30),
         pod: format!("feed-{feed:04}"),
         namespace: "fanout".to_owned(),
         last_good: None,

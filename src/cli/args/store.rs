@@ -6,7 +6,7 @@ use crate::cli::output::Error;
 use crate::nats::{self, ConnectRetry, Domain, InboxPrefix, Server};
 use crate::publish::{Session, Store};
 use crate::store::{Keyring, StoreName};
-use crate::units::Span;
+use crate::units::HumanDuration;
 use crate::yaml::{AtLeastOne, Invalid};
 
 /// How the store is reached.
@@ -87,7 +87,7 @@ impl StoreArgs {
             tls: (tls != nats::Tls { ca: None, certificate: None, private_key: None }).then_some(tls),
             inbox_prefix: self.inbox_prefix.clone(),
             domain: self.domain.clone(),
-            timeout: Span(self.answer),
+            timeout: HumanDuration(self.answer),
         };
         config.wrong().map_or(Ok(config), |(message, hint)| Err(Error::Arguments { message, hint }))
     }

@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 use crate::cli::output::{Error, ended};
 use crate::config::{AdminListen, Config, ProbesListen};
 use crate::listener;
-use crate::units::Span;
+use crate::units::HumanDuration;
 
 /// Ask a running sidecar whether it is ready, or alive.
 ///
@@ -34,8 +34,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
     /// How long to wait for the answer. The kubelet kills a probe after `timeoutSeconds`, 1 by default.
-    #[arg(long, value_name = "TIME", default_value = "900ms", value_parser = |text: &str| Span::try_from_text(text.to_owned()).map_err(|invalid| invalid.to_string()))]
-    timeout: Span,
+    #[arg(long, value_name = "TIME", default_value = "900ms", value_parser = |text: &str| HumanDuration::try_from_text(text.to_owned()).map_err(|invalid| invalid.to_string()))]
+    timeout: HumanDuration,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
@@ -79,7 +79,7 @@ pub(crate) enum ProbeError {
         /// What was asked.
         endpoint: String,
         /// How long.
-        timeout: Span,
+        timeout: HumanDuration,
     },
     /// Something else listens there.
     #[error("{0} does not speak HTTP")]
