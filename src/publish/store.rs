@@ -242,18 +242,10 @@ impl Store {
         }
     }
 
-    /// What all sidecars reported last, those whose reports have not expired.
+    /// What all sidecars reported last, and when the server received it; reports that have expired are gone.
     ///
     /// # Errors
     /// If the server gives no answer.
-    pub async fn statuses(&self) -> Result<Vec<Status>, nats::Error> {
-        Ok(self.sidecars().await?.into_iter().map(|sidecar| sidecar.status).collect())
-    }
-
-    /// The same, with when the server received it.
-    ///
-    /// # Errors
-    /// As [`Self::statuses`].
     pub async fn sidecars(&self) -> Result<Vec<Sidecar>, nats::Error> {
         let found = match self.connection.walk(&self.layout.status_stream(), &self.layout.statuses(), 1).await {
             Err(nats::Error::Nobody(_)) => Vec::new(),

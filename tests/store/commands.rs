@@ -548,7 +548,7 @@ fn what_should_be_meant_has_to_be_said() {
         (
             format!("{all};"),
             &["--strict"][..],
-            Some("`shop/p` permits everything to everybody (give it a scope, or say"),
+            Some("`shop/p` permits everything to everybody (give it a scope, or publish it with"),
         ),
         (format!("{all} when {{ true }};"), &["--strict"], Some("`shop/p` permits everything")),
         (format!("{all} when {{ true }} unless {{ false }};"), &["--strict"], Some("`shop/p` permits everything")),

@@ -223,7 +223,7 @@ async fn what_sidecars_tell_is_kept_once_for_each() {
     for pod in ["a", "b.c", "a"] {
         source.tell(&Status { pod: pod.to_owned(), ..status() }).await.unwrap();
     }
-    let pods: Vec<String> = store.statuses().await.unwrap().into_iter().map(|status| status.pod).collect();
+    let pods: Vec<String> = store.sidecars().await.unwrap().into_iter().map(|own| own.status.pod).collect();
     assert_eq!(pods, ["b.c", "a"]);
 }
 

@@ -97,7 +97,7 @@ async fn a_sidecar_reads_hears_and_says_what_it_enforces_and_nothing_else() {
         at: Timestamp::now(),
     };
     source.tell(&status("shop")).await.unwrap();
-    assert_eq!(cli(&server, "viewer").await.statuses().await.unwrap().len(), 1);
+    assert_eq!(cli(&server, "viewer").await.sidecars().await.unwrap().len(), 1);
     let overlays = cli(&server, "overlays").await;
     advance(&overlays, Kind::Overlays).await;
     let heard = until(&mut events, |event| matches!(event, Event::Statement(..) | Event::Refused(_))).await;
@@ -159,7 +159,7 @@ async fn each_user_can_do_its_work() {
         let listed = crate::cli::run(&dir, &[&args[..], &["--password-file", user]].concat(), "");
         assert!(listed.stdout.starts_with("deny-"), "{listed:?}");
     }
-    assert_eq!(as_user("admin", "prune").await, "0 of 1 bundles\n");
+    assert_eq!(as_user("admin", "prune").await, "0 of 1 bundle\n");
 }
 
 #[tokio::test]
