@@ -266,8 +266,12 @@ impl Config {
         Ok(config)
     }
 
-    /// What no key can know by itself: where bundles come from.
+    /// What no key can know by itself: where bundles come from, and which proofs of identity get a turn.
     fn check(&self) -> Result<(), Vec<Problem>> {
+        let idle = identity_source::out_of_turn(&self.identity.0);
+        if !idle.is_empty() {
+            return Err(idle);
+        }
         let problem = match (&self.store, self.bundles.is_empty()) {
             (None, true) => Problem::error("neither `bundles` nor `store` is there, so nothing would ever be in force")
                 .hint("`bundles: [{directory: /etc/stockade/bundle}]`, or a `store`"),

@@ -17,6 +17,7 @@ mod logged;
 mod names;
 mod pairs;
 pub mod path;
+mod recency;
 pub mod request;
 mod request_line;
 pub mod response;

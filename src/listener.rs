@@ -17,9 +17,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
@@ -109,7 +109,7 @@ impl Listener {
     /// The connections, and what is to be done with each before it is served: they are not TLS yet. Whoever cannot do
     /// TLS must not serve them if it is asked for.
     pub fn into_incoming(self) -> (Incoming, Option<TlsAcceptor>) {
-        (Incoming { socket: self.socket, pause: None }, self.tls)
+        (Incoming { socket: self.socket, local_address: self.local_address, pause: None }, self.tls)
     }
 }
 
@@ -181,7 +181,12 @@ fn group_id(group: &Group) -> Result<u32, Failure> {
     match group {
         Group::Id(id) => Ok(*id),
         Group::Name(name) => {
-            let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+            let groups = match fs::read_to_string("/etc/group") {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Failure::new(format!("cannot read `/etc/group`: {error}"), "give the group's number"));
+                }
+                groups => groups.unwrap_or_default(),
+            };
             find_group(&groups, name).ok_or_else(|| {
                 Failure::new(format!("there is no group `{name}` in /etc/group"), "correct it, or give its number")
             })
@@ -278,6 +283,7 @@ fn load_pem(path: &str, label: &str) -> Result<String, Failure> {
 #[derive(Debug)]
 pub struct Incoming {
     socket: Socket,
+    local_address: String,
     /// The rest after an error that will not pass by itself at once.
     pause: Option<Pin<Box<Sleep>>>,
 }
@@ -308,7 +314,8 @@ impl Incoming {
                 // The client's doing, and over.
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
                 Err(error) => {
-                    warn!(%error, "cannot accept a connection; trying again");
+                    let address = &self.local_address;
+                    warn!(%error, address, "cannot accept a connection; trying again");
                     self.pause = Some(Box::pin(sleep(PAUSE)));
                 }
             }
@@ -316,27 +323,39 @@ impl Incoming {
     }
 }
 
-/// Serves each connection in a task of its own until `draining` is over, then waits for those that are open: their watchers
-/// tell them.
+/// Serves each connection in a task of its own until `draining` is over, then waits for those that are open.
 pub async fn serve<S>(
     mut incoming: Incoming,
     draining: impl Future<Output = ()>,
-    each: impl Fn(Connection, Watcher) -> S,
+    each: impl Fn(Connection, Draining) -> S,
 ) where
     S: Future<Output = ()> + Send + 'static,
 {
-    let connections = GracefulShutdown::new();
+    let begun = watch::Sender::new(false);
     let mut draining = pin!(draining);
     loop {
         let connection = tokio::select! {
             connection = incoming.accept() => connection,
             () = &mut draining => break,
         };
-        tokio::spawn(each(connection, connections.watcher()));
+        tokio::spawn(each(connection, Draining(begun.subscribe())));
     }
     // The socket is closed before what is in flight is waited for: nobody is to queue up at it.
     drop(incoming);
-    connections.shutdown().await;
+    begun.send_replace(true);
+    begun.closed().await;
+}
+
+/// Held by the task of a connection for as long as the connection is open: the drain waits until the last one is dropped.
+#[derive(Debug)]
+pub struct Draining(watch::Receiver<bool>);
+
+impl Draining {
+    /// Waits until nothing new is to be taken.
+    pub async fn begun(&mut self) {
+        // An error means that nobody is left to say so, which says it.
+        let _ = self.0.wait_for(|begun| *begun).await;
+    }
 }
 
 /// An accepted connection.
@@ -346,6 +365,21 @@ pub enum Connection {
     Tcp(TcpStream),
     /// Over a Unix socket.
     Unix(UnixStream),
+}
+
+impl Connection {
+    /// Who is at the other end, as far as the kernel knows: `10.0.0.7:41234`, or `pid 17 of user 1337` on a Unix socket.
+    pub fn peer(&self) -> Option<String> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok().map(|address| address.to_string()),
+            Self::Unix(stream) => {
+                let peer = stream.peer_cred().ok()?;
+                // A process of another namespace has no number here.
+                let pid = peer.pid().filter(|pid| *pid > 0).map(|pid| format!("pid {pid} of ")).unwrap_or_default();
+                Some(format!("{pid}user {}", peer.uid()))
+            }
+        }
+    }
 }
 
 impl From<TcpStream> for Connection {

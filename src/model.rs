@@ -187,6 +187,13 @@ pub struct AttributeType {
     pub required: bool,
 }
 
+impl Type {
+    /// Its attributes, if it is a record.
+    pub fn fields(&self) -> Option<&RecordType> {
+        if let Self::Record(fields) = self { Some(fields) } else { None }
+    }
+}
+
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

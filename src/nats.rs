@@ -86,6 +86,9 @@ pub enum ConnectError {
     /// A file does not hold the seed of an nkey.
     #[error("`{0}` holds no seed of an nkey, which begins with `SU`")]
     NotASeed(String),
+    /// A file of TLS is something else.
+    #[error("`{0}` holds nothing in PEM form")]
+    NotPem(String),
     /// The challenge of the server cannot be signed.
     #[error("the server's challenge cannot be signed: {0}")]
     Unsigned(nkeys::error::Error),
@@ -137,7 +140,7 @@ pub async fn connect(config: &Config, name: &str, retry: ConnectRetry) -> Result
     };
     let servers: Vec<ServerAddr> = config.servers.0.iter().map(address).collect::<Result<_, _>>()?;
     // What is wrong with the files at the start will be at every attempt; later, they may be about to be replaced.
-    config.credentials()?;
+    config.check_files()?;
     let (sender, events) = mpsc::channel(EVENTS);
     let (refusals, refused) = watch::channel(String::new());
     let mut options = options(config, name);
@@ -150,9 +153,12 @@ pub async fn connect(config: &Config, name: &str, retry: ConnectRetry) -> Result
         let _ = sender.try_send(event);
     });
     let told = Arc::clone(&tell);
+    let files = config.clone();
     options = options.event_callback(move |event| {
-        if let Some(event) = read(event) {
-            told(event);
+        match read(event) {
+            Some(Event::Refused(what)) => told(Event::Refused(files.explain(what))),
+            Some(event) => told(event),
+            None => {}
         }
         std::future::ready(())
     });
@@ -160,9 +166,10 @@ pub async fn connect(config: &Config, name: &str, retry: ConnectRetry) -> Result
         options = options.retry_on_initial_connect();
     }
     // It chooses no server: it is where the library reports, before each attempt, what came of those before, by address and cause.
+    let files = config.clone();
     options = options.reconnect_to_server_callback(move |pool, _| {
         if let Some(why) = unreached(&pool) {
-            tell(Event::Down(why));
+            tell(Event::Down(files.explain(why)));
         }
         std::future::ready(None)
     });
@@ -333,7 +340,25 @@ impl Config {
         self.credentials.is_some() || self.nkey.is_some() || self.user.is_some()
     }
 
-    /// Reads the files that the configuration names. What they hold appears in no message.
+    /// Whether the files that the configuration names are what they should be.
+    fn check_files(&self) -> Result<(), ConnectError> {
+        self.credentials()?;
+        let tls = self.tls.iter().flat_map(|tls| [&tls.ca, &tls.certificate, &tls.private_key]);
+        tls.flatten().try_for_each(|path| match secret(path)?.contains("-----BEGIN ") {
+            true => Ok(()),
+            false => Err(ConnectError::NotPem(path.clone())),
+        })
+    }
+
+    /// Why something with a server failed, and the file that is at fault if one is: the library reports only what went wrong with it.
+    fn explain(&self, why: String) -> String {
+        match self.check_files() {
+            Ok(()) => why,
+            Err(file) => format!("{why} ({file})"),
+        }
+    }
+
+    /// Reads the files that prove who we are. What they hold appears in no message.
     fn credentials(&self) -> Result<Credentials, ConnectError> {
         if let Some(path) = &self.credentials {
             let text = secret(path)?;
@@ -418,5 +443,24 @@ mod tests {
         assert!(error().contains("cannot be read"), "{}", error());
         std::fs::write(&path, "hunter2").expect("written");
         assert!(error().contains(&path) && !error().contains("hunter2"), "{}", error());
+    }
+
+    #[tokio::test]
+    async fn files_of_tls_are_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ca.pem").display().to_string();
+        let tls = Some(config::Tls { ca: Some(path.clone()), certificate: None, private_key: None });
+        let config = Config { tls, ..Config::of("tls://127.0.0.1:1").expect("a server") };
+        let refused = async || connect(&config, "test", ConnectRetry::Never).await.expect_err("an error").to_string();
+        assert_eq!(refused().await, format!("`{path}` cannot be read: No such file or directory (os error 2)"));
+        std::fs::write(&path, [0x30, 0x82]).expect("written");
+        assert!(refused().await.starts_with(&format!("`{path}` cannot be read: ")), "{}", refused().await);
+        std::fs::write(&path, "hunter2").expect("written");
+        assert_eq!(refused().await, format!("`{path}` holds nothing in PEM form"));
+        // The file goes while the sidecar runs.
+        assert_eq!(
+            config.explain("cannot connect to tls://127.0.0.1:1: x".to_owned()),
+            format!("cannot connect to tls://127.0.0.1:1: x (`{path}` holds nothing in PEM form)")
+        );
     }
 }

@@ -43,6 +43,12 @@ pub fn member(source: &SourceFile, name: &str) -> Option<(usize, usize)> {
     Some((at, quoted.len()))
 }
 
+/// The place of the member of this name, if the file has no other one.
+pub fn only_member(source: &SourceFile, name: &str) -> Option<(usize, usize)> {
+    let is_alone = source.text.matches(&Value::from(name).to_string()).count() == 1;
+    member(source, name).filter(|_| is_alone)
+}
+
 fn problem(error: &serde_json::Error, source: &Arc<SourceFile>) -> Problem {
     let text = error.to_string();
     let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);

@@ -24,7 +24,7 @@ use crate::problem::{Problem, SourceFile};
 /// # Errors
 /// All problems of the file: a syntax error alone, else every key and value that does not fit.
 pub fn parse<T: Deserr<Faults>>(source: &Arc<SourceFile>) -> Result<T, Vec<Problem>> {
-    // `value_from_str` would make a text of it.
+    // `value_from_str` would make a string of it.
     let text = if source.text.trim().is_empty() { "{}" } else { &source.text };
     let documents = MarkedYamlOwned::load_from_str(text).map_err(|error| {
         let at = error.marker();
@@ -110,7 +110,7 @@ impl Faults {
     }
 }
 
-/// What a field's own parser says of a text it cannot take: a message and a hint.
+/// What a field's own parser says of a string that it cannot take: a message and a hint.
 #[derive(Debug)]
 pub struct Invalid {
     message: String,
@@ -205,8 +205,15 @@ pub fn suggest(word: &str, known: &[&str]) -> String {
 
 /// The word that was probably meant, if any of them is near.
 pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let nearest = known.iter().map(|candidate| (strsim::damerau_levenshtein(word, candidate), *candidate)).min();
-    let near = |(distance, candidate): &(usize, &str)| *distance <= 2.max(candidate.len() / 3);
+    let distance = |candidate: &str| match word.eq_ignore_ascii_case(candidate) {
+        true => usize::from(word != candidate),
+        false => strsim::damerau_levenshtein(word, candidate),
+    };
+    let nearest = known.iter().map(|candidate| (distance(candidate), *candidate)).min();
+    // Half of a word is another word: `a` is no slip of `id`.
+    let near = |(distance, candidate): &(usize, &str)| {
+        *distance <= 2.max(candidate.len() / 3) && *distance * 2 <= candidate.len().max(word.len())
+    };
     nearest.filter(near).map(|(_, candidate)| candidate)
 }
 
@@ -322,6 +329,12 @@ impl<K: Ord + FromStr<Err: Into<Invalid>>, T: Deserr<Faults>> Deserr<Faults> for
         for (name, value) in deserr::Map::into_iter(entries) {
             let value = T::deserialize_from_value(value.into_value(), location.push_key(&name));
             match (K::from_str(&name), value) {
+                // Different strings may be one key, such as the name of a header.
+                (Ok(key), Ok(_)) if table.contains_key(&key) => {
+                    let message = format!("`{name}` is there twice: another key means the same");
+                    let hint = Some("keep one of the two".to_owned());
+                    faults.push(Fault { path: path(location), key: Some(name), message, hint });
+                }
                 (Ok(key), Ok(value)) => {
                     table.insert(key, value);
                 }
@@ -453,7 +466,7 @@ mod tests {
             lines,
             [
                 "sample.yaml:1:1: unknown key `nmae` (did you mean `name`?)",
-                "sample.yaml:4:5: `sizes[1]`: expected a number, found a text",
+                "sample.yaml:4:5: `sizes[1]`: expected a number, found a string",
                 "sample.yaml:5:5: `sizes[2]`: expected a number, found a negative number",
                 "sample.yaml:1:1: `name` is missing",
             ]

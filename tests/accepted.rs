@@ -9,7 +9,7 @@ use stockade::model::Effect;
 use stockade::policy::{Memory, Snapshot};
 
 use crate::cli::{dir, run};
-use crate::fixture::{Court, compile, files, holds, line, lines, problems, shop};
+use crate::fixture::{Court, compile, files, frame, holds, line, lines, problems, shop};
 
 const PERMIT: (&str, &str) = ("policies/permit.cedar", "permit (principal is User, action, resource);");
 
@@ -549,7 +549,7 @@ fn actions_without_routes_and_routes_without_policies_are_told() {
         lines(&snapshot.warnings).into_iter().filter(of_routes).collect::<Vec<_>>()
     };
     let open = ("routes.yaml", "routes: [{match: GET /a, action: open}]");
-    let unrouted = "shop/s.cedarschema:5:13: no route leads to Action::\"read\", so no request has it (add a route to routes.yaml, or remove the \
+    let unrouted = "shop/s.cedarschema:5:12: no route leads to Action::\"read\", so no request has it (add a route to routes.yaml, or remove the \
                     action from the schema)";
     assert_eq!(told(&[SCHEMA, OPEN, open]), [unrouted]);
     assert_eq!(told(&[SCHEMA, PERMIT, open]), [unrouted]);
@@ -640,4 +640,209 @@ fn keys_of_a_configuration_without_effect_are_told() {
     }
     let ran = check("bundles: [{directory: b}]\ndecision_log: {output: 'file:///tmp/x', max_files: 3}");
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+}
+
+#[test]
+fn keys_that_never_count_are_refused() {
+    let check = |config: &str| {
+        let dir = dir(&[("stockade.yaml", &format!("bundles: [{{directory: b}}]\n{config}"))]);
+        run(dir.path(), &["check-config", "stockade.yaml"], "")
+    };
+    let sources = [
+        "{from: jwt_metadata}",
+        "{from: peer}",
+        "{from: trusted_header, header: x-user, addresses: ['10.0.0.0/8']}",
+        "{from: anonymous}",
+    ];
+    // Whatever comes after `anonymous` or after itself.
+    for (at, source) in sources.iter().enumerate() {
+        assert_eq!(check(&format!("identity: [{source}]")).code, 0, "{source}");
+        for before in [sources[3], source] {
+            let ran = check(&format!("identity: [{before}, {source}]"));
+            let said = ran.stderr.contains("`identity[1]`") && ran.stderr.contains("never gets a turn");
+            assert!(ran.code == 2 && said, "{before} {source}: {ran:?}");
+        }
+        for before in sources.iter().take(at) {
+            let ran = check(&format!("identity: [{before}, {source}]"));
+            assert_eq!(ran.code, 0, "{before} {source}: {ran:?}");
+        }
+    }
+    let trusted = |header: &str, addresses: &str| {
+        format!("{{from: trusted_header, header: {header}, addresses: ['{addresses}']}}")
+    };
+    let both = |one: &str, other: &str| check(&format!("identity: [{one}, {other}]")).code;
+    assert_eq!(both(&trusted("x-user", "10.0.0.0/8"), &trusted("X-User", "10.1.0.0/16")), 2);
+    assert_eq!(both(&trusted("x-user", "10.1.0.0/16"), &trusted("x-user", "10.0.0.0/8")), 0);
+    assert_eq!(both("{from: jwt_metadata}", "{from: jwt_metadata, payload_key: payload}"), 2);
+    assert_eq!(both("{from: jwt_metadata}", "{from: jwt_metadata, payload_key: staff}"), 0);
+    for (config, said) in [
+        ("upstream_headers: {X-User: principal, x-user: principal_id}", "`x-user` is there twice"),
+        (
+            "identity: [{from: trusted_header, header: x-user, addresses: ['::ffff:10.0.0.0/104']}]",
+            "no address is in `::ffff:10.0.0.0/104`",
+        ),
+        ("identity: [{from: trusted_header, header: x-user, addresses: ['::ffff:10.0.0.1']}]", "`10.0.0.1/32`"),
+    ] {
+        let ran = check(config);
+        assert!(ran.code == 2 && ran.stderr.contains(said), "{config}: {ran:?}");
+    }
+    assert_eq!(
+        check("identity: [{from: trusted_header, header: x-user, addresses: ['::/0', '2001:db8::/32']}]").code,
+        0
+    );
+}
+
+#[test]
+fn ids_of_a_configuration_that_an_enum_does_not_list_are_told() {
+    let schema = r#"
+        entity Anonymous enum ["nobody"];
+        entity Service enum ["shop"];
+        action "open" appliesTo { principal: [Anonymous], resource: [Service] };
+    "#;
+    let check = |config: &str| {
+        let dir = dir(&[
+            ("stockade.yaml", &format!("bundles: [{{directory: b}}]\n{config}")),
+            ("b/bundle.yaml", "name: b"),
+            ("b/s.cedarschema", schema),
+            ("b/p.cedar", "permit (principal, action == Action::\"open\", resource);"),
+        ]);
+        run(dir.path(), &["check-config", "--bundles", "stockade.yaml"], "").stderr
+    };
+    let said = check("service: shp");
+    assert!(said.contains("Anonymous::\"anonymous\" is not one of the ids") && said.contains("nobody"), "{said}");
+    assert!(said.contains("Service::\"shp\" is not one of the ids") && said.contains("did you mean `shop`?"), "{said}");
+    let good = check("service: shop\nidentity: [{from: anonymous, id: nobody}]");
+    assert!(!good.contains("is not one of the ids"), "{good}");
+}
+
+/// Names of headers that no request has, or that are one header.
+#[test]
+fn headers_that_no_request_has_are_refused() {
+    let with = |names: &str| {
+        let schema = format!(
+            "action \"open\" appliesTo {{ principal: [Anonymous], resource: [Service], context: {{ headers: {{ {names} }} }} }};"
+        );
+        Snapshot::compile(&[shop(&[("s.cedarschema", &schema), OPEN])], 1).err().map(|found| lines(&found).join("\n"))
+    };
+    for (names, said) in [
+        ("\"x tenant\"?: String", "`x tenant`, which no header can be called"),
+        ("\"\"?: String", "``, which no header can be called"),
+        ("\"x:y\"?: String", "`x:y`, which no header can be called"),
+        ("\"x-é\"?: String", "which no header can be called"),
+        ("\":path\"?: String", "declare `context.path`"),
+        ("\":authority\"?: String", "declare `context.host`"),
+        ("Host?: String", "declare `context.host`"),
+        ("\"X-Tenant\"?: String, \"x-tenant\": String", "`X-Tenant` and `x-tenant`, which are one header"),
+        ("x_tenant?: String", "has a `_`"),
+    ] {
+        let found = with(names).unwrap_or_else(|| panic!("{names} is accepted"));
+        assert!(found.contains(said), "{names}: {found}");
+    }
+    assert_eq!(with("\"X-Tenant\"?: String, \"x-tenants\"?: String"), None);
+}
+
+#[test]
+fn parameters_that_no_route_has_are_refused() {
+    let with = |routes: &str| {
+        let schema = r#"
+            entity Doc;
+            action "view", "list" appliesTo { principal: [User], resource: [Service], context: { params?: { doc?: String } } };
+        "#;
+        let permit = ("p.cedar", "permit (principal is User, action, resource);");
+        let bundle = shop(&[("s.cedarschema", schema), permit, ("routes.yaml", &format!("routes: [{routes}]"))]);
+        Snapshot::compile(&[bundle], 1).err().map(|found| lines(&found))
+    };
+    let list = "{match: 'GET /{doc}/all', action: list}";
+    let found = with(&format!("{{match: 'GET /{{dco}}', action: view}}, {list}")).expect("`dco`");
+    assert_eq!(
+        found,
+        [
+            "shop/s.cedarschema:3:20: no route that leads to Action::\"view\" has `{doc}`, so `context.params.doc` is never there \
+          (did you mean `dco`?)"
+        ]
+    );
+    // One of the routes to an action is enough.
+    assert_eq!(
+        with(&format!("{{match: 'GET /{{doc}}', action: view}}, {{match: GET /x, action: view}}, {list}")),
+        None
+    );
+}
+
+#[test]
+fn templates_without_links_and_files_that_are_not_there_are_told() {
+    let template = ("t.cedar", "permit (principal == ?principal, action == Action::\"GET\", resource);");
+    let link = r#"[{"template_id": "t", "link_id": "l", "args": {"?principal": "User::\"a\""}}]"#;
+    let unlinked = |more: &[(&str, &str)]| {
+        let warnings = lines(&compile(&[shop(&[&[template, PERMIT], more].concat())]).warnings);
+        warnings.iter().any(|line| line.contains("no link uses the template `shop/t`"))
+    };
+    assert!(unlinked(&[]));
+    assert!(!unlinked(&[("links.json", link)]));
+
+    let validate = |ignore: &str| {
+        let manifest = format!("name: shop\nignore: [{ignore}]");
+        let dir = dir(&[("bundle.yaml", &manifest), PERMIT, ("ci/pipeline.yaml", "x"), ("kustomization.yaml", "x")]);
+        run(dir.path(), &["validate", "--strict", "."], "")
+    };
+    assert_eq!(validate("ci/, kustomization.yaml").code, 0);
+    let ran = validate("ci/, kustomization.yaml, kustomisation.yaml, cd/");
+    assert_eq!(ran.code, 1, "{ran:?}");
+    for said in ["`ignore` has `kustomisation.yaml`", "`ignore` has `cd/`"] {
+        assert!(ran.stderr.contains(said), "{ran:?}");
+    }
+}
+
+#[test]
+fn guardrails_that_forbid_nothing_are_told() {
+    let shown = |schema: &str, policy: &str| {
+        let bundle = shop(&[("s.cedarschema", schema), ("p.cedar", policy)]);
+        match Snapshot::compile(&[bundle], 1) {
+            Ok(snapshot) => lines(&snapshot.warnings).join("\n"),
+            Err(found) => lines(&found).join("\n"),
+        }
+    };
+    let group = r#"forbid (principal in Group::"banned", action, resource);"#;
+    let found = shown("entity Group { topic: String };", group);
+    assert!(found.contains("`shop/p` forbids nothing: no request that the schema allows meets it"), "{found}");
+    // Cedar knows no such type, and does not know that tokens become members of another.
+    let own = "namespace Shop { entity Group; entity User in [Group]; }";
+    let found = shown(own, group);
+    assert!(found.contains("write `Shop::Group`"), "{found}");
+    // What is compared with what no request has.
+    let found =
+        shown("", "forbid (principal, action == Action::\"GET\", resource) when { context.identity == \"JWT\" };");
+    assert!(
+        found.contains("compares `context.identity` with `JWT`, which it never is (did you mean `jwt`?)"),
+        "{found}"
+    );
+}
+
+/// What is only logged is no reason to refuse a request, and a value that does not fit takes no other with it.
+#[test]
+fn attributes_that_do_not_fit_are_left_out_of_the_log_alone() {
+    let schema = r#"
+        entity User { email?: String, level?: Long };
+        action "GET" appliesTo {
+            principal: [User], resource: [Service], context: { headers?: { "x-a"?: String, "x-n"?: Long } },
+        };
+    "#;
+    let bundle = shop(&[
+        ("s.cedarschema", schema),
+        ("p.cedar", "permit (principal is User, action == Action::\"GET\", resource);"),
+    ]);
+    let named = "principal.email, principal.level, context.headers.x-a, context.headers.x-n";
+    let court = Court::new(&[bundle], &format!("decision_log: {{attributes: [{named}]}}"));
+    let logged = |level: serde_json::Value, number: &str| {
+        let mut request = crate::fixture::by_token(json!({"sub": "ann", "email": "a@b.example", "level": level}));
+        let http = request.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
+        http.headers = crate::fixture::pairs(&[("x-a", "one"), ("x-n", number)]);
+        let checked = court.pipeline.frame(frame(&request), "d");
+        assert_eq!(crate::fixture::sound(&checked), "allow");
+        serde_json::to_value(checked.logged).unwrap()
+    };
+    let whole =
+        json!({"context": {"headers": {"x-a": "one", "x-n": 5}}, "principal": {"email": "a@b.example", "level": 7}});
+    assert_eq!(logged(json!(7), "5"), whole);
+    let fitting = json!({"context": {"headers": {"x-a": "one"}}, "principal": {"email": "a@b.example"}});
+    assert_eq!(logged(json!("seven"), "five"), fitting);
 }

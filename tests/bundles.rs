@@ -43,7 +43,7 @@ fn a_bundle_needs_its_manifest() {
             manifest("nmae: shop\nowner: [me]\ncontrols: PCI\nttl: {alow: 5s, deny: soon}"),
             &[
                 "shop/bundle.yaml:1:1: unknown key `nmae` (did you mean `name`?)",
-                "shop/bundle.yaml:2:8: `owner`: expected a text, found a list",
+                "shop/bundle.yaml:2:8: `owner`: expected a string, found a list",
                 "shop/bundle.yaml:3:11: `controls`: expected a list, found a string",
                 "shop/bundle.yaml:4:7: `ttl`: unknown key `alow` (did you mean `allow`?)",
                 "shop/bundle.yaml:4:23: `ttl.deny`: `soon` is not a length of time: expected number at 0 (like `250ms` \
@@ -387,7 +387,7 @@ fn a_schema_asks_only_for_what_a_request_has() {
                 "shop/s.cedarschema: `context.headers.x` is a text on the wire and cannot become `record`",
                 "shop/s.cedarschema: `context.method` is a `String`, not `Long`",
                 "shop/s.cedarschema: `context.time` is a `datetime`, not `String`",
-                "shop/s.cedarschema: `context.tls.cn` does not exist; did you mean `sni`?",
+                "shop/s.cedarschema: `context.tls.cn` does not exist; known here: `sni`",
             ],
         ),
         (

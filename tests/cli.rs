@@ -172,7 +172,7 @@ shutdown: {grace: 5}
         ("13:20", "`host` is not ours to set or remove"),
         ("13:42", "`nothing` is not something a header can be set to"),
         ("14:17", "`nowhere` is not an address"),
-        ("15:19", "`shutdown.grace`: expected a text, found a number"),
+        ("15:19", "`shutdown.grace`: expected a string, found a number"),
     ] {
         let report = ran.stderr.split("\n  x ").find(|report| report.contains(message));
         let report = report.unwrap_or_else(|| panic!("nothing says {message} in\n{}", ran.stderr));
@@ -400,18 +400,14 @@ fn what_cannot_be_read_exits_with_1() {
         (
             &[],
             r#"{"attributes": {"request": {"http": {"method": 7}}}}"#,
-            "`request.attributes.request.http.method` is not a text",
+            "`request.attributes.request.http.method`: invalid type: integer `7`, expected a string",
         ),
         (
             &[],
             r#"{"attributes": {"request": {"http": {"rawBody": "*"}}}}"#,
-            "`request.attributes.request.http.rawBody` is not base64",
+            "`request.attributes.request.http.rawBody`: invalid base64",
         ),
-        (
-            &[],
-            r#"{"attributes": {"request": {"time": "now"}}}"#,
-            "`request.attributes.request.time` is not a timestamp",
-        ),
+        (&[], r#"{"attributes": {"request": {"time": "now"}}}"#, "`request.attributes.request.time`: "),
         (&[], "", "not JSON"),
     ] {
         let ran = decide(args, input);
@@ -505,4 +501,59 @@ fn the_tests_of_a_bundle_pass_fail_and_are_missing() {
     let none = dir(&bundle);
     let ran = run(none.path(), &["test", "."], "");
     assert!(ran.code == 1 && ran.stderr.contains("there are no tests"), "{ran:?}");
+}
+
+/// A request that no policy was asked about is denied under any policies, so a test that expects a denial must not pass for it unseen.
+#[test]
+fn a_test_passes_for_a_denial_that_no_policy_made_only_if_it_names_it() {
+    let schema = r#"
+        entity User { level: Long };
+        action "view", "audit" appliesTo { principal: [User, Anonymous], resource: [Service] };
+        action "staff" appliesTo { principal: [User], resource: [Service] };
+    "#;
+    let policies = r#"
+        @id("allow") permit (principal is Anonymous, action == Action::"view", resource);
+        @id("level") permit (principal is User, action in [Action::"view", Action::"staff"], resource)
+            when { principal.level > 1 };
+        @id("deny") forbid (principal, action == Action::"audit", resource) unless { principal is User };
+    "#;
+    let routes = "routes: [{match: GET /view, action: view}, {match: GET /staff, action: staff}, {match: GET /audit, action: audit}, \
+                  {match: POST /view, action: audit}]";
+    let token = json!({"sub": "ann"});
+    for (method, path, claims, reason, by_policies) in [
+        ("GET", "/audit", None, "policy", true),
+        ("POST", "/view", None, "policy", true),
+        ("GET", "/elsewhere", None, "unrouted", false),
+        ("PURGE", "/view", None, "unrouted", false),
+        ("GET", "/staff", None, "not_applicable", false),
+        ("GET", "/view", Some(&token), "unknown_principal", false),
+        ("GET", "/a/../view", None, "path", false),
+        ("GET", "/view", Some(&json!({"sub": 7})), "identity", false),
+    ] {
+        let mut request = json!({"attributes": {"request": {"http": {"method": method, "path": path}}}});
+        if let Some(claims) = claims {
+            request["attributes"]["metadata_context"] =
+                json!({"filter_metadata": {"envoy.filters.http.jwt_authn": {"jwt_payload": claims}}});
+        }
+        let test = |more: &str| {
+            let dir = dir(&[
+                ("bundle.yaml", "name: shop"),
+                ("s.cedarschema", schema),
+                ("p.cedar", policies),
+                ("routes.yaml", routes),
+                ("tests/r.json", &request.to_string()),
+                ("tests/a.yaml", &format!("tests: [{{name: one, request: r.json, expect: deny{more}}}]")),
+            ]);
+            run(dir.path(), &["test", "."], "")
+        };
+        let named = test(&format!(", reason: {reason}"));
+        assert_eq!(named.code, 0, "{method} {path}: {named:?}");
+        let silent = test("");
+        assert_eq!(silent.code == 0, by_policies, "{method} {path}: {silent:?}");
+        if !by_policies {
+            let hint = format!("got deny ({reason})");
+            let add = format!("`reason: {reason}` if the test is about that");
+            assert!(silent.stderr.contains(&hint) && silent.stderr.contains(&add), "{silent:?}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value as Json, json};
 use stockade::model::EntityUid;
 use stockade::policy::Files;
 
-use crate::fixture::{Court, compile, files, metadata, post, problems, sound};
+use crate::fixture::{Court, compile, files, frame, metadata, post, problems, sound};
 
 /// The applications that come with requests.
 const APPLICATIONS: [&str; 11] = [
@@ -201,7 +201,7 @@ fn cedars_examples_answer_as_their_folders_say() {
             let claims = json!({"jwt_payload": {"sub": principal.id().unescaped()}});
             attributes.metadata_context = Some(metadata(&json!({"envoy.filters.http.jwt_authn": claims})));
             attributes.request.as_mut().unwrap().http.as_mut().unwrap().path = path(action, resource).into();
-            let checked = court.pipeline.request(&check, "d");
+            let checked = court.pipeline.frame(frame(&check), "d");
             let ended = sound(&checked);
             assert!(matches!(ended, "allow" | "policy" | "default_deny"), "{name}: {ended}: {:?}", checked.outcome);
             assert_eq!(ended == "allow", *allowed, "{name}: {ended}: {:?}", checked.outcome);

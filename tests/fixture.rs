@@ -243,6 +243,11 @@ pub fn by_peer(principal: &str) -> CheckRequest {
     with(|attributes| attributes.source.as_mut().unwrap().principal = Bytes::copy_from_slice(principal.as_bytes()))
 }
 
+/// A request as it comes over the wire.
+pub fn frame(request: &CheckRequest) -> Bytes {
+    request.encode_to_vec().into()
+}
+
 /// That request with a token that `jwt_authn` verified.
 pub fn by_token(claims: Json) -> CheckRequest {
     with(|attributes| {

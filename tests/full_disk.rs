@@ -3,6 +3,7 @@
 //! nobody reads. `drop`, the default, is held by the tests of `observe::decision_log`.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use tokio::io::{AsyncReadExt, BufReader};
 use tokio::process::{ChildStdout, Command};
 use tokio::time::{sleep, timeout};
 
-use crate::support::{PATIENCE, Stockade, binary, config, get};
+use crate::support::{PATIENCE, Stockade, binary, config, get, skipped};
 
 /// A sidecar that must not decide unlogged.
 struct Pod {
@@ -158,16 +159,20 @@ fn after(script: &str, args: &[&Path]) -> Command {
 async fn on_a_full_disk() {
     let mount = TempDir::new().unwrap();
     let namespace = "mount -t tmpfs -o size=64k tmpfs \"$1\" || exit 1;";
+    // Whoever is not root is root in a namespace of users.
+    let mounts = |options: &&[&str]| {
+        let mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs"]
+            .map(OsStr::new)
+            .into_iter()
+            .chain([mount.path().as_os_str()]);
+        let output = std::process::Command::new("unshare").args(*options).args(mount).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let Some(options) = [&["-m"][..], &["-r", "-m"]].into_iter().find(mounts) else {
+        return skipped("no file system can be mounted in a namespace of its own here (`unshare -r -m`)");
+    };
     let mut command = Command::new("unshare");
-    let wrapped = after(namespace, &[mount.path()]);
-    let possible = std::process::Command::new("unshare")
-        .args(["-m", "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs"])
-        .arg(mount.path())
-        .output();
-    if !possible.is_ok_and(|output| output.status.success()) {
-        return println!("skipped: no file system can be mounted in a namespace of its own here");
-    }
-    command.arg("-m").arg("sh").args(wrapped.as_std().get_args());
+    command.args(options).arg("sh").args(after(namespace, &[mount.path()]).as_std().get_args());
     let log = mount.path().join("decisions.jsonl");
     let mut pod = Pod::start(command, Some(&log), "").await;
     assert!(matches!(pod.ask_a_file().await, Answer::Allowed(_)));

@@ -10,7 +10,9 @@ use stockade::proto::wire::CheckRequest;
 use stockade::yaml;
 
 use crate::cli::{dir, run};
-use crate::fixture::{Court, EVERYTHING, by_token, compile, holds, lines, metadata, raw, request, shop, sound, with};
+use crate::fixture::{
+    Court, EVERYTHING, by_token, compile, frame, holds, lines, metadata, raw, request, shop, sound, with,
+};
 use crate::support::Stockade;
 
 const GATEWAY: &str = "spiffe://cluster.local/ns/edge/sa/gateway";
@@ -380,7 +382,7 @@ fn a_principal_that_no_bundle_knows_is_denied_with_a_reason_of_its_own() {
     let overlaid = std::sync::Arc::new(snapshot.overlaid(&[grant], None));
     for snapshot in [snapshot, overlaid] {
         let court = Court::under(snapshot, "errors: {detail: full}");
-        let checked = |claims: Json| court.pipeline.request(&by_token(claims), "d");
+        let checked = |claims: Json| court.pipeline.frame(frame(&by_token(claims)), "d");
         for claims in [json!({"sub": "newcomer"}), json!({"sub": "newcomer", "team": null})] {
             let checked = checked(claims);
             assert_eq!(sound(&checked), "unknown_principal");
@@ -397,7 +399,7 @@ fn a_principal_that_no_bundle_knows_is_denied_with_a_reason_of_its_own() {
         assert_eq!(sound(&checked(json!({"sub": "newcomer", "team": "books"}))), "allow");
         assert_eq!(sound(&checked(json!({"sub": "ann"}))), "allow");
         // Nothing is there to be remembered.
-        let said = court.pipeline.explain(&by_token(json!({"sub": "newcomer"}))).expect_err("no entry");
+        let said = court.pipeline.explain(&frame(&by_token(json!({"sub": "newcomer"})))).expect_err("no entry");
         assert!(said.contains("`team`"), "{said}");
     }
 }
@@ -419,7 +421,7 @@ fn the_body_of_a_400_is_one_word_unless_the_operator_wants_more() {
     for (config, full) in [("", false), ("errors: {detail: reason}", false), ("errors: {detail: full}", true)] {
         let court = Court::new(&[bundle()], config);
         for (reason, request, names) in &requests {
-            let checked = court.pipeline.request(request, "d");
+            let checked = court.pipeline.frame(frame(request), "d");
             assert_eq!(sound(&checked), *reason);
             let Outcome::Unmapped(unmapped) = &checked.outcome else { panic!("{checked:?}") };
             assert!(unmapped.detail.contains(names), "{unmapped:?}");
@@ -439,7 +441,7 @@ fn sent(court: &Court, claim: Option<Json>) -> Result<Option<String>, String> {
     if let Some(claim) = claim {
         claims["c"] = claim;
     }
-    let checked = court.pipeline.request(&by_token(claims), "d");
+    let checked = court.pipeline.frame(frame(&by_token(claims)), "d");
     if let Outcome::Unmapped(unmapped) = &checked.outcome {
         return Err(unmapped.to_string());
     }
@@ -575,7 +577,7 @@ fn attributes_that_no_bundle_declares_are_warned_of() {
     let mut view = request();
     let http = view.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
     http.path = "/a/b".into();
-    let checked = court("context.source.address, context.path").pipeline.request(&view, "d");
+    let checked = court("context.source.address, context.path").pipeline.frame(frame(&view), "d");
     let logged = crate::fixture::shown_record(&checked.logged);
     let expected =
         json!({"context": {"record": {"path": "/a/b", "source": {"record": {"address": {"ipaddr": "192.0.2.7"}}}}}});

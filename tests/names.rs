@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use stockade::model::EntityTypeName;
 
-use crate::fixture::{Court, by_token, compile, files, line, problems, shop, sound};
+use crate::fixture::{Court, by_token, compile, files, frame, line, problems, shop, sound};
 
 /// What an author may declare a name as.
 const WAYS: [(&str, &str); 6] = [
@@ -68,13 +68,13 @@ fn a_token_is_the_user_that_the_bundle_declares() {
         let mut request = by_token(json!({"sub": sub}));
         let http = request.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
         (http.method, http.path) = (method.as_bytes().to_vec().into(), path.as_bytes().to_vec().into());
-        sound(&court.pipeline.request(&request, "d"))
+        sound(&court.pipeline.frame(frame(&request), "d"))
     };
     assert_eq!(ask("ann", "GET", "/pets"), "allow");
     assert_eq!(ask("bob", "GET", "/pets"), "default_deny");
     assert_eq!(ask("ann", "POST", "/pets"), "unrouted");
     // Who is not of a type that the action takes.
-    assert_eq!(sound(&court.pipeline.request(&line("GET", "/pets"), "d")), "not_applicable");
+    assert_eq!(sound(&court.pipeline.frame(frame(&line("GET", "/pets")), "d")), "not_applicable");
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn what_a_bundle_declares_has_no_members_of_ours() {
             let mut request = by_token(json!({"sub": "ann", "groups": ["staff"]}));
             let http = request.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
             (http.method, http.path) = (method.as_bytes().to_vec().into(), path.as_bytes().to_vec().into());
-            sound(&court.pipeline.request(&request, "d"))
+            sound(&court.pipeline.frame(frame(&request), "d"))
         };
         assert_eq!(ask("GET", "/documents/1"), "allow", "{unrouted}");
         let denied = if unrouted.contains("base") { "default_deny" } else { "unrouted" };
@@ -243,10 +243,10 @@ proptest! {
             ("p.cedar", "permit (principal, action, resource);"),
         ]);
         let court = Court::new(&[bundle], "service: shop");
-        let ended = sound(&court.pipeline.request(&line(&method, &path), "d"));
+        let ended = sound(&court.pipeline.frame(frame(&line(&method, &path)), "d"));
         prop_assert!(matches!(ended, "unrouted" | "path"), "{method} {path}: {ended}");
         for action in &actions {
-            let ended = sound(&court.pipeline.request(&line("GET", &format!("/routed/{action}")), "d"));
+            let ended = sound(&court.pipeline.frame(frame(&line("GET", &format!("/routed/{action}"))), "d"));
             prop_assert_eq!(ended, "allow");
         }
     }
@@ -273,7 +273,7 @@ fn overlays_are_about_whom_a_token_makes() {
     request.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap().path = "/pets".into();
     let ask = |principal: &str| {
         let overlaid = snapshot.overlaid(&[deny(principal)], None);
-        sound(&Court::under(std::sync::Arc::new(overlaid), "service: shop").pipeline.request(&request, "d"))
+        sound(&Court::under(std::sync::Arc::new(overlaid), "service: shop").pipeline.frame(frame(&request), "d"))
     };
     // As written, as it is here, and a group that no policy can speak of.
     for denied in ["User::\"ann\"", "PetShop::User::\"ann\"", "Group::\"banned\""] {
@@ -301,5 +301,127 @@ fn forbids_that_routes_take_away_are_warned_of() {
         let snapshot = compile(&[guard(policy), app.clone()]);
         let found = snapshot.warnings.iter().any(|warning| warning.to_string().contains("`guard/p` forbids"));
         assert_eq!(found, warned, "{policy}: {:?}", snapshot.warnings);
+    }
+}
+
+/// HEAD is GET without the body (RFC 9110, 9.3.2): what is forbidden of GET is forbidden of HEAD, where no bundle speaks of HEAD itself.
+#[test]
+fn head_has_the_action_of_get_where_no_bundle_speaks_of_head() {
+    let guard = r#"forbid (principal, action == Action::"GET", resource);"#;
+    let all = "permit (principal, action, resource);";
+    let base = ("bundle.yaml", "name: shop\nunrouted: base");
+    let routes = ("routes.yaml", "routes: [{match: POST /a, action: open}]");
+    let open = "action open appliesTo { principal: [User, Anonymous], resource: [Service] };";
+    let ask = |files: &[(&str, &str)], method: &str| {
+        let court = Court::new(&[shop(files)], "service: shop");
+        let query = court.query(&line(method, "/x")).unwrap();
+        (query.action.to_string(), sound(&court.pipeline.frame(frame(&line(method, "/x")), "d")))
+    };
+    let of = |action: &str, ended| (format!("Action::\"{action}\""), ended);
+    // Neither comments nor strings nor other actions speak of it, with routes beside or without.
+    for more in [
+        &[][..],
+        &[(
+            "x.cedar",
+            "// Action::\"HEAD\"\n@id(\"Action::\\\"HEAD\\\"\") permit (principal, action == Action::\"POST\", resource);",
+        )],
+        &[("x.cedar", "permit (principal, action in Action::\"read\", resource);")],
+        &[("bundle.yaml", "name: shop\ndescription: 'Action::\"HEAD\"'")],
+        &[base, routes, ("s.cedarschema", open)],
+    ] {
+        let files = [&[("g.cedar", guard), ("all.cedar", all)], more].concat();
+        assert_eq!(ask(&files, "HEAD"), of("GET", "policy"), "{more:?}");
+        assert_eq!(ask(&files, "GET"), of("GET", "policy"), "{more:?}");
+        assert_eq!(ask(&files, "POST"), of("POST", "allow"), "{more:?}");
+    }
+    // What speaks of it makes it an action of its own.
+    let json = json!({
+        "effect": "permit", "principal": {"op": "All"}, "action": {"op": "==", "entity": {"type": "Action", "id": "HEAD"}},
+        "resource": {"op": "All"}, "conditions": [],
+    });
+    let own = r#"action "HEAD" appliesTo { principal: [User, Anonymous], resource: [Service], context: { method?: String } };"#;
+    for more in [
+        ("x.cedar", "permit (principal, action == Action::\"HEAD\", resource);"),
+        ("x.cedar", "permit (principal, action in [Action::\"POST\", Action :: \"\\u{48}EAD\"], resource);"),
+        ("x.cedar.json", &json.to_string()),
+        ("s.cedarschema", own),
+    ] {
+        assert_eq!(ask(&[("g.cedar", guard), ("all.cedar", all), more], "HEAD"), of("HEAD", "allow"), "{more:?}");
+    }
+    let stockades = ("x.cedar", "permit (principal, action == Stockade::Action::\"HEAD\", resource);");
+    assert_eq!(ask(&[("all.cedar", all), stockades], "HEAD"), ("Stockade::Action::\"HEAD\"".to_owned(), "allow"));
+    // Policies see the method that was sent.
+    let only_get = r#"permit (principal, action == Action::"GET", resource) when { context.method == "GET" };"#;
+    assert_eq!(ask(&[("p.cedar", only_get)], "HEAD"), of("GET", "default_deny"));
+    assert_eq!(ask(&[("p.cedar", only_get)], "GET"), of("GET", "allow"));
+}
+
+/// An emergency denial of HEAD that met no request would be none, and an exception for HEAD is none for GET.
+#[test]
+fn overlays_of_head_are_about_the_action_that_head_has() {
+    let overlay = |effect| stockade::model::Overlay {
+        id: "x".to_owned(),
+        effect,
+        principal: None,
+        action: Some("Action::\"HEAD\"".parse().unwrap()),
+        resource: None,
+        from: std::time::UNIX_EPOCH,
+        until: std::time::UNIX_EPOCH + std::time::Duration::from_secs(4_000_000_000),
+        reason: "because".to_owned(),
+    };
+    use stockade::model::Effect::{Allow, Deny};
+    let silent = shop(&[("p.cedar", "permit (principal, action == Action::\"GET\", resource);")]);
+    let denies = shop(&[("p.cedar", "permit (principal, action == Action::\"POST\", resource);")]);
+    let speaks = shop(&[("p.cedar", "permit (principal, action in [Action::\"GET\", Action::\"HEAD\"], resource);")]);
+    for (bundle, effect, method, ended) in [
+        (&silent, Deny, "HEAD", "policy"),
+        (&silent, Deny, "GET", "policy"),
+        (&denies, Allow, "HEAD", "default_deny"),
+        (&denies, Allow, "GET", "default_deny"),
+        (&speaks, Deny, "HEAD", "policy"),
+        (&speaks, Deny, "GET", "allow"),
+    ] {
+        let overlaid = compile(std::slice::from_ref(bundle)).overlaid(&[overlay(effect)], None);
+        let court = Court::under(std::sync::Arc::new(overlaid), "service: shop");
+        assert_eq!(sound(&court.pipeline.frame(frame(&line(method, "/")), "d")), ended, "{effect:?} {method}");
+    }
+}
+
+/// What routes take away from a guardrail is said whenever routes change, also of files that are known.
+#[test]
+fn what_routes_take_away_is_said_of_known_files_as_well() {
+    let bundles = |routes: &str| {
+        let guard = files(
+            "guard",
+            &[
+                ("bundle.yaml", "name: guard"),
+                ("p.cedar", r#"forbid (principal, action == Action::"DELETE", resource);"#),
+            ],
+        );
+        let schema = "// del\naction \"delete\", del, other appliesTo { principal: [User], resource: [Service] };";
+        let app = shop(&[
+            ("s.cedarschema", schema),
+            ("routes.yaml", routes),
+            ("p.cedar", "permit (principal, action == Action::\"del\", resource);"),
+        ]);
+        [guard, app]
+    };
+    let warnings = |memory: &mut stockade::policy::Memory, routes: &str| {
+        let snapshot = stockade::policy::Snapshot::remembering(memory, &bundles(routes), None).unwrap();
+        crate::fixture::lines(&snapshot.warnings)
+    };
+    let takes = "routes: [{match: DELETE /docs, action: del}]";
+    let leaves = "routes: [{match: POST /docs, action: del}] # DELETE";
+    let mut memory = stockade::policy::Memory::default();
+    for routes in [leaves, takes, leaves, takes] {
+        let known = warnings(&mut memory, routes);
+        assert_eq!(known, warnings(&mut stockade::policy::Memory::default(), routes), "{routes}");
+        let taken = known.iter().filter(|line| line.contains("guard/p.cedar:1:1: `guard/p` forbids")).count();
+        assert_eq!(taken, usize::from(routes == takes), "{routes}: {known:?}");
+        // The place is the id in the declaration, not the first text that is like it.
+        let place = "shop/s.cedarschema:2:8: no route leads to Action::\"delete\"";
+        assert!(known.iter().any(|line| line.starts_with(place)), "{known:?}");
+        let place = "shop/s.cedarschema:2:23: no route leads to Action::\"other\"";
+        assert!(known.iter().any(|line| line.starts_with(place)), "{known:?}");
     }
 }

@@ -96,8 +96,9 @@ fn pages_name_tests_that_are_there() {
         let mut count = 0;
         for name in tests {
             let (module, test) = name.rsplit_once("::").unwrap();
-            // Those of the feed stand beside its code.
-            let folder = support::repository(if module.starts_with("feed::") { "src" } else { "tests" });
+            // Some stand beside the code.
+            let beside = ["feed::", "ext_authz::"].iter().any(|prefix| module.starts_with(prefix));
+            let folder = support::repository(if beside { "src" } else { "tests" });
             let file = folder.join(module.replace("::", "/")).with_extension("rs");
             let text = std::fs::read_to_string(&file).unwrap_or_else(|_| panic!("{page}: no file of `{name}`"));
             assert!(text.contains(&format!("fn {test}(")), "{page}: no test `{name}`");

@@ -193,6 +193,11 @@ impl Raw {
         ready.send_request(request.body(()).unwrap(), false).unwrap()
     }
 
+    /// Whether the server has not said that it closes the connection.
+    pub(crate) async fn takes_calls(&self) -> bool {
+        self.0.clone().ready().await.is_ok()
+    }
+
     /// A whole call.
     pub(crate) async fn call(&mut self, headers: &[(&str, &str)], message: &[u8]) -> Answer {
         let (response, mut body) = self.open(CHECK, headers).await;
@@ -807,6 +812,30 @@ async fn an_entry_of_the_cache_is_looked_up_by_its_request() {
     assert_eq!((&shown["hits"], &shown["misses"]["absent"]), (&json!(0), &json!(1)), "{shown:#}");
     post(&stockade, "/cache?enabled=false", "").await;
     assert_eq!(lookup().await["cache"]["finds"], "off");
+}
+
+/// Nothing is evaluated for it and nothing is remembered, so it counts as neither.
+#[tokio::test]
+async fn a_request_that_no_route_names_is_denied_before_the_cache() {
+    let dir = TempDir::new().unwrap();
+    let stockade = start(dir, &config(&repository("policies/bookstore"), "")).await;
+    for _ in 0..3 {
+        assert_eq!(code(&stockade.check(get("/other")).await.unwrap()), 7);
+    }
+    let request =
+        r#"{"attributes": {"request": {"http": {"method": "GET", "path": "/other", "host": "shop.example"}}}}"#;
+    let lookup = async || post(&stockade, "/cache/lookup", request).await["cache"]["finds"].clone();
+    assert_eq!(lookup().await, "unrouted");
+    post(&stockade, "/cache?enabled=false", "").await;
+    assert_eq!(code(&stockade.check(get("/other")).await.unwrap()), 7);
+    assert_eq!(lookup().await, "unrouted");
+    comes_to(&stockade, &decisions("decided", "deny", "unrouted"), 4.0).await;
+    for series in ["stockade_evaluation_duration_seconds_count", "stockade_evaluation_candidates_count"] {
+        assert_eq!(metric(&stockade, series).await, 0.0, "{series}");
+    }
+    let shown = admin_json(&stockade, "/cache").await;
+    let misses: u64 = shown["misses"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
+    assert_eq!((misses, &shown["hits"]), (0, &json!(0)), "{shown:#}");
 }
 
 // === the end ===

@@ -83,6 +83,33 @@ async fn headers_of_a_call_that_clients_choose_fail_no_check() {
     }
 }
 
+/// What is too long fails its own check, and what is far too long ends the connection, as docs/limits.md says.
+#[tokio::test]
+async fn headers_beyond_the_limit_fail_their_check_alone() {
+    let stockade = sidecar("http2: {header_list: 64KiB}").await;
+    let message = get("/").encode_to_vec();
+    let mut raw = Raw::connect(&stockade).await;
+    for size in [60 << 10, 66 << 10, 70 << 10] {
+        // Random, for HPACK to have nothing to shorten: as many bytes on the wire.
+        let state = "!#$&*;<>".repeat(size / 8);
+        let (response, _body) = raw.open(CHECK, &[("tracestate", &state)]).await;
+        let status = if size < 64 << 10 {
+            drop(response);
+            assert_eq!(code(&raw.call(&[("tracestate", &state)], &message).await.response()), 0);
+            continue;
+        } else {
+            timeout(PATIENCE, response).await.expect("an answer in time").unwrap().status()
+        };
+        assert_eq!(status, 431, "{size}");
+        assert_eq!(code(&raw.call(&[], &message).await.response()), 0, "the next one on the same connection");
+    }
+    let (response, _body) = raw.open(CHECK, &[("tracestate", &"!#$&*;<>".repeat((128 << 10) / 8))]).await;
+    // Whether its reason gets here depends on who is faster, the end or the rest of the headers.
+    timeout(PATIENCE, response).await.expect("an end in time").expect_err("no answer");
+    assert!(!raw.takes_calls().await, "the connection has ended");
+    still_decides(&stockade).await;
+}
+
 #[tokio::test]
 async fn trailers_are_no_reason_to_fail() {
     let stockade = sidecar("").await;
@@ -111,6 +138,40 @@ async fn what_is_answered_early_is_read_to_its_end() {
         body.send_data(large.slice(9_000..10_000), true).expect("not reset");
     }
     comes_to(&stockade, &decisions("unmapped", "deny", "too_large"), 100.0).await;
+}
+
+/// The same where no check is asked for.
+#[tokio::test]
+async fn other_methods_that_are_answered_early_are_read_to_their_end() {
+    for (more, paths) in [
+        ("http2: {reflection: true}", &["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"][..]),
+        (
+            "",
+            &[
+                "/grpc.health.v1.Health/Check",
+                "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                "/envoy.service.auth.v3.Authorization/Chek",
+                "/",
+            ],
+        ),
+    ] {
+        let stockade = sidecar(more).await;
+        let mut raw = Raw::connect(&stockade).await;
+        // Its frame is larger than what these methods take.
+        let large = frame(&vec![0; 1 << 20]);
+        for path in paths {
+            for _ in 0..50 {
+                let (response, mut body) = raw.open(path, &[]).await;
+                body.send_data(large.slice(..5_000), false).unwrap();
+                // An error of the method, or the end of the stream of reflection.
+                assert!(!answer(response).await.field("grpc-status").is_empty(), "{path}");
+                // Whatever would have come after the answer is here now.
+                assert_eq!(code(&raw.call(&[], &get("/").encode_to_vec()).await.response()), 0);
+                body.send_data(large.slice(5_000..9_000), false).expect("not reset");
+                body.send_data(large.slice(9_000..10_000), true).expect("not reset");
+            }
+        }
+    }
 }
 
 // === what is given up ===
@@ -158,34 +219,44 @@ impl Frames {
     }
 }
 
-#[tokio::test]
-async fn checks_given_up_while_it_stood_still_do_not_end_the_others() {
-    let stockade = sidecar("").await;
+/// Checks that were given up while the sidecar stood still, in rounds of as many as one connection may have, and then some that are in
+/// time: how many of those are answered, or why the connection ended.
+async fn given_up(rounds: u32) -> Result<usize, String> {
+    let stockade = sidecar("http2: {max_concurrent_streams: 100}").await;
     let mut frames = Frames::connect(&stockade).await;
     frames.0.write_all(&Frames::check(1, true)).await.unwrap();
     while frames.next().await.expect("a frame").1 != 1 {}
     stockade.signal("STOP");
-    // Two rounds and more of as many as may be in flight at once, and then some that are in time.
     let mut stream = 3;
     let mut bytes = Vec::new();
-    for _ in 0..25 {
+    for _ in 0..rounds {
         let round = (0..100).map(|n| stream + 2 * n);
         bytes.extend(round.clone().flat_map(|stream| Frames::check(stream, false)));
         bytes.extend(round.flat_map(Frames::reset));
         stream += 200;
     }
-    let in_time: Vec<u32> = (0..200).map(|n| stream + 2 * n).collect();
+    let in_time: Vec<u32> = (0..100).map(|n| stream + 2 * n).collect();
     bytes.extend(in_time.iter().flat_map(|stream| Frames::check(*stream, false)));
     timeout(PATIENCE, frames.0.write_all(&bytes)).await.expect("the sockets hold them").unwrap();
     stockade.signal("CONT");
     let mut answered = std::collections::BTreeSet::new();
     while answered.len() < in_time.len() {
         let (kind, stream, payload) = frames.next().await.expect("a frame, not the end");
-        assert_ne!(kind, 7, "GOAWAY {}", String::from_utf8_lossy(&payload));
+        if kind == 7 {
+            return Err(String::from_utf8_lossy(&payload[8..]).into_owned());
+        }
         if in_time.contains(&stream) && kind == 0 {
             answered.insert(stream);
         }
     }
+    Ok(answered.len())
+}
+
+/// 16 rounds, as docs/limits.md says.
+#[tokio::test]
+async fn checks_given_up_while_it_stood_still_do_not_end_the_others() {
+    assert_eq!(given_up(16).await, Ok(100));
+    assert_eq!(given_up(17).await, Err("too_many_resets".to_owned()));
 }
 
 // === what does not come ===
@@ -329,13 +400,18 @@ async fn other_methods_are_bounded_too() {
 
 #[tokio::test]
 async fn a_connection_has_to_begin_to_ask_in_time() {
-    let stockade = sidecar("http2: {handshake_timeout: 300ms}").await;
-    for beginning in [&b""[..], b"PRI * HTTP/2.0\r\n\r\nSM\r"] {
+    let stockade = sidecar("http2: {handshake_timeout: 300ms, keep_alive_interval: 1h}").await;
+    // Nothing, half a preface, a whole one, and with it all that HTTP/2 asks for but a call; the last one answers pings, too.
+    let whole = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    for beginning in [&b""[..], &whole[..22], &whole[..24], whole] {
         let mut stream = TcpStream::connect(stockade.tcp()).await.unwrap();
         stream.write_all(beginning).await.unwrap();
         is_closed(&mut stream).await;
     }
-    comes_to(&stockade, &closed("ext_authz", "handshake_timeout"), 2.0).await;
+    let stream = TcpStream::connect(stockade.tcp()).await.unwrap();
+    let (_sender, connection) = h2::client::handshake(stream).await.unwrap();
+    let _: Result<(), h2::Error> = timeout(PATIENCE, connection).await.expect("an end in time");
+    comes_to(&stockade, &closed("ext_authz", "handshake_timeout"), 5.0).await;
     // A request that is shorter than the preface.
     let mut stream = TcpStream::connect(stockade.tcp()).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
@@ -348,11 +424,18 @@ async fn a_connection_has_to_begin_to_ask_in_time() {
 #[tokio::test]
 async fn half_a_header_does_not_hold_a_connection() {
     let stockade = sidecar("http2: {keep_alive_interval: 100ms, keep_alive_timeout: 200ms}").await;
-    let mut frames = Frames::connect(&stockade).await;
-    // The beginning of a frame of headers; whoever is in the middle of one cannot answer a ping.
-    frames.0.write_all(&Frames::check(1, true)[..20]).await.unwrap();
-    is_closed(&mut frames.0).await;
-    comes_to(&stockade, &closed("ext_authz", "keep_alive_timeout"), 1.0).await;
+    // The first call, or one after others.
+    for calls in [0, 1] {
+        let mut frames = Frames::connect(&stockade).await;
+        if calls > 0 {
+            frames.0.write_all(&Frames::check(1, true)).await.unwrap();
+            while frames.next().await.expect("a frame").1 != 1 {}
+        }
+        // The beginning of a frame of headers; whoever is in the middle of one cannot answer a ping.
+        frames.0.write_all(&Frames::check(1 + 2 * calls, true)[..20]).await.unwrap();
+        is_closed(&mut frames.0).await;
+    }
+    comes_to(&stockade, &closed("ext_authz", "keep_alive_timeout"), 2.0).await;
     still_decides(&stockade).await;
 }
 
@@ -368,31 +451,59 @@ async fn silent_connections_keep_nobody_out() {
     // The one that asked took the place of another, if it came before there was room.
     let open = metric(&stockade, "stockade_connections{listener=\"ext_authz\"}").await;
     assert!((63.0..=65.0).contains(&open), "{open}");
+}
 
-    // Those that ask are as many as may be, and stay.
-    let mut first = Raw::connect(&stockade).await;
-    let mut second = Raw::connect(&stockade).await;
+/// What a connection costs whoever opens it: a preface, no more.
+#[tokio::test]
+async fn connections_without_a_call_take_no_place_of_others() {
+    let stockade = sidecar("http2: {handshake_timeout: 1h}\nlimits: {connections: 2}").await;
     let message = get("/").encode_to_vec();
+    let (mut first, mut second) = (Raw::connect(&stockade).await, Raw::connect(&stockade).await);
+    for raw in [&mut first, &mut second] {
+        assert_eq!(code(&raw.call(&[], &message).await.response()), 0);
+    }
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(Frames::connect(&stockade).await);
+    }
+    comes_to(&stockade, &closed("ext_authz", "shed"), 200.0 - 64.0).await;
+    // Idle all the while, and still there.
+    for raw in [&mut first, &mut second] {
+        assert_eq!(code(&raw.call(&[], &message).await.response()), 0);
+    }
+    comes_to(&stockade, &closed("ext_authz", "displaced"), 0.0).await;
+}
+
+/// Whoever calls is served: the connection that was not called on for longest makes room, and loses no check by it.
+#[tokio::test]
+async fn the_connection_that_is_least_in_use_makes_room() {
+    let stockade = sidecar("limits: {connections: 2, deadline: 1h}").await;
+    let message = get("/").encode_to_vec();
+    let (mut first, mut second) = (Raw::connect(&stockade).await, Raw::connect(&stockade).await);
+    let (response, mut body) = second.open(CHECK, &[]).await;
+    body.send_data(frame(&message).slice(..7), false).unwrap();
+    comes_to(&stockade, "stockade_messages_waiting", 1.0).await;
     assert_eq!(code(&first.call(&[], &message).await.response()), 0);
-    assert_eq!(code(&second.call(&[], &message).await.response()), 0);
-    let mut third = Frames::connect(&stockade).await;
-    is_closed(&mut third.0).await;
-    comes_to(&stockade, &closed("ext_authz", "refused"), 1.0).await;
-    assert_eq!(code(&first.call(&[], &message).await.response()), 0);
-    drop(second);
-    // Its place is free as soon as the server has noticed.
-    let again = async {
-        loop {
-            let stream = TcpStream::connect(stockade.tcp()).await.unwrap();
-            let Ok((sender, connection)) = h2::client::handshake(stream).await else { continue };
-            let connection = tokio::spawn(connection);
-            if answers(sender).await {
-                return;
-            }
-            connection.abort();
-        }
-    };
-    timeout(PATIENCE, again).await.expect("a place in time");
+    let mut third = Raw::connect(&stockade).await;
+    assert_eq!(code(&third.call(&[], &message).await.response()), 0);
+    // What was on its way there is still answered.
+    body.send_data(frame(&message).slice(7..), true).unwrap();
+    assert_eq!(code(&answer(response).await.response()), 0);
+    comes_to(&stockade, &closed("ext_authz", "displaced"), 1.0).await;
+    assert!(!second.takes_calls().await, "it is to call elsewhere");
+    for raw in [&mut first, &mut third] {
+        assert_eq!(code(&raw.call(&[], &message).await.response()), 0);
+    }
+    // Calls that are left open hold no connection either.
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        let mut raw = Raw::connect(&stockade).await;
+        let (response, body) = raw.open(CHECK, &[]).await;
+        open.push((raw, response, body));
+    }
+    comes_to(&stockade, &closed("ext_authz", "displaced"), 21.0).await;
+    still_decides(&stockade).await;
+    comes_to(&stockade, "stockade_connections{listener=\"ext_authz\"}", 2.0).await;
 }
 
 async fn answers(sender: SendRequest<Bytes>) -> bool {
@@ -437,6 +548,16 @@ async fn requests_to_the_admin_endpoint_are_over_soon_or_make_room() {
     timeout(PATIENCE, ended).await.expect("counted");
 }
 
+/// Those that have sent their head, and no more, have 30 seconds.
+#[tokio::test]
+async fn a_request_to_the_admin_endpoint_has_an_end() {
+    let stockade = sidecar("").await;
+    let mut stream = TcpStream::connect(stockade.admin_address()).await.unwrap();
+    stream.write_all(b"POST /cache/lookup HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{").await.unwrap();
+    is_closed(&mut stream).await;
+    comes_to(&stockade, &closed("admin", "request_timeout"), 1.0).await;
+}
+
 /// Neither listener takes the descriptors of the other.
 #[tokio::test]
 async fn descriptors_are_shared_out() {
@@ -458,6 +579,9 @@ async fn descriptors_are_shared_out() {
     still_decides(&stockade).await;
     assert_eq!(stockade.admin("/readyz").await.0, 200);
     assert_eq!(http_get(&probes, "/readyz").await.0, 200);
+    for listener in ["admin", "probes"] {
+        assert!(metric(&stockade, &closed(listener, "shed")).await > 0.0, "{listener}");
+    }
     // And a bundle can still be read.
     bundle(&stockade.dir.path().join("bundle"), "forbid (principal, action, resource);");
     enforced(&mut stockade, 2).await;
@@ -476,7 +600,7 @@ async fn tls_is_bounded_and_asks_for_certificates() {
     let listen = json!([{"address": "tcp://127.0.0.1:0", "tls": tls}]);
     let more = format!("listen: {listen}\nhttp2: {{handshake_timeout: 2s}}");
     let config = config(Path::new("bundle"), &more);
-    let stockade = start(dir, &config).await;
+    let mut stockade = start(dir, &config).await;
     let uri = "spiffe://shop/envoy";
     for (identity, expected) in [(Some((&authority, uri)), true), (Some((&stranger, uri)), false), (None, false)] {
         let stream = TcpStream::connect(stockade.tcp()).await.unwrap();
@@ -491,6 +615,11 @@ async fn tls_is_bounded_and_asks_for_certificates() {
         assert_eq!(decided, expected, "{:?}", identity.map(|(_, uri)| uri));
     }
     comes_to(&stockade, &closed("ext_authz", "tls"), 2.0).await;
+    // Who it was, where, and what was wrong.
+    let told = logged(&mut stockade, |line| line["reason"] == "tls").await;
+    assert_eq!(told["address"], format!("tcp://{}", stockade.tcp()), "{told}");
+    assert!(told["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{told}");
+    assert!(told["cause"].as_str().unwrap().contains("certificate"), "{told}");
     // Half a handshake, and a whole one without anything after it.
     let mut half = TcpStream::connect(stockade.tcp()).await.unwrap();
     half.write_all(b"\x16\x03\x01\x02\0").await.unwrap();

@@ -6,8 +6,8 @@ use stockade::policy::Files;
 use stockade::proto::wire::{CheckRequest, TlsSession};
 
 use crate::fixture::{
-    Court, EVERYTHING, by_token, context, header_map, joined, lines, metadata, pairs, post, problems, raw, request,
-    shop, shop_with_context, sound, with, with_http,
+    Court, EVERYTHING, by_token, context, frame, header_map, joined, lines, metadata, pairs, post, problems, raw,
+    request, shop, shop_with_context, sound, with, with_http,
 };
 
 /// Whether a request is mapped under this declaration of a context.
@@ -149,7 +149,7 @@ fn parts_of_a_peers_id_have_the_types_that_a_bundle_gives_them() {
     assert!(court("Namespace").query(&peer("spiffe://prod/ns/shop/sa/x")).is_ok());
     assert!(court("Namespace").query(&peer("spiffe://prod/ns/Shop/sa/x")).is_err());
     assert!(court("Long").query(&peer("spiffe://prod/ns/shop/sa/x")).is_err());
-    assert_eq!(sound(&court("String").pipeline.request(&peer("spiffe://prod/ns/shop/sa/x"), "d")), "allow");
+    assert_eq!(sound(&court("String").pipeline.frame(frame(&peer("spiffe://prod/ns/shop/sa/x")), "d")), "allow");
 }
 
 /// Cedar validates templates, and not what links put into their slots.

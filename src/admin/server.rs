@@ -1,15 +1,15 @@
 //! The HTTP server of the admin endpoint and of the probes: few connections, each for one request that is over soon.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::Watcher;
 use hyper_util::service::TowerToHyperService;
 use tokio::time::timeout;
 
-use crate::listener::{self, Connection, Listener};
+use crate::listener::{self, Connection, Draining, Listener};
 use crate::observe::transport::{Closed, ConnectionMetrics};
 use crate::shutdown::Drain;
 use crate::waiting::Waiting;
@@ -27,15 +27,23 @@ pub async fn serve(listener: Listener, router: Router, connections: usize, metri
     let mut http1 = http1::Builder::new();
     http1.timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(false);
     let open = Waiting::new(connections, 0);
-    let each = |connection: Connection, watcher: Watcher| {
+    let each = |connection: Connection, mut draining: Draining| {
         let service = TowerToHyperService::new(router.clone());
         let (http1, metrics, open) = (http1.clone(), metrics.clone(), open.clone());
         async move {
             let _open = metrics.open();
             let mut entry = open.enter();
-            let served = timeout(WHOLE, watcher.watch(http1.serve_connection(TokioIo::new(connection), service)));
+            let mut connection = pin!(http1.serve_connection(TokioIo::new(connection), service));
+            let served = async {
+                tokio::select! {
+                    served = &mut connection => return served,
+                    () = draining.begun() => {}
+                }
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            };
             let why = tokio::select! {
-                served = served => match served {
+                served = timeout(WHOLE, served) => match served {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) if !error.is_timeout() => return,
                     _ => Closed::RequestTimeout,

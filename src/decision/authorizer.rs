@@ -9,10 +9,10 @@ use tokio::sync::watch;
 use super::cache::{Bounds, Cache, Entry};
 use super::freshness::LastProof;
 use super::key::{self, Key};
-use crate::model::{CacheState, Decision, Freshness, MissReason, PolicyId, Query, Reason, Root, Ruling, Undecided};
+use crate::model::{CacheState, Decision, Freshness, MissReason, Query, Reason, Root, Ruling, Undecided};
 use crate::observe::Metrics;
-use crate::observe::log_throttle::Sparingly;
-use crate::policy::{Evaluation, Snapshot};
+use crate::observe::log_throttle::LogThrottle;
+use crate::policy::{ActionType, Evaluation, Snapshot};
 
 /// Decides Queries. All listeners share one.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Authorizer {
     proof: Arc<LastProof>,
     cache: Arc<Cache>,
     metrics: Metrics,
-    complaints: Sparingly<PolicyId>,
+    complaints: LogThrottle,
 }
 
 /// How often a policy that cannot be evaluated is complained about, and about how many at a time.
@@ -37,7 +37,7 @@ impl Authorizer {
         cache: Arc<Cache>,
         metrics: Metrics,
     ) -> Self {
-        let complaints = Sparingly::new(COMPLAINTS.0, COMPLAINTS.1);
+        let complaints = LogThrottle::new(COMPLAINTS.0, COMPLAINTS.1);
         Self { snapshots, proof, cache, metrics, complaints }
     }
 
@@ -64,6 +64,7 @@ impl Authorizer {
     /// # Errors
     /// [`Undecided::Internal`] if the Query is not what mapping promises, which is a fault of ours and is logged.
     pub fn decide(&self, snapshot: &Snapshot, query: &Query, token: Option<SystemTime>) -> Result<Decision, Undecided> {
+        let Some(action) = snapshot.routed(query) else { return Ok(snapshot.unrouted()) };
         let overlays_changed = snapshot.overlays_changed();
         if !self.cache.is_enabled() {
             return self.evaluate(snapshot, query, overlays_changed).map(|evaluation| evaluation.decision);
@@ -73,11 +74,8 @@ impl Authorizer {
             return self.made(self.evaluate(snapshot, query, Some(now))?.decision, MissReason::Changed);
         }
         key::with_room(|key| {
-            if !write_key(snapshot, query, key) {
-                let decision = self.evaluate(snapshot, query, None)?.decision;
-                // Nothing was evaluated, so there is nothing to remember.
-                let unrouted = decision.reason == Reason::Unrouted;
-                return if unrouted { Ok(decision) } else { self.made(decision, MissReason::Uncacheable) };
+            if !write_key(action, query, key) {
+                return self.made(self.evaluate(snapshot, query, None)?.decision, MissReason::Uncacheable);
             }
             let now = Instant::now();
             match self.remembered(snapshot, query, key, now) {
@@ -119,11 +117,12 @@ impl Authorizer {
     /// What the cache has for a query, and what a check would find. Asking changes nothing and counts as nothing.
     pub fn explain(&self, snapshot: &Snapshot, query: &Query) -> Explanation {
         let none = |finds| Explanation { finds, key_bytes: None, entry: None };
+        let Some(action) = snapshot.routed(query) else { return none(Reason::Unrouted.as_str()) };
         if !self.cache.is_enabled() {
             return none("off");
         }
         let mut key = Key::new();
-        if !write_key(snapshot, query, &mut key) {
+        if !write_key(action, query, &mut key) {
             return none(MissReason::Uncacheable.as_str());
         }
         let now = Instant::now();
@@ -190,16 +189,14 @@ impl Authorizer {
     }
 }
 
-/// Writes the key of a query; `false` if it has none: no route names the request, or the policies of its action read the
-/// clock, which makes every Query another one.
-fn write_key(snapshot: &Snapshot, query: &Query, key: &mut Key) -> bool {
-    match snapshot.types().action(&query.action) {
-        Some(action) if action.applies() && !action.context.iter().any(|(root, _)| *root == Root::Time) => {
-            key::encode(query, &action.fingerprint, key);
-            true
-        }
-        _ => false,
+/// Writes the key of a query; `false` if it has none: the policies of its action read the clock, which makes every Query another
+/// one.
+fn write_key(action: &ActionType, query: &Query, key: &mut Key) -> bool {
+    if action.context.iter().any(|(root, _)| *root == Root::Time) {
+        return false;
     }
+    key::encode(query, &action.fingerprint, key);
+    true
 }
 
 /// Whether an entry answers under a snapshot. One that is newer does not: a push came while the request was mapped, which
@@ -213,7 +210,8 @@ fn stands(entry: &Entry, snapshot: &Snapshot, query: &Query) -> bool {
 /// What the cache has for a query.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explanation {
-    /// What a check would find: `hit`, the reason of a miss as metrics have it, or `off`.
+    /// What a check would find: `hit`, the reason of a miss as metrics have it, `off`, or `unrouted` for a request that is denied
+    /// before the cache is asked.
     pub finds: &'static str,
     /// How long the key is, in bytes; `None` if the query has none.
     pub key_bytes: Option<usize>,

@@ -28,6 +28,9 @@ pub struct Checker {
     ids: DecisionIds,
 }
 
+/// A response, and what holds it back.
+type Decided<'a> = (Result<Response, Status>, Option<Held<'a>>);
+
 /// What comes with a check beside its message.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
@@ -60,8 +63,12 @@ impl Checker {
     /// # Errors
     /// Undecided as a gRPC error, where the operator chose that.
     pub async fn check(&self, message: Bytes, call: Call) -> Result<Response, Status> {
+        self.caught(|| self.decide(message, call)).await
+    }
+
+    async fn caught<'a>(&'a self, decide: impl FnOnce() -> Decided<'a>) -> Result<Response, Status> {
         // What a panic leaves behind is an account, which closes itself, and caches that hold no half-written entries.
-        match catch_unwind(AssertUnwindSafe(|| self.decide(message, call))) {
+        match catch_unwind(AssertUnwindSafe(decide)) {
             Ok((response, None)) => response,
             // In a box, so that the others do not carry it about.
             Ok((response, Some(held))) => Box::pin(held.once_written(response)).await,
@@ -69,7 +76,7 @@ impl Checker {
         }
     }
 
-    fn decide(&self, message: Bytes, call: Call) -> (Result<Response, Status>, Option<Held<'_>>) {
+    fn decide(&self, message: Bytes, call: Call) -> Decided<'_> {
         let Ok(slot) = self.log.reserve() else {
             let checked = self.pipeline.unseen(Outcome::Undecided(Undecided::LogFull), &self.ids.next());
             self.metrics.decided(&checked.outcome, call.arrived.elapsed());
@@ -235,7 +242,52 @@ impl Drop for Account<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use tokio::sync::watch;
+
     use super::*;
+    use crate::decision::authorizer::Authorizer;
+    use crate::decision::cache::Cache;
+    use crate::decision::freshness::LastProof;
+    use crate::ext_authz::request::{Mapping, ServiceName};
+    use crate::ext_authz::response::Responder;
+    use crate::observe::decision_log;
+
+    /// A panic ends neither the connection nor the account.
+    #[tokio::test]
+    async fn a_check_that_panics_is_undecided_counted_and_recorded() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("decisions.jsonl");
+        let (metrics, prometheus) = Metrics::new(&Default::default()).expect("metrics");
+        let log = decision_log::Config { output: decision_log::Output::File(path.clone()), ..Default::default() };
+        let (log, writer) = DecisionLog::start(&log, metrics.decision_log()).expect("a log");
+        let (_sender, snapshots) = watch::channel(None);
+        let (proof, cache) = (Arc::new(LastProof::none()), Arc::new(Cache::new(Default::default())));
+        let pipeline = Pipeline {
+            authorizer: Authorizer::new(snapshots, proof, cache, metrics.clone()),
+            mapping: Mapping::new(&ServiceName("shop".to_owned()), Default::default(), Vec::new(), &[]),
+            responder: Responder {
+                undecided: Default::default(),
+                errors: Default::default(),
+                upstream_headers: BTreeMap::new(),
+                remove_headers: Vec::new(),
+            },
+        };
+        let checker = Checker::new(Arc::new(pipeline), log, metrics);
+        let panics = || -> Decided<'_> {
+            let _account = Account::open(&checker, checker.log.reserve().expect("a slot"), Call::now());
+            panic!("on purpose")
+        };
+        assert!(checker.caught(panics).await.is_ok(), "an answer");
+        drop(checker);
+        assert!(writer.close(Duration::from_secs(60)).await, "written");
+        let series = r#"stockade_decisions_total{kind="undecided",outcome="undecided",reason="internal"} 1"#;
+        assert!(prometheus.render().contains(series), "{}", prometheus.render());
+        let records = std::fs::read_to_string(path).expect("records");
+        assert!(records.lines().count() == 1 && records.contains(r#""reason":"internal""#), "{records}");
+    }
 
     #[test]
     fn ids_count_in_hexadecimal() {

@@ -1,7 +1,6 @@
 //! From a CheckRequest to the answer: the way of a request (design, section 3), without accounts and without a wire.
 
 use bytes::Bytes;
-use prost::Message;
 use tonic::Status;
 
 use super::headers::Headers;
@@ -10,7 +9,6 @@ use super::response::{Responder, Response, ResponseParts};
 use crate::decision::authorizer::{Authorizer, Explanation};
 use crate::model::{Attributes, Decision, Outcome, Query, Unmapped, UnmappedKind};
 use crate::proto::view::{CheckRequest, Struct};
-use crate::proto::wire;
 
 /// Maps, decides and answers.
 #[derive(Debug)]
@@ -46,11 +44,6 @@ impl Pipeline {
                 self.unseen(Outcome::Unmapped(unmapped), decision_id)
             }
         }
-    }
-
-    /// Checks a request that comes from elsewhere, as if it had come from Envoy.
-    pub fn request(&self, request: &wire::CheckRequest, decision_id: &str) -> Checked {
-        self.frame(request.encode_to_vec().into(), decision_id)
     }
 
     fn decoded(&self, request: &CheckRequest<'_>, decision_id: &str) -> Checked {
@@ -89,9 +82,8 @@ impl Pipeline {
     ///
     /// # Errors
     /// Why there is no Query to look for.
-    pub fn explain(&self, request: &wire::CheckRequest) -> Result<(Query, Explanation), String> {
-        let frame = request.encode_to_vec();
-        let request = CheckRequest::decode(&frame).map_err(|error| error.to_string())?;
+    pub fn explain(&self, frame: &Bytes) -> Result<(Query, Explanation), String> {
+        let request = CheckRequest::decode(frame).map_err(|error| error.to_string())?;
         let snapshot = self.authorizer.current().map_err(|undecided| undecided.as_str().to_owned())?;
         let Mapped { query, incomplete, .. } =
             self.mapping.map(&request, &snapshot).map_err(|unmapped| unmapped.to_string())?;

@@ -7,7 +7,7 @@ use super::attributes::{self, Place};
 use super::headers::Headers;
 use super::identity_source::{IdentitySource, JWT_AUTHN, Keys};
 use crate::claim_path::{Astray, Below, ClaimPath, Node, Step};
-use crate::model::{Attributes, RecordType, Unmapped, UnmappedKind};
+use crate::model::{AttributeType, Attributes, RecordType, Unmapped, UnmappedKind, Value};
 use crate::proto::view::{AttributeContext, Kind, Struct, StructValue};
 use crate::yaml::Table;
 
@@ -268,23 +268,34 @@ pub(super) fn attributes(
 ) -> Result<Attributes, Unmapped> {
     let mut record = Attributes::new();
     for (name, field) in fields {
-        let place = place.of(name);
-        let value = match renamed.0.get(name.as_str()) {
-            None => payload.fields.get(name).map(|value| (Some(name.as_str()), value)),
-            Some(path) => {
-                let found = path.find(|name| payload.fields.get(name)).map_err(|astray| {
-                    Unmapped::new(
-                        UnmappedKind::Attribute,
-                        format!("`{place}` is read from the claim `{path}`: {astray}"),
-                    )
-                })?;
-                found.map(|value| (path.last_name(), value))
-            }
-        };
-        let Some((claim, value)) = value else { continue };
-        if let Some(value) = attributes::metadata(&field.ty, claim, value, &place)? {
+        if let Some(value) = attribute(name, field, payload, renamed, place)? {
             record.insert(name.clone(), value);
         }
     }
     Ok(record)
+}
+
+/// One of them.
+///
+/// # Errors
+/// If its claim does not fit its type.
+pub(super) fn attribute(
+    name: &str,
+    field: &AttributeType,
+    payload: &Struct<'_>,
+    renamed: &Table<String, ClaimPath>,
+    place: &Place<'_>,
+) -> Result<Option<Value>, Unmapped> {
+    let place = place.of(name);
+    let value = match renamed.0.get(name) {
+        None => payload.fields.get(name).map(|value| (Some(name), value)),
+        Some(path) => {
+            let found = path.find(|name| payload.fields.get(name)).map_err(|astray| {
+                Unmapped::new(UnmappedKind::Attribute, format!("`{place}` is read from the claim `{path}`: {astray}"))
+            })?;
+            found.map(|value| (path.last_name(), value))
+        }
+    };
+    let Some((claim, value)) = value else { return Ok(None) };
+    attributes::metadata(&field.ty, claim, value, &place)
 }

@@ -100,16 +100,16 @@ impl<'a> Evidence<'a, '_> {
             Some(fields) => claims::attributes(fields, payload, renamed, &PRINCIPAL)?,
             None => Attributes::new(),
         };
-        let logged = match self.logged {
-            [] => Attributes::new(),
-            logged => {
-                let declared = self.snapshot.types().entity(uid.type_name()).into_iter().flatten();
-                let declared = declared.filter(|(name, _)| logged.contains(name));
-                let declared = declared.map(|(name, field)| (name.clone(), field.clone())).collect();
-                // What is only logged may be misfit without anyone minding.
-                claims::attributes(&declared, payload, renamed, &PRINCIPAL).unwrap_or_default()
-            }
-        };
+        let declared = self.snapshot.types().entity(uid.type_name()).into_iter().flatten();
+        let declared = declared.filter(|(name, _)| self.logged.contains(name));
+        // What is only logged may be misfit, and then it alone is left out.
+        let fitting = declared.filter_map(|(name, field)| {
+            let value = claims::attribute(name, field, payload, renamed, &PRINCIPAL).inspect_err(|misfit| {
+                tracing::debug!(%misfit, "an attribute that is to be logged does not fit, and is left out");
+            });
+            Some((name.clone(), value.ok()??))
+        });
+        let logged = fitting.collect();
         let groups = claims::groups(payload, groups_claim)?;
         let parents = groups.into_iter().map(|group| self.uid(group_type, group)).collect();
         let principal = principal(uid, read, parents, Proof::Jwt);

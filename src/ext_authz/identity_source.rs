@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use crate::claim_path::ClaimPath;
 use crate::model::EntityTypeName;
-use crate::policy::Snapshot;
+use crate::policy::{Snapshot, mapped_range};
+use crate::problem::Problem;
 use crate::yaml::{AtLeastOne, Faults, Invalid, Table};
 
 /// The namespace of Envoy's filter, which a source reads unless it names another one.
@@ -138,6 +139,54 @@ pub fn default_sources() -> Vec<IdentitySource> {
     ]
 }
 
+impl IdentitySource {
+    /// Whether this one counts wherever another one would: what comes after it never gets a turn.
+    fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Anonymous { .. }, _) | (Self::Peer { .. }, Self::Peer { .. }) => true,
+            (
+                Self::JwtMetadata { namespace, payload_key, .. },
+                Self::JwtMetadata { namespace: other, payload_key: keys, .. },
+            ) => namespace == other && keys.0.iter().all(|key| payload_key.0.contains(key)),
+            (
+                Self::TrustedHeader { header, peers, addresses, .. },
+                Self::TrustedHeader { header: other, peers: other_peers, addresses: other_addresses, .. },
+            ) => {
+                header.eq_ignore_ascii_case(other)
+                    && other_peers.iter().all(|peer| peers.contains(peer))
+                    && other_addresses.iter().all(|own| addresses.iter().any(|wide| wide.0.contains(&own.0)))
+            }
+            _ => false,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::JwtMetadata { .. } => "jwt_metadata",
+            Self::Peer { .. } => "peer",
+            Self::TrustedHeader { .. } => "trusted_header",
+            Self::Anonymous { .. } => "anonymous",
+        }
+    }
+}
+
+/// Reports sources that never get a turn, since one before them counts wherever they would.
+pub fn out_of_turn(sources: &[IdentitySource]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (at, source) in sources.iter().enumerate() {
+        let before = sources.iter().take(at).position(|before| before.covers(source));
+        if let Some((number, first)) = before.and_then(|number| Some((number, sources.get(number)?))) {
+            let (own, first) = (source.name(), first.name());
+            let message = format!(
+                "`identity[{at}]`, `{own}`, never gets a turn: `identity[{number}]`, `{first}`, counts before it"
+            );
+            let hint = "the first source that finds something counts: put `anonymous` last, and what is narrower first";
+            problems.push(Problem::error(message).hint(hint));
+        }
+    }
+    problems
+}
+
 /// An address range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserr, Serialize)]
 #[deserr(error = Faults, try_from(String) = Network::parse -> Invalid)]
@@ -147,6 +196,11 @@ pub struct Network(pub IpNet);
 impl Network {
     fn parse(text: String) -> Result<Self, Invalid> {
         let single = || text.parse::<std::net::IpAddr>().map(IpNet::from);
+        // Addresses are held against these in their one form, which is that of IPv4.
+        if let Some(mapped) = mapped_range(&text) {
+            let invalid = Invalid::new(format!("no address is in `{text}`: addresses like these are IPv4"));
+            return Err(invalid.hint(format!("`{mapped}`")));
+        }
         text.parse()
             .or_else(|_| single())
             .map(Self)

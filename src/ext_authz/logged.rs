@@ -5,7 +5,7 @@ use smol_str::SmolStr;
 use super::attributes::Place;
 use super::context::ContextReader;
 use crate::claim_path::{ClaimPath, Step};
-use crate::model::{AttributeType, Attributes, RecordType, Root, Type};
+use crate::model::{AttributeType, Attributes, RecordType, Root, Type, Value};
 use crate::observe::decision_log::{Attribute, Of};
 use crate::policy::ActionType;
 
@@ -45,7 +45,7 @@ impl Logged {
     pub(super) fn of_context(&self, reader: &ContextReader<'_, '_>, action: &ActionType) -> Attributes {
         let mut record = Attributes::new();
         let mut add = |root: Root, narrowed: &AttributeType| {
-            if let Ok(Some(value)) = reader.root(root, narrowed, &Place::new(root.as_str())) {
+            if let Some(value) = fitting(reader, root, narrowed) {
                 record.insert(root.as_str().into(), value);
             }
         };
@@ -60,6 +60,24 @@ impl Logged {
         }
         record
     }
+}
+
+/// What fits of a root: all of it, or those of its fields that do.
+fn fitting(reader: &ContextReader<'_, '_>, root: Root, narrowed: &AttributeType) -> Option<Value> {
+    let place = Place::new(root.as_str());
+    let misfit = match reader.root(root, narrowed, &place) {
+        Ok(value) => return value,
+        Err(misfit) => misfit,
+    };
+    tracing::debug!(%misfit, "an attribute that is to be logged does not fit, and is left out");
+    let mut all = Attributes::new();
+    for (name, field) in narrowed.ty.fields().into_iter().flatten() {
+        let ty = Type::Record(RecordType::from([(name.clone(), field.clone())]));
+        if let Ok(Some(Value::Record(own))) = reader.root(root, &AttributeType { ty, required: false }, &place) {
+            all.extend(own);
+        }
+    }
+    (!all.is_empty()).then_some(Value::Record(all))
 }
 
 /// What is left of the paths that lead through a root.

@@ -112,6 +112,7 @@ impl Mapping {
         let mut problems = undeclared::undeclared(&self.logged.all, snapshot.types(), known);
         problems.extend(undeclared::unread(&self.identity, snapshot.types()));
         problems.extend(undeclared::untaken(&self.identity, snapshot.types()));
+        problems.extend(undeclared::unlisted(&self.identity, &self.service(snapshot), snapshot.types()));
         problems
     }
 

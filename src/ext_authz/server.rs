@@ -1,28 +1,30 @@
 //! The gRPC server around the service: HTTP/2 limits set on purpose, health, reflection, and an orderly end.
 
+use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use deserr::Deserr;
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::Watcher;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use super::service::{Authorization, SMALL_MESSAGE};
-use crate::listener::{self, Connection, Listener};
-use crate::observe::log_throttle::Sparingly;
+use super::recency::{Activity, Recent};
+use super::service::{Answering, Authorization, HttpResponse, SMALL_MESSAGE};
+use crate::listener::{self, Connection, Draining, Listener};
+use crate::observe::log_throttle::LogThrottle;
 use crate::observe::transport::{Closed, ConnectionMetrics};
+use crate::proto;
 use crate::shutdown::Drain;
 use crate::units::{Bytes, HumanDuration};
 use crate::waiting::{Entry, Waiting};
@@ -41,7 +43,7 @@ pub struct Config {
     /// Default `256KiB`.
     #[deserr(default = Config::default().header_list)]
     pub header_list: Bytes,
-    /// How long a new connection may take until it speaks HTTP/2, TLS included. Default `5s`.
+    /// How long a new connection may take until its first call, TLS included. Default `5s`.
     #[deserr(default = Config::default().handshake_timeout)]
     pub handshake_timeout: HumanDuration,
     /// How often an idle connection is probed, so that one that is dead but not closed is noticed. Default `30s`.
@@ -68,9 +70,6 @@ impl Default for Config {
     }
 }
 
-/// The descriptors of `envoy.service.auth.v3` and what it imports, for reflection; made as CONTRIBUTING.md says.
-const DESCRIPTORS: &[u8] = include_bytes!("../proto/descriptors.binpb");
-
 /// The name under which Envoy's gRPC health check asks; the empty one stands for the process.
 const SERVICES: [&str; 2] = ["", "envoy.service.auth.v3.Authorization"];
 
@@ -84,7 +83,7 @@ pub fn others(config: &Config) -> Result<(Routes, HealthReporter), String> {
     let mut routes = Routes::new(health.max_decoding_message_size(SMALL_MESSAGE));
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()
             .map_err(|error| error.to_string())?;
@@ -101,15 +100,16 @@ pub async fn report(reporter: &HealthReporter, ready: bool) {
     }
 }
 
-/// How many connections of a listener may be in their handshake at once; beyond it, the oldest of them is closed.
+/// How many connections of a listener may be without a call at once, in their handshake or after it; beyond it, the oldest of them is
+/// closed.
 pub const HANDSHAKES: usize = 64;
 
 /// How many connections a listener may have.
 #[derive(Debug, Clone, Copy)]
 pub struct Places {
-    /// That are served.
+    /// That have been called on.
     pub connections: usize,
-    /// That are in their handshake.
+    /// That have not, or are about to close.
     pub handshakes: usize,
 }
 
@@ -117,6 +117,10 @@ pub struct Places {
 /// what takes longer than its timeout and asks anew, so while we stand still there are as many rounds as timeouts fit into it; and
 /// the answer to too many would be the end of the connection, and of all the checks on it that are in time.
 const GIVEN_UP: usize = 16;
+
+/// How long a connection may take to close in good order: until the peer has heard that it should call elsewhere, and the answers in
+/// flight are out.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// Serves one listener until the drain, then finishes what is in flight.
 pub async fn serve(
@@ -127,6 +131,7 @@ pub async fn serve(
     metrics: ConnectionMetrics,
     drain: Drain,
 ) {
+    let local_address = listener.local_address().to_owned();
     let (incoming, tls) = listener.into_incoming();
     let server = Arc::new(Server {
         http2: builder(config),
@@ -134,11 +139,12 @@ pub async fn serve(
         service,
         handshake_timeout: config.handshake_timeout.0,
         handshakes: Waiting::new(places.handshakes, 0),
-        places: Semaphore::new(places.connections.min(Semaphore::MAX_PERMITS)),
+        recent: Recent::new(places.connections),
         metrics,
-        told: Sparingly::new(Duration::from_secs(60), 16),
+        local_address,
+        told: LogThrottle::new(Duration::from_secs(60), 16),
     });
-    let each = |connection, watcher| Arc::clone(&server).connection(connection, watcher);
+    let each = |connection, draining| Arc::clone(&server).connection(connection, draining);
     listener::serve(incoming, drain.draining(), each).await;
 }
 
@@ -167,33 +173,48 @@ struct Server {
     service: Authorization,
     handshake_timeout: Duration,
     handshakes: Arc<Waiting>,
-    places: Semaphore,
+    recent: Arc<Recent>,
     metrics: ConnectionMetrics,
-    told: Sparingly<Closed>,
+    local_address: String,
+    told: LogThrottle,
 }
 
 /// How a connection came to its end: `Some` if we closed it, `None` if the peer did, or in good order.
-type End = Option<Closed>;
+type End = Option<Ending>;
+
+/// Why we closed a connection, and what the library says of it.
+struct Ending {
+    why: Closed,
+    cause: Option<String>,
+}
+
+impl From<Closed> for Ending {
+    fn from(why: Closed) -> Self {
+        Self { why, cause: None }
+    }
+}
 
 impl Server {
-    async fn connection(self: Arc<Self>, connection: Connection, watcher: Watcher) {
+    async fn connection(self: Arc<Self>, connection: Connection, draining: Draining) {
         let _open = self.metrics.open();
+        let peer = connection.peer();
         let entry = self.handshakes.enter();
         let deadline = Instant::now() + self.handshake_timeout;
         let end = match &self.tls {
-            None => self.http2(connection, entry, deadline, watcher).await,
-            Some(tls) => self.tls(tls, connection, entry, deadline, watcher).await,
+            None => self.http2(connection, entry, deadline, draining).await,
+            Some(tls) => self.tls(tls, connection, entry, deadline, draining).await,
         };
-        let Err(Some(why)) = end else { return };
+        let Err(Some(Ending { why, cause })) = end else { return };
         self.metrics.closed(why);
         if self.told.lets_pass(&why) {
             let listener = self.metrics.role().as_str();
             let hint = match why {
                 Closed::NotHttp2 => "give its cluster in Envoy `http2_protocol_options`",
-                Closed::Refused => "raise `limits.connections`, or see who connects",
+                Closed::Displaced => "raise `limits.connections`, or see who connects",
                 _ => "see `stockade_connections_closed_total` for how often",
             };
-            tracing::warn!(listener, reason = why.as_str(), hint, "connections are closed; said once a minute");
+            let (address, reason) = (&self.local_address, why.as_str());
+            tracing::warn!(listener, address, peer, reason, cause, hint, "connections are closed; said once a minute");
         }
     }
 
@@ -203,25 +224,86 @@ impl Server {
         connection: Connection,
         mut entry: Entry,
         deadline: Instant,
-        watcher: Watcher,
+        draining: Draining,
     ) -> Result<(), End> {
-        let handshake = async { tls.accept(connection).await.map_err(|_| Some(Closed::Tls)) };
+        let failed = |error: io::Error| Some(Ending { why: Closed::Tls, cause: Some(error.to_string()) });
+        let handshake = async { tls.accept(connection).await.map_err(failed) };
         let stream = in_time(&mut entry, deadline, handshake).await?;
-        self.http2(stream, entry, deadline, watcher).await
+        self.http2(stream, entry, deadline, draining).await
     }
 
-    async fn http2<T>(&self, stream: T, mut entry: Entry, deadline: Instant, watcher: Watcher) -> Result<(), End>
+    /// A connection in three stages: until its first call it is one of those in their handshake, then one of those that are served,
+    /// and at last one that closes in good order, so that no check is lost that was on its way.
+    async fn http2<T>(&self, stream: T, mut entry: Entry, deadline: Instant, mut draining: Draining) -> Result<(), End>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let stream = in_time(&mut entry, deadline, begin(stream)).await?;
-        let _place = self.places.try_acquire().map_err(|_| Some(Closed::Refused))?;
+        let activity = self.recent.activity();
+        let calls = Calls { service: self.service.clone(), activity: Arc::clone(&activity) };
+        let mut connection = pin!(self.http2.serve_connection(TokioIo::new(stream), calls));
+        let why = tokio::select! {
+            biased;
+            served = &mut connection => return ended(served),
+            () = activity.first_call() => None,
+            () = draining.begun() => Some(None),
+            () = entry.shed() => return Err(Some(Closed::Shed.into())),
+            () = sleep_until(deadline) => Some(Some(Closed::HandshakeTimeout.into())),
+        };
+        if let Some(end) = why {
+            connection.as_mut().graceful_shutdown();
+            return closing(connection, entry, end).await;
+        }
+        let member = self.recent.enter(&activity);
         drop(entry);
-        let served = watcher.watch(self.http2.serve_connection(TokioIo::new(stream), self.service.clone()));
-        served.await.map_err(|error| {
-            tracing::debug!(%error, "a connection broke off");
-            error.is_timeout().then_some(Closed::KeepAliveTimeout)
-        })
+        let why = tokio::select! {
+            biased;
+            served = &mut connection => return ended(served),
+            () = draining.begun() => None,
+            () = activity.displaced() => Some(Closed::Displaced.into()),
+        };
+        connection.as_mut().graceful_shutdown();
+        if why.is_none() {
+            return ended(connection.await);
+        }
+        let entry = self.handshakes.enter();
+        drop(member);
+        closing(connection, entry, why).await
+    }
+}
+
+/// Waits for a connection to close in good order, for as long as there is time and room for that.
+async fn closing(connection: impl Future<Output = hyper::Result<()>>, mut entry: Entry, end: End) -> Result<(), End> {
+    tokio::select! {
+        _ = connection => {}
+        () = entry.shed() => {}
+        () = sleep(CLOSING) => {}
+    }
+    Err(end)
+}
+
+fn ended(served: hyper::Result<()>) -> Result<(), End> {
+    served.map_err(|error| {
+        tracing::debug!(%error, "a connection broke off");
+        error.is_timeout().then_some(Closed::KeepAliveTimeout.into())
+    })
+}
+
+/// The service as one connection has it.
+struct Calls {
+    service: Authorization,
+    activity: Arc<Activity>,
+}
+
+impl hyper::service::Service<http::Request<Incoming>> for Calls {
+    type Response = HttpResponse;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: http::Request<Incoming>) -> Answering {
+        let arrived = std::time::Instant::now();
+        self.activity.called(arrived);
+        self.service.answer(request, arrived)
     }
 }
 
@@ -233,8 +315,8 @@ async fn in_time<T>(
 ) -> Result<T, End> {
     tokio::select! {
         biased;
-        done = timeout_at(deadline, step) => done.unwrap_or(Err(Some(Closed::HandshakeTimeout))),
-        () = entry.shed() => Err(Some(Closed::Shed)),
+        done = timeout_at(deadline, step) => done.unwrap_or_else(|_| Err(Some(Closed::HandshakeTimeout.into()))),
+        () = entry.shed() => Err(Some(Closed::Shed.into())),
     }
 }
 
@@ -248,7 +330,7 @@ async fn begin<T: AsyncRead + Unpin>(mut stream: T) -> Result<Begun<T>, End> {
         let missing = (PREFACE.len() - here.len()) as u64;
         match (&mut stream).take(missing).read_buf(&mut here).await {
             Ok(0) | Err(_) => return Err(None),
-            Ok(_) if !PREFACE.starts_with(&here) => return Err(Some(Closed::NotHttp2)),
+            Ok(_) if !PREFACE.starts_with(&here) => return Err(Some(Closed::NotHttp2.into())),
             Ok(_) => {}
         }
     }

@@ -4,14 +4,15 @@
 //! beside those that are in flight, within bounds of its own, until its deadline; and what is answered before its message is
 //! all there is read to its end, since a reset would count against the connection, and with it against all other checks on it.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
-use std::time::Instant;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use deserr::Deserr;
@@ -19,8 +20,9 @@ use http::HeaderMap;
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -57,7 +59,8 @@ pub struct Config {
     /// be longer than the `timeout` of the `grpc_service` in Envoy. Default `15s`.
     #[deserr(default = Config::default().deadline)]
     pub deadline: HumanDuration,
-    /// How many connections each listener serves. Envoy opens one for each of its worker threads. Default `256`.
+    /// How many connections each listener serves; at the limit, the one whose last call is longest ago makes room for the next. Envoy
+    /// opens one for each of its worker threads. Default `256`.
     #[deserr(default = Config::default().connections)]
     pub connections: NonZeroUsize,
 }
@@ -103,7 +106,11 @@ pub(super) const SMALL_MESSAGE: usize = 4096;
 /// How many calls of the other methods may be open: those that watch our health, and people with grpcurl.
 const OTHER_CALLS: usize = 1024;
 
-type HttpResponse = http::Response<Either<Reply, Body>>;
+/// An answer: to a check, or of another method.
+pub(super) type HttpResponse = http::Response<Either<Reply, Body>>;
+
+/// An answer that is being made.
+pub(super) type Answering = Pin<Box<dyn Future<Output = Result<HttpResponse, Infallible>> + Send>>;
 
 /// What is served: checks, and whatever else the routes have.
 #[derive(Debug, Clone)]
@@ -136,21 +143,10 @@ impl Authorization {
         }))
     }
 
-    /// The calls that wait for their message.
-    pub fn waiting(&self) -> Arc<Waiting> {
-        Arc::clone(&self.0.waiting)
-    }
-}
-
-/// On hyper's own transport. A call counts from here, where its headers have come, and not from when a thread gets to it.
-impl hyper::service::Service<http::Request<Incoming>> for Authorization {
-    type Response = HttpResponse;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, Infallible>> + Send>>;
-
-    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        let arrived = Instant::now();
+    /// Answers a call that came at this time: when its headers were there, and not when a thread gets to it.
+    pub(super) fn answer(&self, request: http::Request<Incoming>, arrived: Instant) -> Answering {
         let shared = Arc::clone(&self.0);
+        let request = request.map(|body| Whole::new(body, shared.config.deadline.0));
         if request.uri().path() == CHECK {
             let place = Place::try_take(shared);
             return Box::pin(async move { Ok(respond(place.check(request, arrived).await)) });
@@ -158,6 +154,11 @@ impl hyper::service::Service<http::Request<Incoming>> for Authorization {
         Box::pin(async move {
             Ok(shared.other(request, arrived).await.unwrap_or_else(|status| status.into_http()).map(Either::Right))
         })
+    }
+
+    /// The calls that wait for their message.
+    pub fn waiting(&self) -> Arc<Waiting> {
+        Arc::clone(&self.0.waiting)
     }
 }
 
@@ -197,20 +198,17 @@ impl Place {
     }
 
     /// The method.
-    async fn check(mut self, request: http::Request<Incoming>, arrived: Instant) -> Result<Response, Status> {
+    async fn check(mut self, request: http::Request<Whole>, arrived: Instant) -> Result<Response, Status> {
         let call = self.shared.call(request.headers(), arrived);
         let mut body = request.into_body();
         match self.message(&mut body, call.deadline).await {
             Ok(message) => self.shared.checker.check(message, call).await,
-            Err(outcome) => {
-                Box::pin(read_to_the_end(body, call.deadline)).await;
-                self.shared.checker.settle(outcome, call)
-            }
+            Err(outcome) => self.shared.checker.settle(outcome, call),
         }
     }
 
     /// The message, which is nearly always there already; or what becomes of a check without one.
-    async fn message(&mut self, body: &mut Incoming, deadline: Instant) -> Result<Bytes, Outcome> {
+    async fn message(&mut self, body: &mut Whole, deadline: Instant) -> Result<Bytes, Outcome> {
         const OVERLOADED: Outcome = Outcome::Undecided(Undecided::Overloaded);
         if !self.taken {
             return Err(OVERLOADED);
@@ -237,7 +235,7 @@ impl Drop for Place {
 
 impl Shared {
     /// Waits for the rest of a message, until the deadline or until there is no room for it any more.
-    async fn wait(&self, mut message: Message, body: &mut Incoming, deadline: Instant) -> Result<Bytes, Outcome> {
+    async fn wait(&self, mut message: Message, body: &mut Whole, deadline: Instant) -> Result<Bytes, Outcome> {
         let mut entry = self.waiting.enter();
         let read = poll_fn(|cx| {
             let read = message.poll(cx, Pin::new(&mut *body));
@@ -267,7 +265,7 @@ impl Shared {
     }
 
     /// The other methods: health, and reflection.
-    async fn other(&self, request: http::Request<Incoming>, arrived: Instant) -> Result<http::Response<Body>, Status> {
+    async fn other(&self, request: http::Request<Whole>, arrived: Instant) -> Result<http::Response<Body>, Status> {
         let mut others = self.others.clone();
         let path = request.uri().path();
         let place = match path {
@@ -302,10 +300,49 @@ impl Shared {
     }
 }
 
-/// Reads the rest of a body that is answered before it is all there, and forgets it. Does not wait for it.
-async fn read_to_the_end(mut body: Incoming, deadline: Instant) {
-    let mut rest = Box::pin(async move { while let Some(Ok(_)) = body.frame().await {} });
-    if poll_fn(|cx| Poll::Ready(rest.as_mut().poll(cx))).await.is_pending() {
-        tokio::spawn(timeout_at(deadline.into(), rest));
+/// The body of a call, which is read to its end whatever becomes of the call: what is left when it is dropped is read and forgotten,
+/// without anybody waiting for it.
+struct Whole {
+    /// `None` once its rest is read elsewhere.
+    body: Option<Incoming>,
+    /// That it was seen to be at its end. To ask again would take a lock of the connection.
+    ended: Cell<bool>,
+    /// How long its rest may take.
+    patience: Duration,
+}
+
+impl Whole {
+    fn new(body: Incoming, patience: Duration) -> Self {
+        Self { body: Some(body), ended: Cell::new(false), patience }
+    }
+}
+
+impl http_body::Body for Whole {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, hyper::Error>>> {
+        self.body.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(cx))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let ended = self.ended.get() || self.body.as_ref().is_none_or(http_body::Body::is_end_stream);
+        self.ended.set(ended);
+        ended
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        let Some(mut body) = self.body.take().filter(|_| !self.ended.get()) else { return };
+        let mut rest = Box::pin(async move { while let Some(Ok(_)) = body.frame().await {} });
+        // A call that was given up is at its end here.
+        let is_here = rest.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        if !is_here && let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(timeout(self.patience, rest));
+        }
     }
 }

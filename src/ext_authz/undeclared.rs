@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use smol_str::SmolStr;
+
 use super::identity_source::IdentitySource;
 use crate::claim_path::{ClaimPath, Step};
-use crate::model::{ContextType, Root, Type};
+use crate::model::{ContextType, EntityId, EntityUid, Root, Type};
 use crate::observe::decision_log::{Attribute, Of};
 use crate::policy::Types;
 use crate::problem::Problem;
@@ -92,6 +94,25 @@ pub(super) fn untaken(sources: &[IdentitySource], types: &Types) -> Vec<Problem>
         }
     }
     problems
+}
+
+/// A warning for each id of the configuration that an enum of the schema does not list, so that what has it is refused.
+pub(super) fn unlisted(sources: &[IdentitySource], service: &EntityUid, types: &Types) -> Vec<Problem> {
+    let anonymous = sources.iter().filter_map(|source| match source {
+        IdentitySource::Anonymous { entity_type, id } => {
+            let ty = types.vocabulary().resolve(&entity_type.0).clone();
+            Some(("identity", EntityUid::from_type_name_and_id(ty, EntityId::new(id)), "requests without a proof"))
+        }
+        _ => None,
+    });
+    let service = std::iter::once(("service", service.clone(), "requests without a resource of their own"));
+    let unlisted = anonymous.chain(service).filter(|(_, uid, _)| !types.admits(uid));
+    let warning = |(key, uid, what): (&str, EntityUid, &str)| {
+        let known: Vec<&str> = types.choices(uid.type_name()).map(SmolStr::as_str).collect();
+        let message = format!("`{key}`: {uid} is not one of the ids that the schema lists, so {what} are refused");
+        Problem::warning(message).hint(yaml::suggest(uid.id().unescaped(), &known))
+    };
+    unlisted.map(warning).collect()
 }
 
 fn is_fixed(path: &ClaimPath) -> bool {

@@ -33,7 +33,7 @@ use super::source::{Event, Events, Source, SourceError};
 use super::{Status, StoreStatus};
 use crate::decision::freshness::LastProof;
 use crate::model::{Freshness, Overlay, Published};
-use crate::observe::log_throttle::Sparingly;
+use crate::observe::log_throttle::LogThrottle;
 use crate::policy::Files;
 use crate::problem::{Problem, one_line};
 use crate::store::statement::{Beacon, Head, Kind, Manifest};
@@ -139,7 +139,7 @@ pub struct Follower<P, E: Engine> {
     leaving: bool,
     /// When the newest beacon is to be written to the disk.
     save_beacon_at: Instant,
-    complaints: Sparingly<(Kind, &'static str)>,
+    complaints: LogThrottle,
 }
 
 /// A beacon, and how old it was when it was heard. From then on it ages by the clock that nobody sets.
@@ -268,7 +268,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
             leave: watch::channel(false).1,
             leaving: false,
             save_beacon_at: now + last_good::BEACON_INTERVAL,
-            complaints: Sparingly::new(COMPLAINTS.0, COMPLAINTS.1),
+            complaints: LogThrottle::new(COMPLAINTS.0, COMPLAINTS.1),
         }
     }
 

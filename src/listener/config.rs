@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use crate::problem::Problem;
 use crate::yaml::Faults;
 
-/// Where to listen: a text such as `unix:///run/stockade/authz.sock`, or a mapping with an `address` and more.
+/// Where to listen: a string such as `unix:///run/stockade/authz.sock`, or a mapping with an `address` and more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Config {

@@ -223,7 +223,8 @@ pub const METRICS: &[Metric] = &[
         EVALUATION_DURATION,
         EVALUATION_SECONDS,
         &[],
-        "Making a decision from the policies, without mapping the request and answering it.",
+        "Making a decision from the policies, without mapping the request and answering it. Not of requests that no route names: \
+         those are denied before the cache and the policies are asked, and are neither hits nor misses.",
     ),
     metric(CANDIDATES, POLICY_COUNTS, &[], "Policies that were evaluated to make a decision."),
     metric(LOG_QUEUE, MetricKind::Gauge, &[], "Records that wait to be written."),
@@ -246,11 +247,11 @@ pub const METRICS: &[Metric] = &[
         CONNECTIONS_CLOSED,
         MetricKind::Counter,
         &["listener", "reason"],
-        "Connections that the sidecar closed. `refused`: `limits.connections` were open; `shed`: too many had not begun to ask, and \
-         this one had waited longest; `handshake_timeout`: TLS or the beginning of HTTP/2 took longer than \
-         `http2.handshake_timeout`; `tls`: the TLS handshake failed; `not_http2`: the cluster in Envoy lacks \
-         `http2_protocol_options`; `keep_alive_timeout`: the peer was gone; `request_timeout`: the request was not there, or \
-         its answer not read, in time.",
+        "Connections that the sidecar closed. `displaced`: `limits.connections` were in use, and the last call of this one was longest \
+         ago; `shed`: too many had not been called on yet, and this one had waited longest; `handshake_timeout`: TLS, the beginning \
+         of HTTP/2 and the first call took longer than `http2.handshake_timeout`; `tls`: the TLS handshake failed; `not_http2`: the \
+         cluster in Envoy lacks `http2_protocol_options`; `keep_alive_timeout`: the peer was gone; `request_timeout`: the request \
+         was not there, or its answer not read, in time.",
     ),
     metric(MESSAGES_WAITING, MetricKind::Gauge, &[], "Calls whose message is still on its way."),
     metric(MESSAGES_WAITING_BYTES, MetricKind::Gauge, &[], "What is held of these messages."),

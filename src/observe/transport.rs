@@ -34,11 +34,11 @@ impl Role {
 /// Why we closed a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Closed {
-    /// As many as may be are open already.
-    Refused,
-    /// Too many had not begun to ask yet, and this one had waited longest.
+    /// Another one was called on when as many as may be were open, and the last call of this one was longest ago.
+    Displaced,
+    /// Too many had not been called on yet, and this one had waited longest.
     Shed,
-    /// Its handshake took too long.
+    /// Its handshake took too long, or its first call did not come.
     HandshakeTimeout,
     /// Its TLS handshake failed.
     Tls,
@@ -52,7 +52,7 @@ pub enum Closed {
 
 impl Closed {
     const ALL: [Self; 7] = [
-        Self::Refused,
+        Self::Displaced,
         Self::Shed,
         Self::HandshakeTimeout,
         Self::Tls,
@@ -64,7 +64,7 @@ impl Closed {
     /// The word for it in metrics and in the log.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Refused => "refused",
+            Self::Displaced => "displaced",
             Self::Shed => "shed",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::Tls => "tls",

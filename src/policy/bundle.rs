@@ -15,7 +15,7 @@ use super::compile::with_causes;
 use super::layout::{self, Form, Kind};
 use super::memory::{FileKey, GoodFile, Memory};
 use super::policy_file::{Contents, Reader};
-use super::vocabulary::{Unrouted, Wanted};
+use super::vocabulary::{self, Declared, Unrouted, Wanted};
 use super::{Files, overlay};
 use crate::model::{Denial, EntityUid, PolicyId};
 use crate::problem::{Problem, SourceFile};
@@ -30,8 +30,10 @@ pub struct Bundle {
     pub manifest: Manifest,
     /// How denials look that no policy shapes.
     pub denial: Option<Denial>,
-    /// Schema fragments with the files they come from. None, if the schema is known.
-    pub fragments: Vec<(SchemaFragment, Arc<SourceFile>)>,
+    /// The files of the schema.
+    pub schemas: Vec<(Form, Arc<SourceFile>)>,
+    /// What they declare. None, if the schema is known.
+    pub fragments: Vec<Fragment>,
     /// Files of policies that are known, and known to be good.
     pub(super) known: Vec<(FileKey, Arc<GoodFile>, Arc<SourceFile>)>,
     /// The other files of policies.
@@ -46,6 +48,17 @@ pub struct Bundle {
     pub routes: Option<Arc<SourceFile>>,
     /// What is worth a look in it.
     pub warnings: Vec<Problem>,
+}
+
+/// A file of the schema, parsed.
+#[derive(Debug)]
+pub struct Fragment {
+    /// As Cedar has it.
+    pub schema: SchemaFragment,
+    /// The names that it declares.
+    pub declared: Vec<Declared>,
+    /// The file.
+    pub source: Arc<SourceFile>,
 }
 
 /// `bundle.yaml`, as written.
@@ -248,6 +261,7 @@ pub(super) fn parse(files: &Files, memory: Option<&Memory>) -> Result<Bundle, Ve
     let mut bundle = Bundle {
         manifest,
         denial,
+        schemas: Vec::new(),
         fragments: Vec::new(),
         known: Vec::new(),
         fresh: Vec::new(),
@@ -283,11 +297,15 @@ impl Bundle {
         let mut reader = Reader { bundle: &name.0, annotations, source: &source, problems, warnings };
         match kind {
             Kind::Manifest | Kind::Tests | Kind::Request | Kind::Foreign => {}
-            Kind::Schema(_) if memory.is_some() => {}
-            Kind::Schema(form) => match fragment(form, &source) {
-                Ok(fragment) => self.fragments.push((fragment, source)),
-                Err(problem) => problems.push(problem),
-            },
+            Kind::Schema(form) => {
+                self.schemas.push((form, Arc::clone(&source)));
+                if memory.is_none() {
+                    match Fragment::read(form, source) {
+                        Ok(fragment) => self.fragments.push(fragment),
+                        Err(problem) => problems.push(problem),
+                    }
+                }
+            }
             Kind::Policies(form) => {
                 // The list of annotations decides what is wrong with a file, so it is part of the key.
                 let key = FileKey::of(&format!("{} {annotations:?}", name.0), path, &source.text);
@@ -316,16 +334,21 @@ pub(super) fn ignore(files: &Files) -> Option<Vec<Ignored>> {
     yaml::parse(&SourceFile::new(MANIFEST, text.as_str())).ok().map(|manifest: Manifest| manifest.ignore)
 }
 
-/// A file of the schema.
-fn fragment(form: Form, source: &Arc<SourceFile>) -> Result<SchemaFragment, Problem> {
-    match form {
-        Form::Cedar => SchemaFragment::from_cedarschema_str(&source.text)
-            .map(|(fragment, _)| fragment)
-            .map_err(|error| Problem::from_diagnostic(&error, source)),
-        Form::Json => {
-            strict_json::parse(source)?;
-            SchemaFragment::from_json_str(&source.text)
-                .map_err(|error| Problem::error(with_causes(&error)).in_file(source))
-        }
+impl Fragment {
+    fn read(form: Form, source: Arc<SourceFile>) -> Result<Self, Problem> {
+        let schema = match form {
+            Form::Cedar => SchemaFragment::from_cedarschema_str(&source.text)
+                .map(|(fragment, _)| fragment)
+                .map_err(|error| Problem::from_diagnostic(&error, &source))?,
+            Form::Json => {
+                strict_json::parse(&source)?;
+                SchemaFragment::from_json_str(&source.text)
+                    .map_err(|error| Problem::error(with_causes(&error)).in_file(&source))?
+            }
+        };
+        let declared = vocabulary::declared(&schema).map_err(|why| {
+            Problem::error(format!("what this schema declares cannot be read: {why}")).in_file(&source)
+        })?;
+        Ok(Self { schema, declared, source })
     }
 }

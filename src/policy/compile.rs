@@ -1,28 +1,33 @@
 //! From the files of bundles to the [`Base`] of a snapshot: all or nothing, off the path of requests, with every problem reported.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use cedar_policy::{
-    ActionConstraint, Effect, Entities, Entity, Policy, PolicySet, Schema, SlotId, ValidationMode, Validator,
+    ActionConstraint, Effect, Entities, Entity, Policy, PolicySet, Schema, SlotId, ValidationError, ValidationMode,
+    Validator,
 };
 use cedar_policy_core::ast::EntityUID;
+use cedar_policy_core::validator::ValidatorSchema;
 
 use super::Files;
 use super::bundle::{self, Body, Bundle, Parsed};
 use super::entities::{EntityStore, Reach};
 use super::entity_file;
 use super::footprint::Footprint;
-use super::index::{Compiled, Index, Side};
+use super::index::{self, Compiled, Index, Side};
+use super::layout::Form;
 use super::memory::{FileKey, GoodFile, Linked, Memory};
+use super::mentions;
 use super::open;
 use super::routes::Routes;
 use super::schema::Types;
 use super::snapshot::{Base, Silent};
 use super::summary::BundleSummary;
-use super::vocabulary::{self, Unrouted, Wanted};
-use crate::model::{Denial, EntityUid, PolicyId};
+use super::vocabulary::{self, Unrouted, Vocabulary, Wanted};
+use crate::model::{Denial, EntityTypeName, EntityUid, PolicyId};
 use crate::problem::{Problem, Severity, SourceFile};
+use crate::strict_json;
 
 /// Compiles the files of one or several bundles; gives their warnings, too. What is in memory is not compiled again, and what comes of
 /// it is there the next time.
@@ -73,7 +78,7 @@ impl Compiler {
             let _ = sets.all.remove_static(id);
         }
         self.slots(&bundles, &types);
-        let reach = self.validate(&sets, &linked.validator);
+        let reach = self.validate(&sets, &linked);
         let good = self.good_files(&bundles, &sets, &reach);
         let entities = self.entities(&bundles, linked.validator.schema());
         let mut routes = Routes::default();
@@ -82,6 +87,7 @@ impl Compiler {
                 routes.add(&bundle.manifest.name.0, source, &types, &mut self.problems);
             }
         }
+        self.parameters(&bundles, &routes, &types, linked.validator.schema());
         self.stop_at_errors()?;
         let entities = EntityStore::new(&entities, reach);
         let mut policies = sets.compiled;
@@ -103,8 +109,10 @@ impl Compiler {
                 silent: Silent::default(),
                 bundles: bundles.iter().map(|bundle| describe(&bundle.manifest)).collect(),
             };
+        self.taken_by_routes(&bundles, &base.types, &base.routes, &base.policies);
         self.problems.extend(base.warn_of_keys(|id| origin(&bundles, id)));
-        self.problems.extend(base.warn_of_routes(|uid| declaration(&bundles, uid)));
+        self.problems.extend(base.warn_of_routes(|uid| declaration(&bundles, linked.validator.schema(), uid)));
+        self.problems.extend(base.warn_of_literals(|id| origin(&bundles, id)));
         self.problems.extend(base.lint(|id| origin(&bundles, id)));
         memory.replace(linked, good);
         Ok((base, self.problems))
@@ -122,7 +130,7 @@ impl Compiler {
             let mut own: Vec<String> = bundle
                 .fragments
                 .iter()
-                .flat_map(|(fragment, _)| vocabulary::declared(fragment))
+                .flat_map(|fragment| &fragment.declared)
                 .map(|declared| declared.to_string())
                 .collect();
             own.sort_unstable();
@@ -159,11 +167,10 @@ impl Compiler {
     fn schema(&mut self, digest: [u8; 32], bundles: &[Bundle], wanted: &Wanted) -> Option<Linked> {
         let fragments = || bundles.iter().flat_map(|bundle| &bundle.fragments);
         let mut own = Vec::new();
-        for (fragment, source) in fragments() {
-            let declared = vocabulary::declared(fragment);
-            let reserved = declared.iter().filter_map(|declared| declared.reserved());
-            self.problems.extend(reserved.map(|problem| problem.in_file(source)));
-            own.extend(declared);
+        for fragment in fragments() {
+            let reserved = fragment.declared.iter().filter_map(|declared| declared.reserved());
+            self.problems.extend(reserved.map(|problem| problem.in_file(&fragment.source)));
+            own.extend(fragment.declared.iter().cloned());
         }
         self.problems.extend(wanted.conflicts(&own));
         if self.problems.iter().any(Problem::is_error) {
@@ -171,11 +178,11 @@ impl Compiler {
         }
         let beside = vocabulary::beside(&own, wanted);
         let (base, vocabulary) = beside.map_err(|message| self.problems.push(Problem::error(message))).ok()?;
-        let all = std::iter::once(base).chain(fragments().map(|(fragment, _)| fragment.clone()));
+        let all = std::iter::once(base).chain(fragments().map(|fragment| fragment.schema.clone()));
         let schema = match Schema::from_schema_fragments(all) {
             Ok(schema) => schema,
             Err(error) => {
-                let source = fragments().next().map(|(_, source)| Arc::clone(source));
+                let source = fragments().next().map(|fragment| Arc::clone(&fragment.source));
                 let source = source.unwrap_or_else(|| SourceFile::new("base.cedarschema", vocabulary::BASE));
                 // Cedar's places are relative to a fragment that it does not name; with one fragment we know which.
                 let mut problem = Problem::from_diagnostic(&error, &source);
@@ -189,7 +196,7 @@ impl Compiler {
         match Types::read(&schema, vocabulary) {
             Ok(types) => Some(Linked { digest, validator: Validator::new(schema), types }),
             Err(faults) => {
-                let source = fragments().next().map(|(_, source)| source);
+                let source = fragments().next().map(|fragment| &fragment.source);
                 self.problems.extend(faults.into_iter().map(|fault| match source {
                     Some(source) => Problem::error(fault).in_file(source),
                     None => Problem::error(fault),
@@ -200,61 +207,85 @@ impl Compiler {
     }
 
     /// The policies that no request can meet, because their actions are those of requests that no route names, or groups
-    /// without actions. A permit among them is a fault: whoever wrote it expects it to allow something. Of a forbid there is a warning, unless
-    /// no route has its method: what it is about is denied already.
+    /// without actions. A permit among them is a fault: whoever wrote it expects it to allow something. Of a forbid there is a warning; if
+    /// it is about requests that no route names, they are denied already, and [`Self::taken_by_routes`] says where that is not enough.
+    ///
+    /// All of this follows from the schema, so that it holds for files that are known as well.
     fn unreached(&mut self, bundles: &[Bundle], types: &Types) -> Vec<PolicyId> {
         let mut unreached = Vec::new();
         for own in bundles.iter().flat_map(|bundle| &bundle.policies) {
-            let (effect, actions) = own.scope_of_actions();
-            let mut methods = actions.iter().filter(|action| types.vocabulary().is_unreachable(action));
-            let unrouted = match effect {
-                Effect::Permit => methods.next(),
-                Effect::Forbid => {
-                    let mut all: Vec<&EntityUid> = methods.collect();
-                    // The one that makes a difference, if there is one.
-                    all.sort_by_key(|action| !bundles.iter().any(|bundle| routes_method(bundle, action)));
-                    all.first().copied()
-                }
-            };
+            let (effect, constraint) = own.scope_of_actions();
+            let actions = index::named(&constraint);
+            let unrouted = actions.iter().find(|action| types.vocabulary().is_unreachable(action));
             // What no schema declares is for the validator to report.
             let idle = |action: &EntityUid| !types.is_reached(action) && types.action(action).is_some();
             let all_idle = !actions.is_empty() && actions.iter().all(idle);
             if all_idle {
                 unreached.push(own.id().clone());
             }
-            let (why, hint) = match (effect, unrouted, actions.first().filter(|_| all_idle)) {
-                (Effect::Permit, Some(action), _) => (
-                    format!(
-                        "permits {action}, which no request has: there are routes, and what no route names is denied"
-                    ),
-                    "give the requests that it is for a route, or write `unrouted: base` into bundle.yaml",
-                ),
-                (Effect::Forbid, Some(action), _) if bundles.iter().any(|bundle| routes_method(bundle, action)) => {
-                    let message = format!(
-                        "`{}` forbids {action}, and requests of that method have the action of their route",
-                        own.id()
-                    );
-                    let hint = "name the actions, or a group that they are in: `action in Action::\"write\"`";
-                    self.problems.push(Problem::warning(message).hint(hint).at(&own.source, own.span));
-                    continue;
-                }
+            let problem = match (effect, unrouted, actions.first().filter(|_| all_idle)) {
+                (Effect::Permit, Some(action), _) => Problem::error(format!(
+                    "`{}` permits {action}, which no request has: there are routes, and what no route names is denied",
+                    own.id()
+                ))
+                .hint("give the requests that it is for a route, or write `unrouted: base` into bundle.yaml"),
                 (Effect::Forbid, None, Some(action)) => {
                     let message =
                         format!("`{}` forbids {action}, a group without any action that a request can have", own.id());
-                    let hint = "put actions into the group in the schema, or name them";
-                    self.problems.push(Problem::warning(message).hint(hint).at(&own.source, own.span));
-                    continue;
+                    Problem::warning(message).hint("put actions into the group in the schema, or name them")
                 }
-                (Effect::Permit, None, Some(action)) => (
-                    format!("permits {action}, a group without any action that a request can have"),
-                    "put actions into the group in the schema; `unrouted: base` in bundle.yaml makes methods actions",
-                ),
+                (Effect::Permit, None, Some(action)) => {
+                    let message =
+                        format!("`{}` permits {action}, a group without any action that a request can have", own.id());
+                    Problem::error(message).hint(
+                        "put actions into the group in the schema; `unrouted: base` in bundle.yaml makes methods actions",
+                    )
+                }
                 _ => continue,
             };
-            let problem = Problem::error(format!("`{}` {why}", own.id())).hint(hint);
             self.problems.push(problem.at(&own.source, own.span));
         }
         unreached
+    }
+
+    /// Reports parameters that a schema declares, and that no route has.
+    fn parameters(&mut self, bundles: &[Bundle], routes: &Routes, types: &Types, schema: &Schema) {
+        for (action, name, known) in routes.missing_parameters(types) {
+            let message =
+                format!("no route that leads to {action} has `{{{name}}}`, so `context.params.{name}` is never there");
+            let hint = match known.is_empty() {
+                true => "put it into the path of a route, or remove it from the schema".to_owned(),
+                false => crate::yaml::suggest(name, &known),
+            };
+            let problem = Problem::error(message).hint(hint);
+            self.problems.push(match declaration(bundles, schema, action) {
+                Some((source, span)) => problem.at(source, span),
+                None => problem,
+            });
+        }
+    }
+
+    /// Warns of forbids about a method whose requests routes give other actions. Routes change without the files of policies, so this
+    /// looks at those that are known as well.
+    fn taken_by_routes(&mut self, bundles: &[Bundle], types: &Types, routes: &Routes, policies: &[Arc<Compiled>]) {
+        let mut seen = BTreeSet::new();
+        for own in policies.iter().filter(|own| own.effect == Effect::Forbid) {
+            let mut actions =
+                index::named(own.actions()).iter().filter(|action| types.vocabulary().is_unreachable(action));
+            let Some(action) = actions.find(|action| routes.has_method(action.id().unescaped())) else { continue };
+            let id = own.template.as_ref().unwrap_or(&own.id);
+            if !seen.insert(id) {
+                continue;
+            }
+            let message =
+                format!("`{id}` forbids {action}, and requests of that method have the action of their route");
+            let problem = Problem::warning(message)
+                .hint("name the actions, or a group that they are in: `action in Action::\"write\"`");
+            self.problems.push(match origin(bundles, id) {
+                Some((source, span)) => problem.at(source, span),
+                None => problem,
+            });
+        }
     }
 
     fn policies(&mut self, bundles: &[Bundle]) -> Sets {
@@ -327,7 +358,14 @@ impl Compiler {
                 }
             }
         }
-        if sets.compiled.is_empty() && self.problems.is_empty() {
+        let linked: BTreeSet<&PolicyId> =
+            bundles.iter().flat_map(|bundle| &bundle.links).map(|link| &link.template).collect();
+        for own in parsed.iter().filter(|own| matches!(own.body, Body::Template(_)) && !linked.contains(own.id())) {
+            let message = format!("no link uses the template `{}`, so it is not in force", own.id());
+            let problem = Problem::warning(message).hint("add a link to links.json, or remove the template");
+            self.problems.push(problem.at(&own.source, own.span));
+        }
+        if sets.compiled.is_empty() && !self.problems.iter().any(Problem::is_error) {
             self.problems.push(Problem::warning("there is no policy: every request is denied"));
         }
         sets
@@ -353,7 +391,8 @@ impl Compiler {
 
     /// Strict validation; and how far policies reach into the entities, which the slices follow. The policies of known files were
     /// validated, and reach no further than level 1, so that they add nothing to either.
-    fn validate(&mut self, sets: &Sets, validator: &Validator) -> Reach {
+    fn validate(&mut self, sets: &Sets, linked: &Linked) -> Reach {
+        let validator = &linked.validator;
         let first = validator.validate_with_level(&sets.all, ValidationMode::Strict, 1);
         let (result, depth) = if first.validation_passed() {
             (first, Some(1))
@@ -371,10 +410,22 @@ impl Compiler {
             Some(source) => Problem::from_diagnostic(diagnostic, source),
             None => Problem::error(diagnostic.to_string()),
         };
-        let errors = result.validation_errors().map(|error| place(error.policy_id(), error));
-        let warnings = result
-            .validation_warnings()
-            .map(|warning| Problem { severity: Severity::Warning, ..place(warning.policy_id(), warning) });
+        let vocabulary = linked.types.vocabulary();
+        let errors = result.validation_errors().map(|error| {
+            let problem = place(error.policy_id(), error);
+            match moved(error, vocabulary) {
+                Some(meant) => problem.hint(format!("write `{meant}`")),
+                None => problem,
+            }
+        });
+        let warnings = result.validation_warnings().map(|warning| {
+            let id = warning.policy_id();
+            let problem = Problem { severity: Severity::Warning, ..place(id, warning) };
+            match sets.effect(id) {
+                Some(Effect::Forbid) => forbids_nothing(id, problem),
+                _ => problem,
+            }
+        });
         let mut found: Vec<Problem> = errors.chain(warnings).collect();
         // Cedar reports them in another order each time.
         found.sort_by_cached_key(|problem| {
@@ -481,31 +532,28 @@ fn origin<'a>(bundles: &'a [Bundle], id: &PolicyId) -> Option<(&'a Arc<SourceFil
     found.or_else(|| known.find(|(own, ..)| *own == id).map(|(_, source, span)| (source, span)))
 }
 
-/// Whether a bundle has routes of the method that an action of ours stands for.
-fn routes_method(bundle: &Bundle, action: &EntityUid) -> bool {
-    let method: &str = action.id().unescaped();
-    let mentions = |text: &str| text.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == method);
-    // HEAD is GET where no route says otherwise.
-    bundle
-        .routes
-        .as_ref()
-        .is_some_and(|source| mentions(&source.text) || (method == "HEAD" && source.text.contains("GET")))
-}
-
-/// Where the schema declares an action: the first place that writes its id.
-fn declaration<'a>(bundles: &'a [Bundle], action: &EntityUid) -> Option<(&'a Arc<SourceFile>, Option<(usize, usize)>)> {
-    let id: &str = action.id().unescaped();
-    let is_name = |c: char| c.is_alphanumeric() || c == '_';
-    let sources = bundles.iter().flat_map(|bundle| &bundle.fragments).map(|(_, source)| source);
-    sources.into_iter().find_map(|source| {
-        let text = &source.text;
-        let whole = |(at, _): &(usize, &str)| {
-            let before = text.get(..*at).and_then(|before| before.chars().next_back());
-            let after = text.get(at + id.len()..).and_then(|after| after.chars().next());
-            !before.is_some_and(is_name) && !after.is_some_and(is_name)
-        };
-        let (at, _) = text.match_indices(id).find(whole)?;
-        Some((source, Some((at, id.len()))))
+/// Where the schema declares an action.
+fn declaration<'a>(
+    bundles: &'a [Bundle],
+    schema: &Schema,
+    action: &EntityUid,
+) -> Option<(&'a Arc<SourceFile>, Option<(usize, usize)>)> {
+    let schema: &ValidatorSchema = schema.as_ref();
+    let declared = schema.get_action_id(action.as_ref())?;
+    let mut sources = bundles.iter().flat_map(|bundle| &bundle.schemas);
+    if let Some(loc) = declared.loc() {
+        let (_, source) = sources.find(|(_, source)| *source.text == *loc.src)?;
+        let declaration = source.text.get(loc.start()..loc.end())?;
+        let found = mentions::declared_at(declaration, action.id().unescaped());
+        return Some((source, Some(found.map_or((loc.start(), 1), |(at, length)| (loc.start() + at, length)))));
+    }
+    // Cedar knows no places in JSON.
+    let namespace = action.type_name().namespace();
+    sources.find_map(|(form, source)| {
+        let json = (*form == Form::Json).then(|| strict_json::parse(source).ok()).flatten()?;
+        let id: &str = action.id().unescaped();
+        json.get(&namespace)?.get("actions")?.get(id)?;
+        Some((source, strict_json::only_member(source, id)))
     })
 }
 
@@ -542,18 +590,12 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 impl Parsed {
-    /// Its effect, and the actions that its scope names.
-    fn scope_of_actions(&self) -> (Effect, Vec<EntityUid>) {
-        let (effect, constraint) = match &self.body {
+    /// Its effect, and what its scope says of actions.
+    fn scope_of_actions(&self) -> (Effect, ActionConstraint) {
+        match &self.body {
             Body::Static(policy) => (policy.effect(), policy.action_constraint()),
             Body::Template(template) => (template.effect(), template.action_constraint()),
-        };
-        let actions = match constraint {
-            ActionConstraint::Any => Vec::new(),
-            ActionConstraint::In(actions) => actions,
-            ActionConstraint::Eq(action) => vec![action],
-        };
-        (effect, actions)
+        }
     }
 
     /// A policy that this stands for: itself, or linked from it.
@@ -584,6 +626,31 @@ struct Sets {
     all: PolicySet,
     compiled: Vec<Arc<Compiled>>,
     sources: HashMap<PolicyId, Arc<SourceFile>>,
+}
+
+impl Sets {
+    fn effect(&self, id: &PolicyId) -> Option<Effect> {
+        let policy = self.all.policy(id).map(Policy::effect);
+        policy.or_else(|| self.all.template(id).map(cedar_policy::Template::effect))
+    }
+}
+
+/// The type that was meant, where Cedar does not know one because a bundle declares it in a namespace.
+fn moved<'a>(error: &ValidationError, vocabulary: &'a Vocabulary) -> Option<&'a EntityTypeName> {
+    let ValidationError::UnrecognizedEntityType(error) = error else { return None };
+    let text = error.to_string();
+    vocabulary
+        .moved()
+        .find(|(short, _)| text.contains(&format!("unrecognized entity type `{short}`")))
+        .map(|(_, meant)| meant)
+}
+
+/// A forbid that Cedar finds impossible is a guardrail that is not there, which Cedar's words do not say.
+fn forbids_nothing(id: &PolicyId, problem: Problem) -> Problem {
+    let hint = "hold its scope and its conditions against the schema: which types an action takes, and what they can be in \
+                (`entity User in [Group]`)";
+    let message = format!("`{id}` forbids nothing: no request that the schema allows meets it");
+    Problem { message, hint: Some(problem.hint.unwrap_or_else(|| hint.to_owned())), ..problem }
 }
 
 fn describe(manifest: &bundle::Manifest) -> BundleSummary {

@@ -85,6 +85,15 @@ pub(super) struct Buckets {
     any: Vec<usize>,
 }
 
+/// The actions that a scope names.
+pub(super) fn named(constraint: &ActionConstraint) -> &[EntityUid] {
+    match constraint {
+        ActionConstraint::Any => &[],
+        ActionConstraint::In(actions) => actions,
+        ActionConstraint::Eq(action) => std::slice::from_ref(action),
+    }
+}
+
 // === impl Compiled ===
 
 impl Compiled {
@@ -194,6 +203,11 @@ impl Compiled {
     /// Whether the scope holds for every request.
     pub(super) fn is_unscoped(&self) -> bool {
         matches!((&self.principal, &self.action, &self.resource), (Bound::Any, ActionConstraint::Any, Bound::Any))
+    }
+
+    /// What the scope says of actions.
+    pub(super) fn actions(&self) -> &ActionConstraint {
+        &self.action
     }
 
     /// Whether the scope names no action.

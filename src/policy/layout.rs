@@ -217,6 +217,18 @@ pub fn strays(files: &Files, others: &[String]) -> Vec<Problem> {
     told.chain(more).collect()
 }
 
+/// Warnings of entries of `ignore` that no file is at. `is_there` says whether one is, by its path in the bundle.
+pub fn idle_ignores(files: &Files, is_there: impl Fn(&str) -> bool) -> Vec<Problem> {
+    let idle = super::bundle::ignore(files).unwrap_or_default().into_iter().filter(|entry| !is_there(&entry.0));
+    let source = SourceFile::new(format!("{}/bundle.yaml", files.root.trim_end_matches('/')), "");
+    let warning = |entry: super::bundle::Ignored| {
+        Problem::warning(format!("`ignore` has `{}`, and there is no such file", entry.0))
+            .hint("correct the path, or remove it")
+            .in_file(&source)
+    };
+    idle.map(warning).collect()
+}
+
 /// Of so many strays each is reported: somebody has named the wrong directory.
 const TOLD: usize = 50;
 

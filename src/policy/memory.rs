@@ -44,7 +44,8 @@ impl FileKey {
     }
 }
 
-/// A file of static policies. Nothing is wrong with any of them, not even a warning, and none looks further than at the entities of a
+/// A file of static policies. Nothing is wrong with any of them under their schema, not even a warning (what depends on anything else is
+/// looked at each time), and none looks further than at the entities of a
 /// request (Cedar's validation level 1).
 #[derive(Debug)]
 pub(super) struct GoodFile {

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use super::index::{Buckets, Compiled, Side};
 use super::vocabulary::Vocabulary;
-use crate::model::{EntityUid, Overlay};
+use crate::model::{Effect, EntityUid, Overlay};
 
 /// What the ids of overlays begin with, before the `/`; no bundle may be called that.
 pub const NAME: &str = "overlay";
@@ -40,7 +40,12 @@ fn meant(overlay: &Overlay, vocabulary: &Vocabulary) -> Overlay {
         };
         uid.as_ref().map(resolve)
     };
-    Overlay { principal: entity(&overlay.principal), resource: entity(&overlay.resource), ..overlay.clone() }
+    // A grant of HEAD must not allow GET; a denial that no request met would be none.
+    let action = overlay.action.as_ref().map(|action| match overlay.effect {
+        Effect::Deny => vocabulary.denied(action).clone(),
+        Effect::Allow => action.clone(),
+    });
+    Overlay { principal: entity(&overlay.principal), resource: entity(&overlay.resource), action, ..overlay.clone() }
 }
 
 impl Overlays {

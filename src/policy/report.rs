@@ -301,7 +301,7 @@ impl Base {
     pub(super) fn footprints(&self) -> Vec<FootprintSummary> {
         let mut groups: BTreeMap<Vec<Place<'_>>, Group<'_>> = BTreeMap::new();
         for (uid, side, action) in self.reported() {
-            let places = Place::all(action, self.routes.pin_path(uid));
+            let places = Place::all(action, self.routes.pin_path(uid, self.types.vocabulary()));
             let readers = self.readers(side, &places);
             let group = groups.entry(places).or_default();
             group.actions.push(uid);
@@ -325,7 +325,7 @@ impl Base {
     ) -> Vec<Problem> {
         let mut found: BTreeMap<Place<'_>, (Vec<&EntityUid>, BTreeSet<usize>)> = BTreeMap::new();
         for (uid, side, action) in self.reported() {
-            let mut places = Place::all(action, self.routes.pin_path(uid));
+            let mut places = Place::all(action, self.routes.pin_path(uid, self.types.vocabulary()));
             places.retain(|place| place.rule.is_some_and(|rule| rule.hits >= Hits::Few));
             let readers = self.readers(side, &places);
             for (place, readers) in places.into_iter().zip(readers) {

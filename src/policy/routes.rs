@@ -3,6 +3,7 @@
 //! `routes.yaml` of a bundle holds templates; `matchit` matches them. Actions are templates, not paths, so that their
 //! number stays low (design, decision 7).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use deserr::Deserr;
@@ -11,6 +12,7 @@ use smol_str::SmolStr;
 use super::HashMap;
 use super::pattern::{Parameter, Pattern};
 use super::schema::Types;
+use super::vocabulary::Vocabulary;
 use crate::model::{EntityId, EntityTypeName, EntityUid, Root};
 use crate::problem::{Problem, SourceFile};
 use crate::yaml::{self, Faults, Invalid};
@@ -71,6 +73,11 @@ impl ResourceTemplate {
             return Err(invalid());
         }
         Ok(Self { entity_type, pieces })
+    }
+
+    /// The type of its entities.
+    pub(super) fn entity_type(&self) -> &EntityTypeName {
+        &self.entity_type
     }
 
     /// The entity, if it is the same for every request.
@@ -173,6 +180,8 @@ struct Lead {
     pins: bool,
     /// The first of them.
     first: Arc<Route>,
+    /// The parameters of their paths.
+    parameters: BTreeSet<String>,
 }
 
 /// Where a request leads.
@@ -253,8 +262,10 @@ impl Routes {
         }
         let named: Vec<&str> = route.resource.iter().flat_map(ResourceTemplate::parameters).collect();
         let pins = route.pattern.parameters().iter().all(|parameter| named.contains(&parameter.name.as_str()));
-        let lead = self.leads.entry(route.action.clone()).or_insert_with(|| Lead { pins, first: Arc::clone(&route) });
+        let first = || Lead { pins, first: Arc::clone(&route), parameters: BTreeSet::new() };
+        let lead = self.leads.entry(route.action.clone()).or_insert_with(first);
         lead.pins &= pins;
+        lead.parameters.extend(route.pattern.parameters().iter().map(|parameter| parameter.name.clone()));
         self.count += 1;
         Ok(())
     }
@@ -272,9 +283,31 @@ impl Routes {
     }
 
     /// Whether action and resource of a request tell its path, so that the path adds nothing to a cache key that holds
-    /// both. Methods are the actions of requests that no route matches, with any path at all.
-    pub fn pin_path(&self, action: &EntityUid) -> bool {
-        !is_method(action) && self.leads.get(action).is_some_and(|lead| lead.pins)
+    /// both. An action that requests without a route may have comes with any path at all.
+    pub fn pin_path(&self, action: &EntityUid, vocabulary: &Vocabulary) -> bool {
+        !vocabulary.is_fallback(action) && self.leads.get(action).is_some_and(|lead| lead.pins)
+    }
+
+    /// Parameters that actions declare as optional, and that no route to the action has: they are never there, so a policy that asks for
+    /// one never hears of it. Each with the parameters that there are. Those that are required are reported with their route.
+    pub(super) fn missing_parameters<'a>(&'a self, types: &'a Types) -> Vec<(&'a EntityUid, &'a str, Vec<&'a str>)> {
+        let mut missing = Vec::new();
+        for action in types.action_ids() {
+            let (Some(lead), Some(declared)) = (self.leads.get(action), types.action(action)) else { continue };
+            let params = declared.declared.iter().filter(|(root, _)| *root == Root::Params);
+            for name in params.filter_map(|(_, attribute)| attribute.ty.fields()).flat_map(|fields| fields.keys()) {
+                if !lead.parameters.contains(name.as_str()) {
+                    missing.push((action, name.as_str(), lead.parameters.iter().map(String::as_str).collect()));
+                }
+            }
+        }
+        missing
+    }
+
+    /// Whether requests of this method can match a route.
+    pub(super) fn has_method(&self, method: &str) -> bool {
+        let is_there = |method: &str| self.http.contains_key(method) || (method == "POST" && !self.grpc.is_empty());
+        is_there(method) || (method == "HEAD" && is_there("GET"))
     }
 
     /// How many there are.
@@ -302,11 +335,6 @@ impl Routes {
         let route = self.grpc.get(&(service.to_owned(), method.to_owned()))?;
         Some(route.lead(Vec::new()))
     }
-}
-
-/// Whether an action is called as methods are.
-fn is_method(action: &EntityUid) -> bool {
-    action.id().unescaped().bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-')
 }
 
 /// A parameter's value. The canonical path keeps those escapes that the operator allowed, so that they cannot be
@@ -352,10 +380,7 @@ fn compile(bundle: &str, entry: RouteEntry, types: &Types) -> Result<Route, Vec<
     match types.action(&action) {
         None => faults.push((
             format!("route `{}` leads to {action}, which no schema declares", entry.pattern),
-            Some(yaml::suggest(
-                action.id().unescaped(),
-                &types.action_ids().iter().map(|uid| uid.id().unescaped()).collect::<Vec<_>>(),
-            )),
+            Some(declared_actions(&action, types)),
         )),
         Some(declared) => {
             // Without one, the resource is the service. What the action does not take would be denied for ever.
@@ -408,6 +433,16 @@ fn action_uid(text: &str, types: &Types) -> Option<EntityUid> {
         (None, Some(alone), None) => Some(alone.clone()),
         _ => Some(action),
     }
+}
+
+/// What to write in place of an action that is not declared.
+fn declared_actions(action: &EntityUid, types: &Types) -> String {
+    let all = types.action_ids();
+    let same: Vec<String> = all.iter().filter(|own| own.id() == action.id()).map(|own| format!("`{own}`")).collect();
+    if same.is_empty() {
+        return yaml::suggest(action.id().unescaped(), &all.iter().map(|own| own.id().unescaped()).collect::<Vec<_>>());
+    }
+    format!("write it in full: {}", same.join(" or "))
 }
 
 /// What is wrong with the resource of a route, whatever its action.

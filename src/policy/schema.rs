@@ -305,7 +305,7 @@ fn provided(root: Root, place: &str, ty: &Type, faults: &mut Vec<String>) {
     match (root.fixed(), ty) {
         (Some(Type::Record(mut known)), _) => {
             if root == Root::Destination {
-                let own = record_of(ty).and_then(|fields| fields.get("labels"));
+                let own = ty.fields().and_then(|fields| fields.get("labels"));
                 if let Some(labels) = own {
                     texts(&format!("{place}.labels"), &labels.ty, faults);
                 }
@@ -320,16 +320,7 @@ fn provided(root: Root, place: &str, ty: &Type, faults: &mut Vec<String>) {
     match root {
         Root::Headers => {
             texts(place, ty, faults);
-            if let Type::Record(fields) = ty {
-                // Apps cannot tell the two, so Envoy and the mapping refuse the one with `_`.
-                let doubles = fields.keys().filter(|name| name.contains('_'));
-                faults.extend(doubles.map(|name| {
-                    format!(
-                        "`{place}.{name}` has a `_`, which apps take for `-`; name the header `{}`",
-                        name.replace('_', "-")
-                    )
-                }));
-            }
+            header_names(place, ty, faults);
         }
         Root::Query | Root::Params | Root::Extensions => texts(place, ty, faults),
         Root::Metadata | Root::RouteMetadata => match ty {
@@ -345,8 +336,32 @@ fn provided(root: Root, place: &str, ty: &Type, faults: &mut Vec<String>) {
     }
 }
 
-fn record_of(ty: &Type) -> Option<&RecordType> {
-    if let Type::Record(fields) = ty { Some(fields) } else { None }
+/// Reports names of headers that no request has, or that are one header.
+fn header_names(place: &str, ty: &Type, faults: &mut Vec<String>) {
+    let mut seen = BTreeMap::new();
+    for name in ty.fields().into_iter().flat_map(|fields| fields.keys()) {
+        // These are in the context by themselves, in one form whatever the version of HTTP.
+        let elsewhere = match name.to_ascii_lowercase().as_str() {
+            ":path" => Some("path"),
+            ":method" => Some("method"),
+            ":scheme" => Some("scheme"),
+            ":authority" | "host" => Some("host"),
+            _ => None,
+        };
+        if let Some(elsewhere) = elsewhere {
+            faults.push(format!("`{place}` has `{name}`, which is no header here; declare `context.{elsewhere}`"));
+        } else if name.contains('_') {
+            // Apps cannot tell the two, so Envoy and the mapping refuse the one with `_`.
+            faults.push(format!(
+                "`{place}.{name}` has a `_`, which apps take for `-`; name the header `{}`",
+                name.replace('_', "-")
+            ));
+        } else if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+            faults.push(format!("`{place}` has `{name}`, which no header can be called; letters, digits and `-`"));
+        } else if let Some(other) = seen.insert(name.to_ascii_lowercase(), name) {
+            faults.push(format!("`{place}` has `{other}` and `{name}`, which are one header; keep one of the two"));
+        }
+    }
 }
 
 fn exactly(expected: &Type, place: &str, ty: &Type, faults: &mut Vec<String>) {

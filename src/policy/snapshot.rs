@@ -16,7 +16,7 @@ use super::index::{Compiled, Index, Side};
 use super::memory::Memory;
 use super::overlay::Overlays;
 use super::routes::Routes;
-use super::schema::Types;
+use super::schema::{ActionType, Types};
 use super::summary::{BundleSummary, OverlaySummary, PolicySummary, Summary, timestamp};
 use super::{Files, FootprintSummary, value};
 use crate::model::{
@@ -275,6 +275,16 @@ impl Snapshot {
         self.stands(ruling)
     }
 
+    /// The action of a query; `None` if no route names the request, which is then [`Self::unrouted`]: its action applies to nothing.
+    pub fn routed(&self, query: &Query) -> Option<&ActionType> {
+        self.types().action(&query.action).filter(|action| action.applies())
+    }
+
+    /// The denial of a request that no route names. It comes from no policy, so it is neither evaluated nor remembered.
+    pub fn unrouted(&self) -> Decision {
+        self.stands(self.base.silent.unrouted.get_or_init(|| self.deny(Reason::Unrouted, &[], &[], None)))
+    }
+
     /// Decides a Query: Cedar's decision and reasons, from the policies whose scope it meets.
     ///
     /// # Errors
@@ -296,10 +306,8 @@ impl Snapshot {
     /// # Errors
     /// As [`Self::decide`].
     pub fn evaluation_at(&self, query: &Query, at: Option<SystemTime>) -> Result<Evaluation, String> {
-        // An action that applies to nothing is one of a request that no route names.
-        let Some(action) = self.types().action(&query.action).filter(|action| action.applies()) else {
-            let ruling = self.base.silent.unrouted.get_or_init(|| self.deny(Reason::Unrouted, &[], &[], None));
-            return Ok(Evaluation { decision: self.stands(ruling), candidates: 0, ttl: None });
+        let Some(action) = self.routed(query) else {
+            return Ok(Evaluation { decision: self.unrouted(), candidates: 0, ttl: None });
         };
         if !action.applies_to(query.principal.uid.type_name(), query.resource.type_name()) {
             let ruling =

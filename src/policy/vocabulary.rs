@@ -13,6 +13,8 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use super::Files;
+use super::compile::with_causes;
+use super::mentions::Mentions;
 use crate::model::{EntityId, EntityTypeName, EntityUid};
 use crate::problem::Problem;
 use crate::yaml::Faults;
@@ -46,6 +48,8 @@ pub struct Vocabulary {
     methods: Vec<(&'static str, EntityUid)>,
     /// Our actions of methods that apply to nothing, since such requests are denied.
     unreachable: Vec<EntityUid>,
+    /// Whether HEAD has the action of GET, as no bundle speaks of HEAD (RFC 9110, 9.3.2: it is GET without the body).
+    head_is_get: bool,
 }
 
 impl Vocabulary {
@@ -54,9 +58,21 @@ impl Vocabulary {
         self.moved.iter().find(|(short, _)| short == name).map_or(name, |(_, meant)| meant)
     }
 
+    /// Our names that mean another type here, each with that.
+    pub(super) fn moved(&self) -> impl Iterator<Item = &(EntityTypeName, EntityTypeName)> {
+        self.moved.iter()
+    }
+
     /// The action of a request that no route names; `None` if it is denied.
     pub fn method(&self, method: &str) -> Option<&EntityUid> {
+        let method = if method == "HEAD" && self.head_is_get { "GET" } else { method };
         self.methods.iter().find(|(candidate, _)| *candidate == method).map(|(_, action)| action)
+    }
+
+    /// The action that a denial of this one is about: that of GET for HEAD, where no request has an action of HEAD.
+    pub(super) fn denied<'a>(&'a self, action: &'a EntityUid) -> &'a EntityUid {
+        let own = self.methods.iter().find(|(_, own)| own == action).map(|(method, _)| *method);
+        own.and_then(|method| self.method(method)).unwrap_or(action)
     }
 
     /// Whether requests that no route names may have this action.
@@ -104,16 +120,20 @@ impl std::fmt::Display for Declared {
 }
 
 /// The names that a fragment declares: entity types, common types and actions, each with its namespace.
-pub fn declared(fragment: &SchemaFragment) -> Vec<Declared> {
-    let Ok(Json::Object(namespaces)) = fragment.clone().to_json_value() else { return Vec::new() };
+///
+/// # Errors
+/// If Cedar cannot give the fragment in its JSON form, in which these are read.
+pub fn declared(fragment: &SchemaFragment) -> Result<Vec<Declared>, String> {
+    let json = fragment.clone().to_json_value().map_err(|error| with_causes(&error))?;
+    let namespaces = json.as_object().ok_or("it is not an object of namespaces in Cedar's JSON form")?;
     let mut all = Vec::new();
-    for (namespace, body) in &namespaces {
+    for (namespace, body) in namespaces {
         for (section, kind) in SECTIONS {
             let names = body.get(section).and_then(Json::as_object).into_iter().flat_map(Map::keys);
             all.extend(names.map(|name| Declared { namespace: namespace.clone(), kind, name: name.clone() }));
         }
     }
-    all
+    Ok(all)
 }
 
 impl Declared {
@@ -132,39 +152,25 @@ impl Declared {
 pub struct Wanted {
     /// Names that a bundle writes in full, such as `Stockade::User`: types by name, actions by id.
     full: BTreeSet<String>,
+    /// Whether a bundle speaks of HEAD as an action of its own.
+    head: bool,
     /// What becomes of requests that no route names.
     pub unrouted: Unrouted,
 }
 
 impl Wanted {
-    /// What these bundles want, by their texts: a name of ours in full, wherever it stands, means that it is wanted there.
+    /// What these bundles want: a name of ours in full, wherever one of them uses it, means that it is wanted there.
     pub fn by(bundles: &[Files], unrouted: Unrouted) -> Self {
-        let is_cedar = |path: &str| path.ends_with(".cedar") || path.ends_with(".cedarschema");
-        // What a comment mentions is not wanted.
-        let stripped = |(path, text): (&String, &String)| match is_cedar(path) {
-            true => text.lines().map(|line| line.split("//").next().unwrap_or(line)).collect::<Vec<_>>().join("\n"),
-            false => text.clone(),
+        let mut mentions = Mentions::default();
+        bundles.iter().for_each(|bundle| mentions.add(bundle));
+        let action = |namespace: &str| qualified(namespace, "Action");
+        let is_full = |kind: Kind, name: &str| match kind {
+            Kind::Action => mentions.has_entity(&action(NAMESPACE), name),
+            Kind::EntityType | Kind::CommonType => mentions.has_type(&qualified(NAMESPACE, name)),
         };
-        let files = bundles.iter().flat_map(|bundle| &bundle.files).filter(|(_, text)| text.contains("Stockade::"));
-        let texts: Vec<String> = files.map(stripped).collect();
-        let mut full = BTreeSet::new();
-        if texts.is_empty() {
-            return Self { full, unrouted };
-        }
-        let is_name = |c: char| c.is_alphanumeric() || c == '_';
-        for (_, _, name, written) in ours() {
-            let stands = |text: &String| {
-                text.match_indices(&*written).any(|(at, _)| {
-                    let before = text.get(..at).and_then(|before| before.chars().next_back());
-                    let after = text.get(at + written.len()..).and_then(|after| after.chars().next());
-                    !before.is_some_and(|c| is_name(c) || c == ':') && !after.is_some_and(is_name)
-                })
-            };
-            if texts.iter().any(stands) {
-                full.insert(name.to_owned());
-            }
-        }
-        Self { full, unrouted }
+        let full = ours().filter(|(_, kind, name)| is_full(*kind, name)).map(|(_, _, name)| name.to_owned());
+        let head = ["", NAMESPACE].iter().any(|namespace| mentions.has_entity(&action(namespace), "HEAD"));
+        Self { full: full.collect(), head, unrouted }
     }
 
     /// Names of ours that one bundle writes in full while another declares them at the top level, where Cedar lets only
@@ -186,17 +192,11 @@ static JSON: LazyLock<Json> = LazyLock::new(|| {
     json.and_then(|mut json| json.get_mut(NAMESPACE).map(Json::take)).unwrap_or(Json::Null)
 });
 
-/// Our names, each as a bundle would write it in full.
-fn ours() -> impl Iterator<Item = (&'static str, Kind, &'static str, String)> {
+/// Our names.
+fn ours() -> impl Iterator<Item = (&'static str, Kind, &'static str)> {
     SECTIONS.into_iter().flat_map(|(section, kind)| {
         let names = JSON.get(section).and_then(Json::as_object).into_iter().flat_map(Map::keys);
-        names.map(move |name| {
-            let written = match kind {
-                Kind::Action => format!("{NAMESPACE}::Action::\"{name}\""),
-                Kind::EntityType | Kind::CommonType => format!("{NAMESPACE}::{name}"),
-            };
-            (section, kind, name.as_str(), written)
-        })
+        names.map(move |name| (section, kind, name.as_str()))
     })
 }
 
@@ -306,7 +306,7 @@ pub fn beside(declared: &[Declared], wanted: &Wanted) -> Result<(SchemaFragment,
     let homes = Homes { declared, wanted };
     let mut schema = Map::new();
     let mut vocabulary = Vocabulary::default();
-    for (section, kind, name, _) in ours() {
+    for (section, kind, name) in ours() {
         let home = homes.of(kind, name);
         if let (Home::Ours(namespace), Some(own)) = (&home, JSON.get(section).and_then(|names| names.get(name))) {
             let space = schema
@@ -325,7 +325,11 @@ pub fn beside(declared: &[Declared], wanted: &Wanted) -> Result<(SchemaFragment,
                     vocabulary.moved.push((short, meant));
                 }
             }
-            Kind::Action => vocabulary.add_action(name, &home, wanted.unrouted)?,
+            Kind::Action => {
+                vocabulary.add_action(name, &home, wanted.unrouted)?;
+                let is_theirs = matches!(home, Home::Theirs(_));
+                vocabulary.head_is_get |= name == "HEAD" && !is_theirs && !wanted.head;
+            }
             Kind::CommonType => {}
         }
     }

@@ -3,10 +3,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use stockade::model::Overlay;
+use stockade::model::{Effect, MissReason, Overlay, Reason};
 
 use super::world::World;
 use super::*;
+use crate::fixture::{line, shop};
 
 /// How long the overlays of a run come and go.
 const SPAN: Duration = Duration::from_millis(60);
@@ -113,4 +114,38 @@ fn answers_are_those_of_the_overlays_in_force_when_they_are_asked_for() {
     }
     println!("compared {asked} answers, {hits} of them remembered; {changed} came after an overlay had begun or ended");
     assert!(hits > 0 && changed * 4 > asked, "{hits} and {changed} of {asked}");
+}
+
+/// A request that no route names is denied before the cache and the policies are asked, and so counts as neither a hit nor a miss,
+/// also where nothing that is remembered may answer.
+#[test]
+fn an_unrouted_request_is_no_miss_whatever_the_clock_says() {
+    let bundle = shop(&[
+        ("s.cedarschema", "action list appliesTo { principal: [User, Anonymous], resource: [Service] };"),
+        ("list.cedar", "permit (principal, action == Action::\"list\", resource);"),
+        ("routes.yaml", "routes: [{match: GET /orders, action: list}]"),
+    ]);
+    let snapshot = crate::fixture::compile(&[bundle]);
+    let until = SystemTime::now() + Duration::from_millis(300);
+    let denial = Overlay {
+        id: "brief".to_owned(),
+        effect: Effect::Deny,
+        principal: None,
+        action: None,
+        resource: None,
+        from: SystemTime::UNIX_EPOCH,
+        until,
+        reason: "test".to_owned(),
+    };
+    let engine = Engine::new(Arc::new(snapshot.overlaid(&[denial], None)));
+    let ask = |path: &str| match engine.pipeline.frame(crate::fixture::frame(&line("GET", path)), "d").outcome {
+        Outcome::Decided(decision) => (decision.reason, decision.cache),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ask("/other"), (Reason::Unrouted, CacheState::Off));
+    while SystemTime::now() <= until {
+        std::thread::yield_now();
+    }
+    assert_eq!(ask("/orders"), (Reason::Policy, CacheState::Miss(MissReason::Changed)));
+    assert_eq!(ask("/other"), (Reason::Unrouted, CacheState::Off));
 }

@@ -107,7 +107,7 @@ impl Engine {
 
     /// What it answers, under the snapshot that it finds in force.
     fn decide(&self, ask: &Ask) -> Decision {
-        match self.pipeline.request(&ask.request(), "d").outcome {
+        match self.pipeline.frame(crate::fixture::frame(&ask.request()), "d").outcome {
             Outcome::Decided(decision) => decision,
             other => panic!("{ask:?}: {other:?}"),
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use cedar_policy::{Authorizer, Context, Entities, PolicySet, Request};
 use serde_json::json;
-use stockade::model::{Effect, EntityId, EntityUid, Extension, Principal, Proof, Query, Record, Value};
+use stockade::model::{Attributes, Effect, EntityId, EntityUid, Extension, Principal, Proof, Query, Value};
 use stockade::policy::{self, Snapshot};
 
 use crate::request::Question;
@@ -136,20 +136,20 @@ impl Question {
     /// What mapping makes of the request.
     pub(crate) fn query(&self) -> anyhow::Result<Query> {
         let text = |text: &str| Value::String(text.into());
-        let mut query = Record::new();
+        let mut query = Attributes::new();
         if let Some(session) = &self.session {
             query.insert("session".into(), text(session));
         }
         let address = Value::Extension(Extension::Ipaddr, self.address.as_str().into());
         let context = [
-            ("headers", Record::from([("x-tenant".into(), text(&self.tenant))])),
+            ("headers", Attributes::from([("x-tenant".into(), text(&self.tenant))])),
             ("query", query),
-            ("source", Record::from([("address".into(), address)])),
+            ("source", Attributes::from([("address".into(), address)])),
         ];
         Ok(Query {
             principal: Principal {
                 uid: uid("User", &self.user)?,
-                attributes: Record::new(),
+                attributes: Attributes::new(),
                 parents: vec![uid("Group", &self.team)?],
                 proof: Proof::Jwt,
             },

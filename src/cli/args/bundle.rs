@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::feed::{self, Limits};
-use crate::policy::{Files, Snapshot};
+use crate::policy::{Files, Snapshot, idle_ignores};
 use crate::problem::Problem;
 
 /// The bundles that a command is about.
@@ -43,6 +43,10 @@ fn read(directories: &[PathBuf]) -> Result<(Vec<Files>, Snapshot), Vec<Problem>>
     if !problems.is_empty() {
         return Err(problems);
     }
-    let snapshot = Snapshot::compile(&files, 1)?;
+    let mut snapshot = Snapshot::compile(&files, 1)?;
+    // What is ignored is not read, so only a reader of the directory can look for it.
+    let idle = directories.iter().zip(&files);
+    let idle = idle.flat_map(|(directory, files)| idle_ignores(files, |entry| directory.join(entry).exists()));
+    snapshot.warnings = snapshot.warnings.iter().cloned().chain(idle).collect();
     Ok((files, snapshot))
 }

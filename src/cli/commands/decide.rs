@@ -79,7 +79,7 @@ fn checked(args: &Args) -> Result<Checked, Vec<Problem>> {
     })?;
     let pipeline = pipeline(&config, Arc::clone(&snapshot))?;
     Stream::Err.show(&problem::render(&pipeline.mapping.undeclared(&snapshot)));
-    Ok(pipeline.request(&request, "decide"))
+    Ok(pipeline.frame(request, "decide"))
 }
 
 /// A pipeline under a snapshot that stays, and remembers nothing.

@@ -10,9 +10,9 @@ use crate::cli::args::config::{self as assumed, ConfigArgs};
 use crate::cli::output::count;
 use crate::config::Config;
 use crate::ext_authz::check::{Checked, Pipeline};
-use crate::ext_authz::identity_source::IdentitySource;
+use crate::ext_authz::identity_source::{self, IdentitySource};
 use crate::ext_authz::request::ServiceName;
-use crate::model::Outcome;
+use crate::model::{Outcome, Reason};
 use crate::observe;
 use crate::policy::{FileKind, Files, Snapshot};
 use crate::problem::{self, Problem, SourceFile};
@@ -58,7 +58,7 @@ struct Case {
     request: String,
     /// The decision.
     expect: Expect,
-    /// The reason, as Records have it.
+    /// The reason, as Records have it; default: that of a decision of policies, `policy` or `default_deny`.
     #[deserr(default)]
     reason: Option<String>,
     /// The policies that determine it, in any order; without the bundle's name where that is clear.
@@ -126,6 +126,9 @@ pub(super) fn run_tests(
                     continue;
                 }
             };
+            let idle =
+                suite.identity.as_ref().map(|sources| identity_source::out_of_turn(&sources.0)).unwrap_or_default();
+            problems.extend(idle.into_iter().map(|problem| problem.in_file(&source)));
             let config = match configured(&suite, given) {
                 Ok(config) => config,
                 Err(why) => {
@@ -149,7 +152,7 @@ pub(super) fn run_tests(
                 }
                 match check(&pipeline, case, bundle) {
                     Ok(()) => passed += 1,
-                    Err(why) => problems.push(Problem::error(format!("`{}`: {why}", case.name)).in_file(&source)),
+                    Err(problem) => problems.push(problem.in_file(&source)),
                 }
             }
         }
@@ -195,24 +198,38 @@ fn unused(files: &[Files]) -> Vec<Problem> {
 }
 
 /// Whether a test passes, or why not.
-fn check(pipeline: &Pipeline, case: &Case, bundle: &Files) -> Result<(), String> {
+fn check(pipeline: &Pipeline, case: &Case, bundle: &Files) -> Result<(), Problem> {
+    let failed = |why: String| Problem::error(format!("`{}`: {why}", case.name));
     let path = format!("tests/{}", case.request);
-    let text = bundle.files.get(&path).ok_or_else(|| format!("there is no `{path}` in the bundle"))?;
-    let request = json::check_request(text).map_err(|error| format!("`{path}`: {error}"))?;
-    let Checked { outcome, .. } = pipeline.request(&request, "test");
+    let text = bundle.files.get(&path).ok_or_else(|| failed(format!("there is no `{path}` in the bundle")))?;
+    let request = json::check_request(text).map_err(|error| failed(format!("`{path}`: {error}")))?;
+    let Checked { outcome, .. } = pipeline.frame(request, "test");
     let (decision, reason) = observe::words(&outcome);
     let determining: Vec<String> = match &outcome {
         Outcome::Decided(decision) => decision.determining.iter().map(ToString::to_string).collect(),
         Outcome::Unmapped(unmapped) => vec![unmapped.to_string()],
         Outcome::Undecided(_) => Vec::new(),
     };
+    let of_policies = is_of_policies(&outcome);
+    let is_reason = case.reason.as_ref().map_or(of_policies, |expected| expected == reason);
     let as_expected = decision == case.expect.as_str()
-        && case.reason.as_ref().is_none_or(|expected| expected == reason)
+        && is_reason
         && case.determining.as_ref().is_none_or(|expected| are_these(&determining, expected));
-    match as_expected {
-        true => Ok(()),
-        false => Err(format!("expected {}, got {decision} ({reason}) by {determining:?}", wanted(case))),
+    if as_expected {
+        return Ok(());
     }
+    let problem = failed(format!("expected {}, got {decision} ({reason}) by {determining:?}", wanted(case)));
+    let is_unnamed = decision == case.expect.as_str() && case.reason.is_none() && !of_policies;
+    Err(match is_unnamed {
+        true => problem.hint(format!("no policy decided this; `reason: {reason}` if the test is about that")),
+        false => problem,
+    })
+}
+
+/// Whether policies decided: some of them, or all by their silence. A denial for another reason, such as a request that no route
+/// names or that cannot be understood, says nothing about the policies, so a test has to name that reason to pass.
+fn is_of_policies(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Decided(decision) if matches!(decision.reason, Reason::Policy | Reason::DefaultDeny))
 }
 
 fn wanted(case: &Case) -> String {

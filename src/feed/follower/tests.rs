@@ -559,7 +559,7 @@ async fn what_is_to_come_waits_for_its_time_and_what_is_too_new_is_refused() {
 #[tokio::test]
 async fn a_restart_without_the_store_is_in_force_from_disk() {
     let mut world = World::new();
-    world.publish_silently("one");
+    let first = world.publish_silently("one");
     world.issue_silently(&["deny-1"], PATIENCE);
     world.beacon(Duration::ZERO);
     world.start();
@@ -589,24 +589,34 @@ async fn a_restart_without_the_store_is_in_force_from_disk() {
     let status = world.status("from disk", |status| status.store.as_ref().is_some_and(|store| store.from_disk)).await;
     assert!(status.store.expect("a store").lead_time.is_none());
     // The store is back: what it has is newer, and corrects it.
+    let [manifest, blob] = [&files[0], &files[3]].map(|file| std::fs::read(file).expect("a copy"));
     world.fake.down.store(false, Ordering::SeqCst);
     world.publish("two").await;
     world.text("two").await;
     assert!(!world.status.borrow().store.as_ref().expect("a store").from_disk);
 
-    // What was tampered with is not used. Wait until the newer one is there to be tampered with.
-    let blob = std::fs::read(&files[3]).expect("a blob");
     timeout(PATIENCE, async {
-        while std::fs::read(&files[3]).expect("a blob") == blob {
+        while std::fs::read(&files[0]).expect("a manifest") == manifest
+            || std::fs::read(&files[3]).expect("a blob") == blob
+        {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await
-    .ok();
+    .expect("the newer one is on disk");
+
+    // After a restart, a store that serves what is older is no more believed than before.
+    world.fake.down.store(true, Ordering::SeqCst);
+    world.start();
+    world.text("two").await;
+    world.hear(Kind::Manifest, first).await;
+    world.refusal(Kind::Manifest, "older").await;
+    assert_eq!(world.text("two").await.number, "7.2");
+
+    // What was tampered with is not used.
     let mut blob = std::fs::read(&files[3]).expect("a blob");
     blob[600] ^= 1;
     std::fs::write(&files[3], blob).expect("written");
-    world.fake.down.store(true, Ordering::SeqCst);
     world.start();
     tokio::time::sleep(GRACE + Duration::from_millis(700)).await;
     assert!(world.snapshots.borrow().is_none(), "nothing that is not verified is in force");
