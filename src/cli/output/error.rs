@@ -26,6 +26,7 @@ pub(crate) enum Error {
         doubt: String,
     },
     /// A file or directory cannot be read.
+    #[cfg(feature = "nats")]
     #[error("`{}` cannot be read: {source}", path.display())]
     Read {
         /// Which.
@@ -42,6 +43,7 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// A file holds no key.
+    #[cfg(feature = "nats")]
     #[error("`{}`: {error}", path.display())]
     Key {
         /// Which.
@@ -57,6 +59,7 @@ pub(crate) enum Error {
     #[error("`{}` is not empty (name another directory)", .0.display())]
     NotEmpty(PathBuf),
     /// Arguments that do not go together.
+    #[cfg(feature = "nats")]
     #[error("{message} ({hint})")]
     Arguments {
         /// What is wrong.
@@ -88,6 +91,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Start(#[from] StartError),
     /// There are no threads to be had.
+    #[cfg(feature = "nats")]
     #[error("the runtime cannot be started: {0}")]
     Runtime(io::Error),
     /// There are no signals to be had.
