@@ -16,7 +16,7 @@ use stockade::decision::cache::{Bounds, Cache, Config};
 use stockade::decision::key;
 use stockade::model::{Attributes, Effect, EntityUid, Overlay, Principal, Proof, Query, Value};
 use stockade::policy::{Files, Snapshot};
-use stockade::units::{Bytes, Span};
+use stockade::units::{Bytes, HumanDuration};
 
 const POLICIES: [usize; 4] = [10, 100, 1_000, 10_000];
 
@@ -95,7 +95,7 @@ fn remembering(c: &mut Criterion) {
         key::encode(query, &fingerprint, &mut key);
         key
     };
-    let hour = Span(Duration::from_secs(3_600));
+    let hour = HumanDuration(Duration::from_secs(3_600));
     let cache = Cache::new(Config { size: Bytes(256 << 20), allow_ttl: hour, deny_ttl: hour, ..Config::default() });
     let decision = snapshot.decide(&query(1, 1)).expect("a decision");
     let now = Instant::now();

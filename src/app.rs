@@ -1,12 +1,12 @@
 //! The one file that knows everyone: builds, binds, connects, runs, drains.
 
-use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tonic_health::server::HealthReporter;
 use tracing::{error, info, warn};
 
@@ -51,22 +51,35 @@ pub struct App {
     log_writer: Writer,
 }
 
-/// Why a sidecar cannot start.
-#[derive(Debug)]
-pub struct StartError(String);
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for StartError {}
-
-impl StartError {
-    fn new(what: &str, error: impl fmt::Display) -> Self {
-        Self(format!("{what}: {error}"))
-    }
+/// Why a sidecar cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A socket for Envoy cannot be bound.
+    #[error("{0}")]
+    Bind(listener::BindError),
+    /// The socket of another listener cannot be bound.
+    #[error("{role}: {error}")]
+    BindHttp {
+        /// What it is for.
+        role: &'static str,
+        /// Why not.
+        error: listener::BindError,
+    },
+    /// The engine cannot be built.
+    #[error(transparent)]
+    Engine(#[from] engine::BuildError),
+    /// The file of the decision log cannot be opened.
+    #[error("the decision log cannot be opened: {0}")]
+    DecisionLog(io::Error),
+    /// The descriptors for reflection cannot be served.
+    #[error("reflection cannot be set up: {0}")]
+    Reflection(String),
+    /// The configuration has no JSON form.
+    #[error("the configuration cannot be shown: {0}")]
+    Config(serde_json::Error),
+    /// A server ended by itself.
+    #[error("a server ended: {0}")]
+    Ended(JoinError),
 }
 
 impl App {
@@ -77,7 +90,7 @@ impl App {
     pub async fn build(config: Config) -> Result<Self, StartError> {
         let mut listeners = Vec::new();
         for listen in &config.listen.0 {
-            listeners.push(listener::bind(listen).await.map_err(|error| StartError(error.to_string()))?);
+            listeners.push(listener::bind(listen).await.map_err(StartError::Bind)?);
         }
         let admin_listener = match &config.admin.listen {
             admin::Listen::None => None,
@@ -89,21 +102,19 @@ impl App {
         };
         let Connections { each: connections, admin: admin_connections, probes: probe_connections } =
             Connections::share(&config, listeners.len(), probes_listener.is_some());
-        let (engine, feed) = Engine::build(&config).await.map_err(|error| StartError(error.to_string()))?;
+        let (engine, feed) = Engine::build(&config).await?;
         let engine = Arc::new(engine);
-        let (log, log_writer) = DecisionLog::start(&config.decision_log, engine.metrics.decision_log())
-            .map_err(|error| StartError::new("the decision log cannot be opened", error))?;
+        let (log, log_writer) =
+            DecisionLog::start(&config.decision_log, engine.metrics.decision_log()).map_err(StartError::DecisionLog)?;
         let checker = Arc::new(Checker::new(Arc::clone(&engine.pipeline), log, engine.metrics.clone()));
-        let (others, health) =
-            server::others(&config.http2).map_err(|error| StartError::new("reflection cannot be set up", error))?;
+        let (others, health) = server::others(&config.http2).map_err(StartError::Reflection)?;
         let service = Authorization::new(checker, &config.limits, others, engine.metrics.clone());
         // A health service says that all is well until it is told otherwise, and the sockets are bound already.
         server::report(&health, false).await;
 
         let lifecycle = Lifecycle::new(config.shutdown.clone());
         let (readiness, ready) = watch::channel(admin::readiness(Phase::Starting, false, &Status::default()));
-        let effective = serde_json::to_value(&config)
-            .map_err(|error| StartError::new("the configuration cannot be shown", error))?;
+        let effective = serde_json::to_value(&config).map_err(StartError::Config)?;
         let address = admin_listener.as_ref().and_then(Listener::ip);
         let hosts = admin::guard::Hosts::new(address, &config.admin.hosts);
         let router = admin::router(shown(&engine, &service, ready.clone(), effective, hosts));
@@ -168,10 +179,12 @@ impl App {
             ended = servers.join_next() => ended,
         };
         if let Some(ended) = failed {
-            // A server goes on until it is told to end.
-            return ended.map_err(|error| StartError::new("a server ended", error));
+            // A server goes on until it is asked to end.
+            return ended.map_err(StartError::Ended);
         }
-        let drained = tokio::join!(lifecycle.shut_down(), engine.leave()).0;
+        engine.leave();
+        let drained = lifecycle.shut_down().await;
+        engine.has_left().await;
         servers.abort_all();
         while servers.join_next().await.is_some() {}
         if !self.log_writer.close(LOG_FLUSH).await {
@@ -219,7 +232,7 @@ fn shown(
 }
 
 async fn bind_http(role: Role, listen: &listener::Config) -> Result<Listener, StartError> {
-    listener::bind(listen).await.map_err(|error| StartError::new(role.as_str(), error))
+    listener::bind(listen).await.map_err(|error| StartError::BindHttp { role: role.as_str(), error })
 }
 
 /// How many connections there may be, by listener.

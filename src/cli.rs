@@ -1,48 +1,15 @@
-//! The command line: one file per subcommand.
+//! The command line: `commands` has one file for each subcommand, `args` the arguments that several of them share, `output` what they
+//! print.
 
-#[cfg(feature = "nats")]
-mod assumed;
-mod beacon;
-mod check_config;
-mod completions;
-mod decide;
-#[cfg(feature = "nats")]
-mod deny;
-mod footprint;
-#[cfg(feature = "nats")]
-mod grant;
-#[cfg(feature = "nats")]
-mod history;
-#[cfg(feature = "nats")]
-mod issue;
-mod keygen;
-#[cfg(feature = "nats")]
-mod overlays;
-mod probe;
-#[cfg(feature = "nats")]
-mod prune;
-#[cfg(feature = "nats")]
-mod publish;
-#[cfg(feature = "nats")]
-mod pull;
-#[cfg(feature = "nats")]
-mod rollback;
-mod serve;
-#[cfg(feature = "nats")]
-mod show;
-#[cfg(feature = "nats")]
-mod status;
-#[cfg(feature = "nats")]
-mod store;
-mod test;
-mod validate;
-#[cfg(feature = "nats")]
-mod wait;
+mod args;
+mod commands;
+mod output;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
+use self::commands::Command;
 use crate::terminal::{Stream, Styled};
 
 /// A sidecar that answers Envoy's ext_authz calls with Cedar policies.
@@ -51,7 +18,7 @@ use crate::terminal::{Stream, Styled};
 /// locally, and answers allow, deny or "could not decide".
 ///
 /// A first look: `stockade validate policies/bookstore` checks a bundle; `stockade decide --bundle policies/bookstore
-/// < request.json` shows what becomes of one request; `stockade footprint policies/bookstore` shows what decisions are
+/// < request.json` shows what is decided about one request; `stockade footprint policies/bookstore` shows what decisions are
 /// remembered by; `stockade serve --config stockade.yaml` runs the sidecar.
 ///
 /// Exit status: 64 if the command line cannot be understood, else what the help of each command says.
@@ -60,41 +27,6 @@ use crate::terminal::{Stream, Styled};
 struct Cli {
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    Serve(serve::Args),
-    CheckConfig(check_config::Args),
-    Probe(probe::Args),
-    Validate(validate::Args),
-    Decide(decide::Args),
-    Footprint(footprint::Args),
-    Test(test::Args),
-    Keygen(keygen::Args),
-    #[cfg(feature = "nats")]
-    Publish(publish::Args),
-    #[cfg(feature = "nats")]
-    Rollback(rollback::Args),
-    #[cfg(feature = "nats")]
-    History(history::Args),
-    #[cfg(feature = "nats")]
-    Show(show::Args),
-    #[cfg(feature = "nats")]
-    Pull(pull::Args),
-    #[cfg(feature = "nats")]
-    Status(status::Args),
-    #[cfg(feature = "nats")]
-    Deny(deny::Args),
-    #[cfg(feature = "nats")]
-    Grant(grant::Args),
-    #[cfg(feature = "nats")]
-    Overlays(overlays::Args),
-    #[cfg(feature = "nats")]
-    Beacon(beacon::Args),
-    #[cfg(feature = "nats")]
-    Prune(prune::Args),
-    Completions(completions::Args),
 }
 
 /// What a command line that cannot be understood exits with (`EX_USAGE` of sysexits.h): 1 to 4 have meanings here.
@@ -113,37 +45,5 @@ pub fn run() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    match cli.command {
-        Command::Serve(args) => serve::run(&args),
-        Command::CheckConfig(args) => check_config::run(&args),
-        Command::Probe(args) => probe::run(&args),
-        Command::Validate(args) => validate::run(&args),
-        Command::Decide(args) => decide::run(&args),
-        Command::Footprint(args) => footprint::run(&args),
-        Command::Test(args) => test::run(&args),
-        Command::Keygen(args) => keygen::run(&args),
-        #[cfg(feature = "nats")]
-        Command::Publish(args) => publish::run(&args),
-        #[cfg(feature = "nats")]
-        Command::Rollback(args) => rollback::run(&args),
-        #[cfg(feature = "nats")]
-        Command::History(args) => history::run(&args),
-        #[cfg(feature = "nats")]
-        Command::Show(args) => show::run(&args),
-        #[cfg(feature = "nats")]
-        Command::Pull(args) => pull::run(&args),
-        #[cfg(feature = "nats")]
-        Command::Status(args) => status::run(&args),
-        #[cfg(feature = "nats")]
-        Command::Deny(args) => deny::run(&args),
-        #[cfg(feature = "nats")]
-        Command::Grant(args) => grant::run(&args),
-        #[cfg(feature = "nats")]
-        Command::Overlays(args) => overlays::run(&args),
-        #[cfg(feature = "nats")]
-        Command::Beacon(args) => beacon::run(&args),
-        #[cfg(feature = "nats")]
-        Command::Prune(args) => prune::run(&args),
-        Command::Completions(args) => completions::run(&args),
-    }
+    cli.command.run()
 }

@@ -16,7 +16,6 @@
 //! # }
 //! ```
 
-use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -32,7 +31,7 @@ use crate::feed::cedar::Cedar;
 use crate::feed::directory::Directories;
 use crate::feed::{Status, account};
 #[cfg(feature = "nats")]
-use crate::feed::{follower::Follower, jetstream::Jetstream};
+use crate::feed::{follower::Follower, jetstream::Jetstream, source::SourceError};
 use crate::model::Outcome;
 use crate::observe::Metrics;
 use crate::policy::{Files, Snapshot};
@@ -62,24 +61,16 @@ pub struct Engine {
 }
 
 /// Why an engine cannot be built.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// Metrics cannot be set up.
-    Metrics(String),
-    /// The store cannot be followed.
-    Store(String),
+    /// The metrics are not accepted.
+    #[error("metrics cannot be set up: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+    /// The connection to the store is configured wrongly.
+    #[cfg(feature = "nats")]
+    #[error("the store cannot be followed: {0}")]
+    Store(#[from] SourceError),
 }
-
-impl fmt::Display for BuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Metrics(why) => write!(f, "metrics cannot be set up: {why}"),
-            Self::Store(why) => write!(f, "the store cannot be followed: {why}"),
-        }
-    }
-}
-
-impl std::error::Error for BuildError {}
 
 impl Engine {
     /// Builds an engine and the feed that it needs.
@@ -87,8 +78,7 @@ impl Engine {
     /// # Errors
     /// If metrics cannot be set up, or a file that the connection to the store needs cannot be read.
     pub async fn build(config: &Config) -> Result<(Self, Feed), BuildError> {
-        let (metrics, rendered) =
-            Metrics::new(&config.metrics).map_err(|error| BuildError::Metrics(error.to_string()))?;
+        let (metrics, rendered) = Metrics::new(&config.metrics)?;
         let (snapshot_sender, snapshots) = watch::channel(None::<Arc<Snapshot>>);
         let (status_sender, status) = watch::channel(Status::default());
         let proof = Arc::new(config.proof());
@@ -123,9 +113,13 @@ impl Engine {
         self.metrics.cache(&self.cache.usage());
     }
 
-    /// Has the feed say goodbye to the store, and waits until the store knows, for a second at most.
-    pub async fn leave(&self) {
+    /// Has the feed tell the store that this engine ends.
+    pub fn leave(&self) {
         self.leave.send_replace(true);
+    }
+
+    /// Waits until the store knows that, for a second at most.
+    pub async fn has_left(&self) {
         account::said_goodbye(self.status.clone()).await;
     }
 }
@@ -140,8 +134,7 @@ async fn feed(
 ) -> Result<Feed, BuildError> {
     #[cfg(feature = "nats")]
     if let (Some(store), Some(nats)) = (&config.store, &config.nats) {
-        let source =
-            Jetstream::follow(nats, store.name.clone()).await.map_err(|error| BuildError::Store(error.to_string()))?;
+        let source = Jetstream::follow(nats, store.name.clone()).await?;
         let follower = Follower::new(store.clone(), source, Cedar::default(), proof, snapshots, status);
         return Ok(Box::pin(follower.leaving(leave).run()));
     }

@@ -1,10 +1,11 @@
-//! The connection to a NATS server, for the feed and for those who publish: how it is made, kept and told about, and the few
+//! The connection to a NATS server, for the feed and for those who publish: how it is made, kept and watched, and the few
 //! requests of JetStream's API that Stockade makes (`api`).
 
 mod api;
 mod config;
+mod pieces;
 
-use std::path::Path;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tracing::debug;
 
 pub use api::{Error, Stored, code};
 pub use config::{Config, Domain, InboxPrefix, Server, Tls};
+pub use pieces::PiecesError;
 
 /// How often the server is pinged. The third that it owes an answer ends the connection: a server that is stopped but
 /// connected is noticed after some five seconds, by this. The beacon notices sooner.
@@ -30,10 +32,10 @@ const CONNECT: Duration = Duration::from_secs(3);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// How many messages of a subscription wait to be looked at. What comes beyond is dropped, and told as [`Event::Dropped`].
+/// How many messages of a subscription wait to be looked at. What comes beyond is dropped, and reported as [`Event::Dropped`].
 const SUBSCRIPTION: usize = 4096;
 
-/// How many events wait to be looked at. Whoever does not look misses some: [`Connection::is_up`] is always right.
+/// How many events wait to be looked at. A reader that does not look misses some: [`Connection::is_up`] is always right.
 const EVENTS: usize = 128;
 
 /// What happens to a connection.
@@ -55,11 +57,65 @@ pub type Events = mpsc::Receiver<Event>;
 
 /// What to do if no server answers at first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
+pub enum ConnectRetry {
     /// Keep trying: for a process that outlives the server.
-    Endless,
+    Forever,
     /// Fail: for a person who waits.
-    Once,
+    Never,
+}
+
+/// Why a connection could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// A file with credentials cannot be read.
+    #[error("`{path}` cannot be read: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file of credentials lacks one of its parts.
+    #[error("`{path}` holds no {block}: not a `.creds` file")]
+    NotCredentials {
+        /// The file.
+        path: String,
+        /// What it should hold.
+        block: &'static str,
+    },
+    /// A file does not hold the seed of an nkey.
+    #[error("`{0}` holds no seed of an nkey, which begins with `SU`")]
+    NotASeed(String),
+    /// A file of TLS is something else.
+    #[error("`{0}` holds nothing in PEM form")]
+    NotPem(String),
+    /// The challenge of the server cannot be signed.
+    #[error("the server's challenge cannot be signed: {0}")]
+    Unsigned(nkeys::error::Error),
+    /// An address cannot be used.
+    #[error("`{address}` is not the address of a NATS server: {source}")]
+    Address {
+        /// The address.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No server could be reached.
+    #[error("cannot connect to {servers}: {cause}")]
+    Unreachable {
+        /// All their addresses.
+        servers: String,
+        /// Why not.
+        cause: String,
+    },
+    /// The server does not know these credentials.
+    #[error("cannot connect to {servers}: {cause} (are these the right credentials, and does the server know them?)")]
+    Unauthorized {
+        /// All their addresses.
+        servers: String,
+        /// What it answered.
+        cause: String,
+    },
 }
 
 /// A connection that is kept: once it has been made it is made again whenever it is lost, for ever.
@@ -69,17 +125,20 @@ pub struct Connection {
     timeout: Duration,
     /// What subjects of JetStream's API begin with.
     api: String,
-    /// The last thing that the server refused: whoever asked for it gets no other answer.
+    /// The last thing that the server refused: a request for it gets no other answer.
     refused: watch::Receiver<String>,
 }
 
 /// Connects. `name` is what the server shows of us, and part of the inbox that answers come to.
 ///
 /// # Errors
-/// If the configuration or its files are wrong, or, with [`Patience::Once`], if no server lets us in.
-pub async fn connect(config: &Config, name: &str, patience: Patience) -> Result<(Connection, Events), String> {
-    let servers = config.servers.0.iter().map(|server| server.as_str().parse::<ServerAddr>());
-    let servers: Vec<ServerAddr> = servers.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+/// If the configuration or its files are wrong, or, with [`ConnectRetry::Never`], if no server lets us in.
+pub async fn connect(config: &Config, name: &str, retry: ConnectRetry) -> Result<(Connection, Events), ConnectError> {
+    let address = |server: &Server| {
+        let parsed = server.as_str().parse::<ServerAddr>();
+        parsed.map_err(|source| ConnectError::Address { address: server.as_str().to_owned(), source })
+    };
+    let servers: Vec<ServerAddr> = config.servers.0.iter().map(address).collect::<Result<_, _>>()?;
     // What is wrong with the files at the start will be at every attempt; later, they may be about to be replaced.
     config.check_files()?;
     let (sender, events) = mpsc::channel(EVENTS);
@@ -103,10 +162,10 @@ pub async fn connect(config: &Config, name: &str, patience: Patience) -> Result<
         }
         std::future::ready(())
     });
-    if patience == Patience::Endless {
+    if retry == ConnectRetry::Forever {
         options = options.retry_on_initial_connect();
     }
-    // It chooses no server: it is where the library tells, before each attempt, what came of those before, by address and cause.
+    // It chooses no server: it is where the library reports, before each attempt, what came of those before, by address and cause.
     let files = config.clone();
     options = options.reconnect_to_server_callback(move |pool, _| {
         if let Some(why) = unreached(&pool) {
@@ -121,7 +180,7 @@ pub async fn connect(config: &Config, name: &str, patience: Patience) -> Result<
 
 fn options(config: &Config, name: &str) -> ConnectOptions {
     let mut options = match config.has_credentials() {
-        // They are read at each connection, so that whoever renews them need not restart anything.
+        // They are read at each connection, so that nothing needs a restart when they are renewed.
         true => {
             let config = config.clone();
             ConnectOptions::with_auth_callback(move |nonce| {
@@ -173,14 +232,14 @@ fn read(event: async_nats::Event) -> Option<Event> {
             Some(Event::Refused("the server does not let us in: authorization violation".to_owned()))
         }
         async_nats::Event::ServerError(ServerError::Other(text)) => Some(said(text)),
-        // Why else an attempt to connect has failed is told with the address ([`unreached`]).
+        // Why else an attempt to connect has failed is reported with the address ([`unreached`]).
         async_nats::Event::ClientError(ClientError::Other(text)) => refused(&text),
         async_nats::Event::ClientError(error) => Some(Event::Down(error.to_string())),
         async_nats::Event::LameDuckMode | async_nats::Event::Draining => None,
     }
 }
 
-/// What the server says by itself: that something is forbidden, or why it is about to hang up.
+/// What the server sends by itself: that something is forbidden, or why it is about to hang up.
 fn said(text: String) -> Event {
     let lower = text.to_lowercase();
     let refused = ["permissions violation", "authorization", "authentication", "account", "revoked"];
@@ -211,18 +270,18 @@ fn cause(error: &str) -> Option<&str> {
     (refused(kind).is_none()).then_some(cause)
 }
 
-fn unreachable(config: &Config, error: &async_nats::ConnectError) -> String {
+fn unreachable(config: &Config, error: &async_nats::ConnectError) -> ConnectError {
     let servers = config.servers.0.iter().map(Server::as_str).collect::<Vec<_>>().join(", ");
     let text = error.to_string();
-    let mut text = format!("cannot connect to {servers}: {}", cause(&text).unwrap_or(&text));
-    if error.kind() == async_nats::ConnectErrorKind::AuthorizationViolation {
-        text.push_str(" (are these the right credentials, and does the server know them?)");
+    let cause = cause(&text).unwrap_or(&text).to_owned();
+    match error.kind() {
+        async_nats::ConnectErrorKind::AuthorizationViolation => ConnectError::Unauthorized { servers, cause },
+        _ => ConnectError::Unreachable { servers, cause },
     }
-    text
 }
 
 impl Connection {
-    /// Whether it is there, as far as can be told: a server that hangs shows after some five seconds.
+    /// Whether it is there, as far as is known: a server that hangs shows after some five seconds.
     pub fn is_up(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
@@ -231,14 +290,14 @@ impl Connection {
     ///
     /// # Errors
     /// If the subject is none, or the connection is closed.
-    pub async fn subscribe(&self, subject: String) -> Result<async_nats::Subscriber, String> {
-        self.client.subscribe(subject).await.map_err(|error| error.to_string())
+    pub async fn subscribe(&self, subject: String) -> Result<async_nats::Subscriber, Error> {
+        self.client.subscribe(subject).await.map_err(|error| Error::Other(error.to_string()))
     }
 
     /// Waits until the server has everything that was sent, subscriptions too.
     ///
     /// # Errors
-    /// If it does not say so in time.
+    /// If it does not confirm that in time.
     pub async fn flush(&self) -> Result<(), Error> {
         match tokio::time::timeout(self.timeout, self.client.flush()).await {
             Ok(flushed) => flushed.map_err(|error| Error::Other(error.to_string())),
@@ -256,7 +315,7 @@ enum Credentials {
 
 impl Credentials {
     /// The answer to a server's challenge.
-    fn sign(&self, nonce: &[u8]) -> Result<Auth, String> {
+    fn sign(&self, nonce: &[u8]) -> Result<Auth, ConnectError> {
         let mut auth = Auth::new();
         match self {
             Self::None => {}
@@ -265,7 +324,7 @@ impl Credentials {
                 auth.password = Some(password.clone());
             }
             Self::Key { pair, jwt } => {
-                auth.signature = Some(pair.sign(nonce).map_err(|error| error.to_string())?);
+                auth.signature = Some(pair.sign(nonce).map_err(ConnectError::Unsigned)?);
                 match jwt {
                     Some(jwt) => auth.jwt = Some(jwt.clone()),
                     None => auth.nkey = Some(pair.public_key()),
@@ -282,12 +341,12 @@ impl Config {
     }
 
     /// Whether the files that the configuration names are what they should be.
-    fn check_files(&self) -> Result<(), String> {
+    fn check_files(&self) -> Result<(), ConnectError> {
         self.credentials()?;
         let tls = self.tls.iter().flat_map(|tls| [&tls.ca, &tls.certificate, &tls.private_key]);
         tls.flatten().try_for_each(|path| match secret(path)?.contains("-----BEGIN ") {
             true => Ok(()),
-            false => Err(format!("`{path}` holds nothing in PEM form")),
+            false => Err(ConnectError::NotPem(path.clone())),
         })
     }
 
@@ -300,11 +359,12 @@ impl Config {
     }
 
     /// Reads the files that prove who we are. What they hold appears in no message.
-    fn credentials(&self) -> Result<Credentials, String> {
+    fn credentials(&self) -> Result<Credentials, ConnectError> {
         if let Some(path) = &self.credentials {
             let text = secret(path)?;
-            let block =
-                |name| block(&text, name).ok_or_else(|| format!("`{path}` holds no {name}: not a `.creds` file"));
+            let block = |name| {
+                block(&text, name).ok_or_else(|| ConnectError::NotCredentials { path: path.clone(), block: name })
+            };
             let pair = key(path, block("USER NKEY SEED")?)?;
             return Ok(Credentials::Key { pair, jwt: Some(block("NATS USER JWT")?.to_owned()) });
         }
@@ -320,14 +380,13 @@ impl Config {
     }
 }
 
-fn secret(path: &str) -> Result<String, String> {
-    std::fs::read_to_string(Path::new(path)).map_err(|error| format!("`{path}` cannot be read: {error}"))
+fn secret(path: &str) -> Result<String, ConnectError> {
+    std::fs::read_to_string(path).map_err(|source| ConnectError::File { path: path.to_owned(), source })
 }
 
-fn key(path: &str, seed: &str) -> Result<Box<KeyPair>, String> {
-    KeyPair::from_seed(seed)
-        .map(Box::new)
-        .map_err(|_| format!("`{path}` holds no seed of an nkey, which begins with `SU`"))
+fn key(path: &str, seed: &str) -> Result<Box<KeyPair>, ConnectError> {
+    // What the library says of a bad seed may quote it.
+    KeyPair::from_seed(seed).map(Box::new).map_err(|_| ConnectError::NotASeed(path.to_owned()))
 }
 
 /// The line between `-----BEGIN name-----` and `------END name------`.
@@ -380,7 +439,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("seed").display().to_string();
         let config = Config { nkey: Some(path.clone()), ..Config::of("nats://127.0.0.1:4222").expect("a server") };
-        let error = || config.credentials().err().expect("an error");
+        let error = || config.credentials().err().expect("an error").to_string();
         assert!(error().contains("cannot be read"), "{}", error());
         std::fs::write(&path, "hunter2").expect("written");
         assert!(error().contains(&path) && !error().contains("hunter2"), "{}", error());
@@ -392,7 +451,7 @@ mod tests {
         let path = dir.path().join("ca.pem").display().to_string();
         let tls = Some(config::Tls { ca: Some(path.clone()), certificate: None, private_key: None });
         let config = Config { tls, ..Config::of("tls://127.0.0.1:1").expect("a server") };
-        let refused = async || connect(&config, "test", Patience::Once).await.expect_err("an error");
+        let refused = async || connect(&config, "test", ConnectRetry::Never).await.expect_err("an error").to_string();
         assert_eq!(refused().await, format!("`{path}` cannot be read: No such file or directory (os error 2)"));
         std::fs::write(&path, [0x30, 0x82]).expect("written");
         assert!(refused().await.starts_with(&format!("`{path}` cannot be read: ")), "{}", refused().await);

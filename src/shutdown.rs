@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::units::Span;
+use crate::units::HumanDuration;
 use crate::yaml::Faults;
 
 /// How long the process takes to end.
@@ -24,15 +24,15 @@ use crate::yaml::Faults;
 pub struct Config {
     /// How long to go on answering while not ready, so that Envoy stops asking. Default: 5s.
     #[deserr(default = Config::default().grace)]
-    pub grace: Span,
+    pub grace: HumanDuration,
     /// How long the answers in flight may take after that. Default: 10s.
     #[deserr(default = Config::default().drain)]
-    pub drain: Span,
+    pub drain: HumanDuration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { grace: Span::seconds(5), drain: Span::seconds(10) }
+        Self { grace: HumanDuration::seconds(5), drain: HumanDuration::seconds(10) }
     }
 }
 
@@ -245,7 +245,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_life_never_goes_back() {
-        let config = Config { grace: Span::millis(0), drain: Span::millis(0) };
+        let config = Config { grace: HumanDuration::millis(0), drain: HumanDuration::millis(0) };
         let lifecycle = Lifecycle::new(config);
         lifecycle.move_on(Phase::Leaving);
         lifecycle.running();

@@ -60,6 +60,20 @@ pub fn clean_line(text: &str) -> String {
     clean(text).replace(['\n', '\t'], " ")
 }
 
+/// The most characters of a [`clean_excerpt`].
+#[cfg(feature = "nats")]
+const EXCERPT: usize = 200;
+
+/// The same for what others wrote at any length: it has an end.
+#[cfg(feature = "nats")]
+pub fn clean_excerpt(text: &str) -> String {
+    let mut shown = clean_line(&text.chars().take(EXCERPT).collect::<String>());
+    if text.chars().nth(EXCERPT).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 /// The same for lines of a log.
 pub(crate) fn clean_bytes(line: &[u8]) -> Cow<'_, [u8]> {
     if line.iter().all(|byte| matches!(byte, b' '..=b'~')) {

@@ -10,10 +10,10 @@ use crate::yaml::{Faults, Invalid};
 
 /// A length of time, written as `250ms`, `30s`, `5m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserr)]
-#[deserr(error = Faults, try_from(String) = Span::try_from_text -> Invalid)]
-pub struct Span(pub Duration);
+#[deserr(error = Faults, try_from(String) = HumanDuration::try_from_text -> Invalid)]
+pub struct HumanDuration(pub Duration);
 
-impl Span {
+impl HumanDuration {
     /// So many milliseconds.
     pub const fn millis(millis: u64) -> Self {
         Self(Duration::from_millis(millis))
@@ -35,13 +35,13 @@ impl Span {
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&humantime::format_duration(self.0), f)
     }
 }
 
-impl Serialize for Span {
+impl Serialize for HumanDuration {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }

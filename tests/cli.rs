@@ -297,7 +297,7 @@ fn warnings_count_where_they_are_asked_to() {
     let dir = dir(&[("shop/bundle.yaml", "name: shop"), ("shop/never.cedar", never)]);
     let lenient = run(dir.path(), &["validate", "shop"], "");
     assert_eq!(lenient.code, 0, "{lenient:?}");
-    assert!(lenient.stdout.ends_with("; 1 warnings\n") && lenient.stderr.contains("never.cedar"), "{lenient:?}");
+    assert!(lenient.stdout.ends_with("; 1 warning\n") && lenient.stderr.contains("never.cedar"), "{lenient:?}");
     let strict = run(dir.path(), &["validate", "--strict", "shop"], "");
     assert_eq!((strict.code, &strict.stderr), (1, &lenient.stderr));
 }

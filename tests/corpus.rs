@@ -25,7 +25,7 @@ use stockade::model::{Attributes, CacheState, Decision, Effect, EntityId, Entity
 use stockade::observe::Metrics;
 use stockade::policy::{Files, Snapshot};
 use stockade::problem::{Problem, SourceFile};
-use stockade::units::Span;
+use stockade::units::HumanDuration;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -139,7 +139,7 @@ struct Engine {
 impl Engine {
     fn new(snapshot: Arc<Snapshot>, metrics: &Metrics, self_check: f64) -> Self {
         let (sender, snapshots) = watch::channel(Some(snapshot));
-        let hour = Span::seconds(3600);
+        let hour = HumanDuration::seconds(3600);
         let config = cache::Config { self_check, allow_ttl: hour, deny_ttl: hour, ..cache::Config::default() };
         Self {
             authorizer: Authorizer::new(

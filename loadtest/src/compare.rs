@@ -11,9 +11,10 @@ use std::str::FromStr;
 
 use crate::client::Address;
 use crate::load::{self, Pace, Shape};
+use crate::one_policy;
 use crate::report::{Row, Series};
 use crate::server::{self, Cores, Pid, Server};
-use crate::workload::{Expect, Workload, one_policy_files};
+use crate::workload::{Expect, Workload};
 
 /// What is compared, and how thoroughly.
 pub(crate) struct Comparison {
@@ -54,11 +55,11 @@ impl Comparison {
         if let Some(program) = &self.stockade {
             server::ensure_built(program)?;
         }
-        let workload = Rc::new(Workload::one_policy(Expect::Allow));
+        let workload = Rc::new(one_policy::workload(Expect::Allow));
         let cores = Cores::claim()?;
         let mut servers = vec![("floor", Server::floor(&cores).await?)];
         if let Some(program) = &self.stockade {
-            servers.push(("stockade", Server::stockade(&cores, program, &one_policy_files()).await?));
+            servers.push(("stockade", Server::stockade(&cores, program, &one_policy::files()).await?));
         }
         for peer in &self.peers {
             peer.pid.map_or(Ok(()), |pid| cores.adopt(pid))?;

@@ -2,22 +2,22 @@
 //! one run.
 //!
 //! - [`goals`] is the table: what must be reached,
-//! - [`bundle`], [`shop`] and [`growing`] are the bundles and what is asked about them,
-//! - [`contest`] measures servers in turn, and [`plain`] the engine against plain Cedar, without a wire,
+//! - [`bundle`], [`hit_bundle`] and [`scaling_bundle`] are the bundles and what is asked about them,
+//! - [`rounds`] measures servers in turn, and [`cedar_baseline`] the engine against plain Cedar, without a wire,
 //! - [`hit`], [`miss`], [`memory`] and [`push`] are the scenarios,
 //! - [`figure`] draws.
 
 pub(crate) mod bundle;
-mod contest;
+mod cedar_baseline;
 pub(crate) mod figure;
 pub(crate) mod goals;
-pub(crate) mod growing;
 mod hit;
+pub(crate) mod hit_bundle;
 mod memory;
 mod miss;
-mod plain;
 mod push;
-pub(crate) mod shop;
+mod rounds;
+pub(crate) mod scaling_bundle;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;

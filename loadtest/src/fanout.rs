@@ -1,21 +1,21 @@
 //! How fast and how surely the central store reaches its sidecars, with the real NATS server and real sidecars on one machine.
 //!
 //! - [`goals`] is the table: what must be reached,
-//! - [`nats`] is the server, [`desk`] publishes and issues, [`site`] is both with their beacons,
+//! - [`nats`] is the server, [`publisher`] publishes and issues, [`deployment`] is both with their beacons,
 //! - [`fleet`] is the sidecars, [`bundle`] what they enforce,
-//! - [`publish`], [`deny`], [`stopped`], [`reconnect`] and [`idle`] are the scenarios.
+//! - [`publish`], [`deny`], [`frozen_server`], [`reconnect`] and [`idle`] are the scenarios.
 
 mod bundle;
 mod deny;
-mod desk;
+mod deployment;
 mod fleet;
+mod frozen_server;
 mod goals;
 mod idle;
 mod nats;
 mod publish;
+mod publisher;
 mod reconnect;
-mod site;
-mod stopped;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -99,7 +99,7 @@ impl Scenario {
         match self {
             Self::Publish => publish::run(stage).await,
             Self::Deny => deny::run(stage).await,
-            Self::StoppedServer => stopped::run(stage).await,
+            Self::StoppedServer => frozen_server::run(stage).await,
             Self::Reconnect => reconnect::run(stage).await,
             Self::Idle => idle::run(stage).await,
         }

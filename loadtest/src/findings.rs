@@ -1,5 +1,5 @@
 //! What must be reached, what was found, and the report that holds one against the other. What is to be reached stands beside
-//! the scenarios that measure it; [`page`] tells.
+//! the scenarios that measure it; [`page`] shows it.
 
 mod page;
 

@@ -324,7 +324,7 @@ mod tests {
             warmup: Duration::ZERO,
             duration: Duration::from_millis(millis),
         };
-        let workload = Rc::new(Workload::one_policy(expect));
+        let workload = Rc::new(crate::one_policy::workload(expect));
         measure(server, None, &workload, pace, shape).await.unwrap()
     }
 

@@ -1,11 +1,11 @@
-//! How fast a Stockade answers, told as a ratio to a server that only says yes.
+//! How fast a Stockade answers, as a ratio to a server that always allows.
 //!
 //! A request rate means little without the machine it was measured on. So this
 //! tool brings its own yardstick, the *floor*: a tonic server that decodes the
 //! same `CheckRequest` and always allows. [`compare`] measures floor, Stockade
 //! and any peers in turn, on the same core, several times over, and divides.
 //!
-//! - [`request`] and [`workload`] are what is asked, in which order, and what the right answer is,
+//! - [`request`] and [`workload`] are what is asked, in which order, and what the right answer is; [`one_policy`] is the simplest,
 //! - [`client`] asks once, [`load`] asks at a pace and keeps count,
 //! - [`floor`] is the yardstick, [`server`] starts it, and Stockade, as processes,
 //! - [`compare`] runs the rounds, [`report`] turns them into a table and JSON,
@@ -22,6 +22,7 @@ mod fanout;
 mod findings;
 mod floor;
 mod load;
+mod one_policy;
 mod report;
 mod request;
 mod server;
@@ -227,7 +228,7 @@ impl Run {
             (Mode::Closed, _) => Pace::Closed,
         };
         let workload = if self.requests.is_empty() {
-            Workload::one_policy(self.expect)
+            one_policy::workload(self.expect)
         } else {
             Workload::from_files(&self.requests, self.expect)?
         };

@@ -118,19 +118,21 @@ fn peer(address: &str, port: u32) -> Peer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::engine::shop;
 
+    /// Other bundles hold their questions against the same measure.
     #[test]
     fn requests_are_of_the_size_the_goals_are_stated_for() {
-        for request in [product_list(), shop::question(0).request(), shop::question(shop::KEYS - 1).request()] {
-            let size = request.encoded_len();
-            assert!((780..=820).contains(&size), "{size} bytes");
-            let http = request.attributes.unwrap().request.unwrap().http.unwrap();
-            assert_eq!(http.headers.len(), 13);
-        }
+        assert_has_the_usual_size(product_list());
+    }
+
+    pub(crate) fn assert_has_the_usual_size(request: CheckRequest) {
+        let size = request.encoded_len();
+        assert!((780..=820).contains(&size), "{size} bytes");
+        let http = request.attributes.unwrap().request.unwrap().http.unwrap();
+        assert_eq!(http.headers.len(), 13);
     }
 }

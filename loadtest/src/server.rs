@@ -37,7 +37,7 @@ pub(crate) struct Server {
     child: Child,
     pub(crate) pid: Pid,
     pub(crate) address: Address,
-    /// Where it tells of itself, if it does.
+    /// Its admin endpoint, if it has one.
     admin: Option<Address>,
     /// What it reads, for as long as it runs.
     files: Option<TempDir>,
@@ -60,7 +60,7 @@ pub(crate) struct LogLine {
 
 /// Long enough for a bundle of 10,000 policies or 100,000 entities on a busy machine.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(120);
-/// More than Stockade takes by default, which answers for a while after it was told to stop, and then drains.
+/// More than Stockade takes by default, which answers for a while after it was asked to stop, and then drains.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Tells where to get a Stockade if there is none.
@@ -109,12 +109,12 @@ impl Cores {
 
     /// Moves all threads of a running process to the servers' core.
     pub(crate) fn adopt(&self, pid: Pid) -> anyhow::Result<()> {
-        let told = || format!("cannot move process {} to a core", pid.0);
-        for thread in fs::read_dir(pid.file("task")).with_context(told)? {
+        let failed = || format!("cannot move process {} to a core", pid.0);
+        for thread in fs::read_dir(pid.file("task")).with_context(failed)? {
             let name = thread?.file_name();
             let thread = name.to_str().and_then(|name| name.parse().ok());
             let thread = thread.and_then(rustix::process::Pid::from_raw);
-            sched_setaffinity(thread, &self.server).with_context(told)?;
+            sched_setaffinity(thread, &self.server).with_context(failed)?;
         }
         Ok(())
     }
@@ -212,7 +212,7 @@ impl Server {
         self.admin.as_ref().context("the server has no admin endpoint")
     }
 
-    /// Puts a new text in place of one of its files, all at once: it is never seen half written.
+    /// Puts new contents in place of one of its files, all at once: it is never seen half written.
     pub(crate) fn replace(&self, path: &str, text: &str) -> anyhow::Result<()> {
         let directory = self.files.as_ref().context("the server has no files")?.path();
         let new = directory.join("new");
@@ -249,7 +249,7 @@ pub(crate) async fn stockade_listens(log: &mut Lines<impl AsyncBufRead + Unpin>)
     let (mut ext_authz, mut admin) = (None, None);
     let mut seen = String::new();
     while let Some(line) = log.next_line().await? {
-        // What is not such a line is kept, in case it tells why there will be no `ready`.
+        // What is not such a line is kept, in case it shows why there will be no `ready`.
         if let Ok(line) = serde_json::from_str::<LogLine>(&line) {
             match line.message.as_str() {
                 "listening" => match line.listener.as_deref() {
@@ -259,7 +259,7 @@ pub(crate) async fn stockade_listens(log: &mut Lines<impl AsyncBufRead + Unpin>)
                 },
                 "ready" => {
                     let parse = |address: String| address.parse::<Address>().map_err(anyhow::Error::msg);
-                    let ext_authz = ext_authz.context("stockade is ready, but told no address")?;
+                    let ext_authz = ext_authz.context("stockade is ready, but logged no address")?;
                     return Ok(Listening { ext_authz: parse(ext_authz)?, admin: admin.map(parse).transpose()? });
                 }
                 _ => {}

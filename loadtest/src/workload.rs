@@ -1,4 +1,4 @@
-//! What is asked, in which order, which answer is right, and the files of a Stockade that knows it.
+//! What is asked, in which order, and which answer is right.
 
 use std::cell::Cell;
 use std::fmt::Write as _;
@@ -12,9 +12,8 @@ use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
 use prost::Message;
 
 use crate::client::Decision;
-use crate::request;
 
-/// The files Stockade is started with: a path below the configuration's directory, and the text.
+/// The files Stockade is started with: a path below the configuration's directory, and the contents.
 pub(crate) type Files = Vec<(String, String)>;
 
 /// The configuration's file name in every [`Files`].
@@ -26,7 +25,7 @@ pub(crate) struct Workload {
     order: Order,
     /// How many were taken. It goes on from one measurement to the next.
     taken: Cell<usize>,
-    /// What every answer must be, whatever the asks say.
+    /// What every answer must be, whatever each call expects.
     every: Option<Expect>,
 }
 
@@ -44,7 +43,7 @@ enum Order {
     Rounds,
     /// From first to last.
     Once,
-    /// As these indices say, and again.
+    /// In the order of these indices, and again.
     Drawn(Rc<[u32]>),
     /// In rounds, each with a number of its own at these places, so that no two are the same.
     Fresh(Rc<[Vec<usize>]>),
@@ -69,15 +68,15 @@ impl Workload {
         Self { asks, order, taken: Cell::new(0), every: None }
     }
 
-    /// Always the same request, which no policy but the one of [`one_policy_files`] is needed for.
-    pub(crate) fn one_policy(expect: Expect) -> Self {
-        Self::new([Ask::new(&request::product_list(), expect)].into(), Order::Rounds)
+    /// From first to last, and again.
+    pub(crate) fn in_turn(asks: Rc<[Ask]>) -> Self {
+        Self::new(asks, Order::Rounds)
     }
 
     /// Reads encoded `CheckRequest`s, one a file, as a recording of Envoy's calls has them.
     pub(crate) fn from_files(paths: &[PathBuf], expect: Expect) -> anyhow::Result<Self> {
         let asks = paths.iter().map(|path| read(path, expect)).collect::<anyhow::Result<Rc<[_]>>>()?;
-        Ok(Self::new(asks, Order::Rounds))
+        Ok(Self::in_turn(asks))
     }
 
     /// Each of them once.
@@ -85,7 +84,7 @@ impl Workload {
         Self::new(Rc::clone(asks), Order::Once)
     }
 
-    /// As these indices say, again and again.
+    /// In the order of these indices, again and again.
     pub(crate) fn drawn(asks: &Rc<[Ask]>, indices: &Rc<[u32]>) -> Self {
         Self::new(Rc::clone(asks), Order::Drawn(Rc::clone(indices)))
     }
@@ -179,28 +178,6 @@ impl Expect {
     }
 }
 
-/// One policy, for one request that is always allowed: the price of a call and little else.
-pub(crate) fn one_policy_files() -> Files {
-    const CONFIGURATION: &str = r#"service: bench
-workers: 1
-listen: ["tcp://127.0.0.1:0"]
-bundles:
-  - directory: ./bundle
-admin:
-  listen: "tcp://127.0.0.1:0"
-decision_log:
-  output: none
-log:
-  format: json
-"#;
-    const POLICY: &str = r#"@id("allow-get")
-permit (principal, action == Action::"GET", resource == Service::"bench");
-"#;
-    let files =
-        [(CONFIG, CONFIGURATION), ("bundle/bundle.yaml", "name: bench\n"), ("bundle/policies/allow.cedar", POLICY)];
-    files.map(|(path, text)| (path.into(), text.into())).into()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -224,7 +201,7 @@ mod tests {
     #[test]
     fn requests_come_in_the_order_that_was_asked_for() {
         let asks: Rc<[Ask]> = [ask("a"), ask("b"), ask("c")].into();
-        assert_eq!(texts(&Workload::new(Rc::clone(&asks), Order::Rounds), 4), ["a", "b", "c", "a"]);
+        assert_eq!(texts(&Workload::in_turn(Rc::clone(&asks)), 4), ["a", "b", "c", "a"]);
         assert_eq!(texts(&Workload::once(&asks), 4), ["a", "b", "c"]);
         let drawn = Workload::drawn(&asks, &[2, 0].into());
         assert_eq!(texts(&drawn, 3), ["c", "a", "c"]);

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::model::{Effect, MissReason, Ruling};
 use crate::observe::metrics::CacheUsage;
-use crate::units::{Bytes, Span};
+use crate::units::{Bytes, HumanDuration};
 use crate::yaml::Faults;
 
 /// `cache:` of the configuration.
@@ -31,10 +31,10 @@ pub struct Config {
     pub size: Bytes,
     /// How long an allow may be remembered at most. Default `30s`.
     #[deserr(default = Config::default().allow_ttl)]
-    pub allow_ttl: Span,
+    pub allow_ttl: HumanDuration,
     /// How long a denial may be remembered at most. Default `5s`.
     #[deserr(default = Config::default().deny_ttl)]
-    pub deny_ttl: Span,
+    pub deny_ttl: HumanDuration,
     /// The share of hits that are decided again to see whether they still stand; fewer, where that would take more of
     /// the time than ten times this share. Default `0.001`, so a hundredth of the time.
     #[deserr(default = Config::default().self_check)]
@@ -46,8 +46,8 @@ impl Default for Config {
         Self {
             enabled: true,
             size: Bytes(32 << 20),
-            allow_ttl: Span::seconds(30),
-            deny_ttl: Span::seconds(5),
+            allow_ttl: HumanDuration::seconds(30),
+            deny_ttl: HumanDuration::seconds(5),
             self_check: 0.001,
         }
     }

@@ -8,7 +8,7 @@ use deserr::{Deserr, ValuePointerRef};
 use serde::Serialize;
 
 use crate::model::{Freshness, Undecided};
-use crate::units::Span;
+use crate::units::HumanDuration;
 use crate::yaml::Faults;
 
 /// How long a proof lasts, and what happens after.
@@ -17,10 +17,10 @@ use crate::yaml::Faults;
 pub struct Config {
     /// How long after the last proof a sidecar says that it is stale: it decides as before. Default: 3s, three beacons.
     #[deserr(default = Config::default().stale_after)]
-    pub stale_after: Span,
+    pub stale_after: HumanDuration,
     /// How long after the last proof a sidecar does what `on_expired` says. Default: 1h.
     #[deserr(default = Config::default().expired_after)]
-    pub expired_after: Span,
+    pub expired_after: HumanDuration,
     /// What it does then. Default: `undecided`.
     #[deserr(default)]
     pub on_expired: OnExpired,
@@ -43,7 +43,11 @@ pub enum OnExpired {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { stale_after: Span::seconds(3), expired_after: Span::seconds(3600), on_expired: OnExpired::default() }
+        Self {
+            stale_after: HumanDuration::seconds(3),
+            expired_after: HumanDuration::seconds(3600),
+            on_expired: OnExpired::default(),
+        }
     }
 }
 

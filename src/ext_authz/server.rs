@@ -26,7 +26,7 @@ use crate::observe::log_throttle::LogThrottle;
 use crate::observe::transport::{Closed, ConnectionMetrics};
 use crate::proto;
 use crate::shutdown::Drain;
-use crate::units::{Bytes, Span};
+use crate::units::{Bytes, HumanDuration};
 use crate::waiting::{Entry, Waiting};
 use crate::yaml::Faults;
 
@@ -45,13 +45,13 @@ pub struct Config {
     pub header_list: Bytes,
     /// How long a new connection may take until its first call, TLS included. Default `5s`.
     #[deserr(default = Config::default().handshake_timeout)]
-    pub handshake_timeout: Span,
+    pub handshake_timeout: HumanDuration,
     /// How often an idle connection is probed, so that one that is dead but not closed is noticed. Default `30s`.
     #[deserr(default = Config::default().keep_alive_interval)]
-    pub keep_alive_interval: Span,
+    pub keep_alive_interval: HumanDuration,
     /// How long such a probe may go unanswered. Default `10s`.
     #[deserr(default = Config::default().keep_alive_timeout)]
-    pub keep_alive_timeout: Span,
+    pub keep_alive_timeout: HumanDuration,
     /// Whether the server describes itself by gRPC reflection. Default `false`: it is of use to people with grpcurl only.
     #[deserr(default)]
     pub reflection: bool,
@@ -62,9 +62,9 @@ impl Default for Config {
         Self {
             max_concurrent_streams: 1024,
             header_list: Bytes(256 << 10),
-            handshake_timeout: Span::seconds(5),
-            keep_alive_interval: Span::seconds(30),
-            keep_alive_timeout: Span::seconds(10),
+            handshake_timeout: HumanDuration::seconds(5),
+            keep_alive_interval: HumanDuration::seconds(30),
+            keep_alive_timeout: HumanDuration::seconds(10),
             reflection: false,
         }
     }

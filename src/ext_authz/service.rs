@@ -34,7 +34,7 @@ use super::response::Response;
 use crate::model::{Outcome, Undecided};
 use crate::observe::Metrics;
 use crate::observe::tracing::TraceParent;
-use crate::units::{self, Span};
+use crate::units::{self, HumanDuration};
 use crate::waiting::Waiting;
 use crate::yaml::{Faults, Invalid};
 
@@ -58,7 +58,7 @@ pub struct Config {
     /// The longest that a check may take, its message included; a caller's own deadline counts if it is shorter. It should
     /// be longer than the `timeout` of the `grpc_service` in Envoy. Default `15s`.
     #[deserr(default = Config::default().deadline)]
-    pub deadline: Span,
+    pub deadline: HumanDuration,
     /// How many connections each listener serves; at the limit, the one whose last call is longest ago makes room for the next. Envoy
     /// opens one for each of its worker threads. Default `256`.
     #[deserr(default = Config::default().connections)]
@@ -74,7 +74,7 @@ impl Default for Config {
             in_flight: IN_FLIGHT,
             message: units::Bytes(1 << 20),
             waiting_bytes: units::Bytes(64 << 20),
-            deadline: Span::seconds(15),
+            deadline: HumanDuration::seconds(15),
             connections: CONNECTIONS,
         }
     }

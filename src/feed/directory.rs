@@ -21,7 +21,7 @@ use super::compiler::{compiled, internal_fault, retire};
 use super::{Limits, Status, read};
 use crate::policy::Files;
 use crate::problem::{Problem, one_line};
-use crate::units::Span;
+use crate::units::HumanDuration;
 use crate::yaml::Faults;
 
 /// How directories are followed.
@@ -34,11 +34,11 @@ pub struct Config {
     pub watch: bool,
     /// How often the directories are read without any event. Default: 10s.
     #[deserr(default = Config::default().poll)]
-    pub poll: Span,
+    pub poll: HumanDuration,
     /// How long no event must have come before the directories are read, so that a change of several files is seen as
     /// one. Default: 50ms.
     #[deserr(default = Config::default().debounce)]
-    pub debounce: Span,
+    pub debounce: HumanDuration,
     /// What a bundle's files may amount to.
     #[deserr(default)]
     pub limits: Limits,
@@ -46,13 +46,18 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { watch: true, poll: Span::seconds(10), debounce: Span::millis(50), limits: Limits::default() }
+        Self {
+            watch: true,
+            poll: HumanDuration::seconds(10),
+            debounce: HumanDuration::millis(50),
+            limits: Limits::default(),
+        }
     }
 }
 
 impl Config {
     fn validate(self, location: ValuePointerRef<'_>) -> Result<Self, Faults> {
-        match self.poll >= Span::millis(100) {
+        match self.poll >= HumanDuration::millis(100) {
             true => Ok(self),
             false => Err(Faults::new(
                 format!("`{}` is too short: reading would never pause", self.poll),
@@ -329,7 +334,7 @@ mod tests {
 
     /// Events alone: a poll would come too late for any test.
     fn events() -> Config {
-        Config { poll: Span::seconds(3600), debounce: Span::millis(10), ..Config::default() }
+        Config { poll: HumanDuration::seconds(3600), debounce: HumanDuration::millis(10), ..Config::default() }
     }
 
     impl Follower {
@@ -489,7 +494,7 @@ mod tests {
 
     #[tokio::test]
     async fn polling_alone_notices_too_and_starts_without_a_directory() {
-        let config = Config { watch: false, poll: Span::millis(100), ..Config::default() };
+        let config = Config { watch: false, poll: HumanDuration::millis(100), ..Config::default() };
         let mut follower = Follower::start(config, |_| {});
         follower.rejection("there is no directory").await;
         assert!(follower.snapshots.borrow().is_none());
@@ -517,7 +522,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_same_rejection_is_counted_once() {
-        let config = Config { watch: false, poll: Span::millis(100), ..Config::default() };
+        let config = Config { watch: false, poll: HumanDuration::millis(100), ..Config::default() };
         let mut follower = Follower::start(config, plain("bad"));
         follower.rejection("does not compile").await;
         let first = follower.status.borrow_and_update().clone();

@@ -5,21 +5,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::{Message, Subscriber};
-use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use bytes::Bytes;
+use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::source::{Event, Events, Source, SourceError};
-use crate::nats::{self, Connection, Patience};
-use crate::store::layout::{Layout, pieces};
+use crate::nats::{self, ConnectRetry, Connection};
+use crate::store::layout::Layout;
 use crate::store::statement::{Blob, Kind, Status, StoreName};
 
 /// How many events wait to be looked at: minutes of them, at a beacon each second.
 const EVENTS: usize = 256;
-
-/// How many pieces of a blob are asked for at a time.
-const PIECES_AT_ONCE: usize = 4;
 
 /// How often the connection is looked at, beside what it tells by itself.
 const LOOK: Duration = Duration::from_millis(500);
@@ -36,10 +33,12 @@ impl Jetstream {
     ///
     /// # Errors
     /// If the configuration or its files are wrong.
-    pub async fn follow(config: &nats::Config, store: StoreName) -> Result<(Self, Events), String> {
+    pub async fn follow(config: &nats::Config, store: StoreName) -> Result<(Self, Events), SourceError> {
         let layout = Layout::new(store);
-        let (connection, happenings) = nats::connect(config, "sidecar", Patience::Endless).await?;
-        let statements = connection.subscribe(layout.events()).await?;
+        let (connection, happenings) = nats::connect(config, "sidecar", ConnectRetry::Forever)
+            .await
+            .map_err(|error| SourceError(error.to_string()))?;
+        let statements = connection.subscribe(layout.events()).await.map_err(failed)?;
         let (sender, events) = mpsc::channel(EVENTS);
         let listener = Listener {
             connection: connection.clone(),
@@ -69,7 +68,8 @@ impl Source for Jetstream {
     }
 
     async fn blob(&self, blob: &Blob) -> Result<Bytes, SourceError> {
-        blob_of(&self.connection, &self.layout, blob).await.map_err(SourceError)
+        let found = self.connection.joined(&self.layout.stream(), self.layout.pieces(blob), blob.size).await;
+        found.map_err(|error| SourceError(format!("blob {}: {error}", blob.digest)))
     }
 
     async fn tell(&self, status: &Status) -> Result<(), SourceError> {
@@ -81,31 +81,6 @@ impl Source for Jetstream {
 
 fn failed(error: nats::Error) -> SourceError {
     SourceError(error.to_string())
-}
-
-/// All pieces of a blob, a few at a time. No more is kept than the blob's size says, whatever the store holds.
-///
-/// # Errors
-/// If a piece is missing, or there is more than there should be.
-pub async fn blob_of(connection: &Connection, layout: &Layout, blob: &Blob) -> Result<Bytes, String> {
-    let stream_name = layout.stream();
-    let limit = usize::try_from(blob.size).unwrap_or(usize::MAX);
-    let piece = |at| {
-        let (subject, stream_name) = (layout.piece(&blob.digest, at), &stream_name);
-        async move {
-            let found = connection.last(stream_name, &subject).await;
-            let found = found.map_err(|error| format!("piece {at} of blob {}: {error}", blob.digest))?;
-            found.map(|own| own.payload).ok_or_else(|| format!("piece {at} of blob {} is missing", blob.digest))
-        }
-    };
-    let pieces = stream::iter((0..pieces(blob.size)).map(piece)).buffered(PIECES_AT_ONCE);
-    let whole = pieces.try_fold(BytesMut::new(), |mut whole, piece| {
-        let fits = whole.len().saturating_add(piece.len()) <= limit;
-        whole.extend_from_slice(if fits { &piece } else { &[] });
-        let grown = if fits { Ok(whole) } else { Err(format!("blob {} is larger than {limit} bytes", blob.digest)) };
-        std::future::ready(grown)
-    });
-    whole.await.map(BytesMut::freeze)
 }
 
 /// The task that listens, and passes on what it hears.

@@ -14,7 +14,7 @@ use tokio::task;
 use tracing::warn;
 
 use crate::store::statement::Kind;
-use crate::units::Span;
+use crate::units::HumanDuration;
 use crate::yaml::Faults;
 
 /// Where the copy is, and how old it may be.
@@ -25,11 +25,11 @@ pub struct Config {
     pub directory: String,
     /// How long ago it may have been proved to be current. Default: 1h.
     #[deserr(default = default_max_age())]
-    pub max_age: Span,
+    pub max_age: HumanDuration,
 }
 
-fn default_max_age() -> Span {
-    Span::seconds(3600)
+fn default_max_age() -> HumanDuration {
+    HumanDuration::seconds(3600)
 }
 
 /// How often the newest beacon is written: by so much the copy may look older than it is.

@@ -1,6 +1,5 @@
 //! The requests of JetStream's API that Stockade makes. Each is one message and its answer, under one timeout.
 
-use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use async_nats::{HeaderMap, Message, Request, RequestErrorKind, StatusCode};
@@ -19,17 +18,22 @@ use crate::terminal::clean_line;
 const BATCH: u32 = 256;
 
 /// Why a request came to nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// There is no connection.
+    #[error("there is no connection to a NATS server")]
     Down,
     /// No answer came for so long. What was asked for may have happened.
+    #[error("no answer within {0:?}")]
     TimedOut(Duration),
     /// Nobody answers on this subject: there is no such stream, or JetStream is not running.
+    #[error("the store is not there: nothing was ever published, or JetStream is not running")]
     Nobody(String),
     /// The server does not allow it.
+    #[error("the server does not allow it: {}", clean_line(.0))]
     Forbidden(String),
-    /// JetStream says no.
+    /// JetStream refuses.
+    #[error("the server refuses: {}", clean_line(.text))]
     Refused {
         /// Which of its errors it is (`err_code`).
         code: u64,
@@ -37,8 +41,10 @@ pub enum Error {
         text: String,
     },
     /// The answer cannot be read.
+    #[error("the server's answer cannot be read: {0}")]
     Malformed(String),
     /// Something else.
+    #[error("{0}")]
     Other(String),
 }
 
@@ -56,26 +62,8 @@ pub mod code {
     pub const FULL: u64 = 10077;
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Down => f.write_str("there is no connection to a NATS server"),
-            Self::TimedOut(after) => write!(f, "no answer within {after:?}"),
-            Self::Nobody(_) => {
-                f.write_str("the store is not there: nothing was ever published, or JetStream is not running")
-            }
-            Self::Forbidden(text) => write!(f, "the server does not allow it: {}", clean_line(text)),
-            Self::Refused { text, .. } => write!(f, "the server refuses: {}", clean_line(text)),
-            Self::Malformed(what) => write!(f, "the server's answer cannot be read: {what}"),
-            Self::Other(what) => f.write_str(what),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
 impl Error {
-    fn malformed(what: impl fmt::Display) -> Self {
+    fn malformed(what: impl std::fmt::Display) -> Self {
         Self::Malformed(what.to_string())
     }
 
@@ -143,7 +131,7 @@ impl Connection {
     /// # Errors
     /// If the server gives no answer, or not this one.
     pub async fn last(&self, stream: &str, subject: &str) -> Result<Option<Stored>, Error> {
-        // With the subject in the subject of the request, the server's permissions can tell who may read what.
+        // With the subject in the subject of the request, the server's permissions can distinguish who may read what.
         self.direct(&format!("{}.DIRECT.GET.{stream}.{subject}", self.api), Bytes::new()).await
     }
 
@@ -195,7 +183,7 @@ impl Connection {
             return Err(Error::Down);
         }
         let inbox = self.client.new_inbox();
-        let mut answers = self.subscribe(inbox.clone()).await.map_err(Error::Other)?;
+        let mut answers = self.subscribe(inbox.clone()).await?;
         let request = format!("{}.DIRECT.GET.{stream}", self.api);
         let mut refused = self.refused.clone();
         refused.mark_unchanged();
@@ -283,7 +271,7 @@ impl Connection {
     /// Any other request: `endpoint` is what follows `$JS.API.`.
     ///
     /// # Errors
-    /// If the server gives no answer, or says no.
+    /// If the server gives no answer, or refuses.
     pub async fn request(&self, endpoint: &str, body: &Json) -> Result<Json, Error> {
         let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
         let answer = self.ask(&format!("{}.{endpoint}", self.api), None, body).await?;
@@ -294,7 +282,7 @@ impl Connection {
         }
     }
 
-    /// One request, one answer. A forbidden one is never answered: that it is shows beside it, and is told at once.
+    /// One request, one answer. A forbidden one is never answered: that it is shows beside it, and is reported at once.
     async fn ask(&self, subject: &str, headers: Option<HeaderMap>, payload: Bytes) -> Result<Message, Error> {
         // Without a connection it would wait in a queue, and be sent when nobody waits for the answer any more.
         if !self.is_up() {
@@ -341,7 +329,7 @@ fn expecting(sequence: u64, filter: Option<&str>) -> HeaderMap {
 async fn forbidden(refused: &mut watch::Receiver<String>, subject: &str) -> String {
     let quoted = format!("\"{subject}\"");
     loop {
-        // The connection is gone, and with it whoever could refuse: the answer will say so.
+        // The connection is gone, and with it the server that could refuse: the answer will say so.
         if refused.changed().await.is_err() {
             std::future::pending::<()>().await;
         }

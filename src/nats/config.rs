@@ -3,7 +3,7 @@
 use deserr::{Deserr, ValuePointerRef};
 use serde::Serialize;
 
-use crate::units::Span;
+use crate::units::HumanDuration;
 use crate::yaml::{AtLeastOne, Faults, Invalid};
 
 /// How the NATS servers are reached. Secrets stand in files, never here, and the files are read at each connection.
@@ -36,10 +36,10 @@ pub struct Config {
     pub domain: Option<Domain>,
     /// How long an answer may take. Default: 2s.
     #[deserr(default = TIMEOUT)]
-    pub timeout: Span,
+    pub timeout: HumanDuration,
 }
 
-const TIMEOUT: Span = Span::seconds(2);
+const TIMEOUT: HumanDuration = HumanDuration::seconds(2);
 
 /// TLS. The files are read at each connection.
 #[derive(Debug, Clone, PartialEq, Eq, Deserr, Serialize)]
@@ -92,7 +92,7 @@ impl Config {
         if self.user.is_some() != self.password_file.is_some() {
             return Some(("`user` and `password_file` go together".to_owned(), "give both, or neither"));
         }
-        if self.timeout < Span::millis(100) {
+        if self.timeout < HumanDuration::millis(100) {
             return Some((format!("a `timeout` of {} is too short for an answer", self.timeout), "at least `100ms`"));
         }
         let tls = self.tls.as_ref()?;

@@ -20,7 +20,7 @@ use super::{Files, overlay};
 use crate::model::{Denial, EntityUid, PolicyId};
 use crate::problem::{Problem, SourceFile};
 use crate::strict_json;
-use crate::units::Span;
+use crate::units::HumanDuration;
 use crate::yaml::{self, Faults, Invalid, Table};
 
 /// A bundle, parsed but not yet held against its schema.
@@ -157,10 +157,10 @@ pub struct DenialEntry {
 pub struct Ttl {
     /// For allows.
     #[deserr(default)]
-    pub allow: Option<Span>,
+    pub allow: Option<HumanDuration>,
     /// For denials.
     #[deserr(default)]
-    pub deny: Option<Span>,
+    pub deny: Option<HumanDuration>,
 }
 
 /// A static policy or a template, with what its annotations say.

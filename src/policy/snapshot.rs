@@ -506,7 +506,7 @@ fn revision(files: &[Files], number: Option<String>) -> Revision {
     for files in files {
         hasher.update(files.digest());
     }
-    let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex::encode(hasher.finalize());
     Revision { id: digest.chars().take(12).collect(), digest, number }
 }
 

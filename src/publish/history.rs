@@ -6,10 +6,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
-use super::read_manifest;
+use super::Error;
+use super::session::read_manifest;
 use crate::nats::Stored;
 use crate::store::Keyring;
 use crate::store::statement::{Head, Manifest, StoreName, Version};
+use crate::terminal::clean_excerpt;
 
 /// A manifest of the history.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,23 +26,33 @@ pub struct Entry {
     pub doubt: Option<String>,
 }
 
+impl Entry {
+    /// What it says, if a trusted key signed it.
+    ///
+    /// # Errors
+    /// Why it is not to be acted upon.
+    pub fn believed(&self) -> Result<&Manifest, String> {
+        self.doubt.clone().map_or(Ok(&self.manifest), Err)
+    }
+}
+
 /// Reads a history, oldest first. What cannot be read at all is left out.
 pub fn read(stored: &[Stored], store: &StoreName, keyring: &Keyring) -> Vec<Entry> {
     let entry = |stored: &Stored| {
         let sequence = stored.sequence;
         match read_manifest(store, keyring, &stored.payload) {
             Ok(own) => Some(Entry { sequence, manifest: own.says, head: own.head, doubt: None }),
-            Err(doubt) => {
+            Err(why) => {
                 let (manifest, payload): (Manifest, _) = unverified(&stored.payload)?;
                 let head = Head::of(manifest.version, &payload);
-                Some(Entry { sequence, manifest, head, doubt: Some(doubt) })
+                Some(Entry { sequence, manifest, head, doubt: Some(why.to_string()) })
             }
         }
     };
     stored.iter().filter_map(entry).collect()
 }
 
-/// Which manifest or statement of overlays it is, whoever signed it.
+/// Which manifest or statement of overlays it is, no matter who signed it.
 pub fn head(envelope: &[u8]) -> Option<Head> {
     #[derive(Deserialize)]
     struct Versioned {
@@ -50,7 +62,7 @@ pub fn head(envelope: &[u8]) -> Option<Head> {
     Some(Head::of(says.version, &payload))
 }
 
-/// What a statement says, whoever signed it: to be shown, never to be acted upon.
+/// What a statement says, no matter who signed it: to be shown, never to be acted upon.
 fn unverified<T: DeserializeOwned>(envelope: &[u8]) -> Option<(T, Vec<u8>)> {
     let envelope: Json = serde_json::from_slice(envelope).ok()?;
     let payload = BASE64.decode(envelope.get("payload")?.as_str()?).ok()?;
@@ -61,25 +73,25 @@ fn unverified<T: DeserializeOwned>(envelope: &[u8]) -> Option<(T, Vec<u8>)> {
 ///
 /// # Errors
 /// If there is none.
-pub fn find<'a>(entries: &'a [Entry], text: &str) -> Result<&'a Entry, String> {
-    let newest = entries.last().ok_or("nothing was ever published")?;
+pub fn find<'a>(entries: &'a [Entry], text: &str) -> Result<&'a Entry, Error> {
+    let newest = entries.last().ok_or(Error::NothingPublished)?;
     let version = match (text, text.parse::<u64>()) {
         ("newest", _) => return Ok(newest),
         (_, Ok(generation)) => Version { generation, ..newest.head.version },
-        _ => text.parse::<Version>()?,
+        _ => text.parse::<Version>().map_err(Error::NotAVersion)?,
     };
     let found = entries.iter().rev().find(|entry| entry.head.version == version);
-    found.ok_or_else(|| format!("there is no version {version} (`stockade history` lists those that are kept)"))
+    found.ok_or(Error::NoVersion(version))
 }
 
-/// The one to go back to if nobody says which: the last that named another bundle than the newest.
+/// The one to go back to by default: the last that named another bundle than the newest.
 ///
 /// # Errors
 /// If there is none.
-pub fn previous(entries: &[Entry]) -> Result<&Entry, String> {
-    let newest = entries.last().ok_or("nothing was ever published")?;
+pub fn previous(entries: &[Entry]) -> Result<&Entry, Error> {
+    let newest = entries.last().ok_or(Error::NothingPublished)?;
     let other = entries.iter().rev().find(|entry| entry.manifest.bundle != newest.manifest.bundle);
-    other.ok_or_else(|| "there is nothing to go back to: no other bundle was ever published".to_owned())
+    other.ok_or(Error::NothingBefore)
 }
 
 /// What happened since the sequence `after`, for one who was overtaken.
@@ -95,7 +107,7 @@ pub fn meanwhile(entries: &[Entry], after: u64) -> String {
         .collect();
     match lines.is_empty() {
         true => "someone else has published".to_owned(),
-        false => super::table::clean(&lines.join("; ")),
+        false => clean_excerpt(&lines.join("; ")),
     }
 }
 
@@ -139,10 +151,10 @@ mod tests {
         all.push(Stored { payload: "junk".into(), ..all[0].clone() });
         let entries = read(&all, &store(), &keyring);
         assert_eq!(entries.iter().map(|entry| entry.doubt.is_none()).collect::<Vec<_>>(), [true, false, true, true]);
-        let sequence = |text| find(&entries, text).map(|entry| entry.sequence);
-        assert_eq!((sequence("2"), sequence("5.3"), sequence("newest")), (Ok(2), Ok(3), Ok(4)));
-        assert!(sequence("9").is_err() && sequence("x").is_err() && sequence("4.1").is_err());
-        assert_eq!(previous(&entries).map(|entry| entry.sequence), Ok(2));
+        let sequence = |text| find(&entries, text).ok().map(|entry| entry.sequence);
+        assert_eq!((sequence("2"), sequence("5.3"), sequence("newest")), (Some(2), Some(3), Some(4)));
+        assert!(sequence("9").is_none() && sequence("x").is_none() && sequence("4.1").is_none());
+        assert_eq!(previous(&entries).expect("one").sequence, 2);
         assert!(previous(&entries[..1]).is_err() && find(&[], "newest").is_err());
         assert_eq!(meanwhile(&entries, 3), "`bob` published 5.4 at 1970-01-01T00:00:00.000000Z: why");
         assert_eq!(meanwhile(&entries, 4), "someone else has published");

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::Error;
 use crate::store::StoreName;
 use crate::store::statement::{OverlayEffect, OverlayEntry, Overlays, Timestamp, Version};
 
@@ -24,7 +25,7 @@ pub fn edited(
     store: &StoreName,
     publisher: &str,
     now: SystemTime,
-) -> Result<Overlays, String> {
+) -> Result<Overlays, Error> {
     let mut overlays: Vec<OverlayEntry> = current.map(|own| own.overlays.clone()).unwrap_or_default();
     overlays.retain(|entry| entry.until.0 > now);
     match edit {
@@ -33,7 +34,7 @@ pub fn edited(
             let before = overlays.len();
             overlays.retain(|entry| entry.id != *id);
             if overlays.len() == before {
-                return Err(format!("no overlay `{id}` is in force (`stockade overlays` lists those that are)"));
+                return Err(Error::NoOverlay(id.clone()));
             }
         }
     }
@@ -122,7 +123,7 @@ mod tests {
         assert_eq!(ids(&third), ["b", "c"], "`a` is over at 100");
         let fourth = edit(Some(&third), Edit::End("b".to_owned()), 110).expect("a statement");
         assert_eq!((fourth.version.generation, ids(&fourth)), (4, vec!["c"]));
-        let error = edit(Some(&fourth), Edit::End("b".to_owned()), 120).expect_err("it ended");
+        let error = edit(Some(&fourth), Edit::End("b".to_owned()), 120).expect_err("it ended").to_string();
         assert!(error.contains("no overlay `b`"), "{error}");
     }
 

@@ -2,6 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
+use super::Error;
 use crate::store::layout::Layout;
 use crate::units::Bytes;
 
@@ -23,7 +24,7 @@ impl Default for Settings {
 /// How many statements of a kind are kept: the history that `stockade history` shows. Beacons come once a second.
 const HISTORY: u64 = 1024;
 
-/// How long a sidecar's status lives. It is said again every 30 seconds, so what is older is that of a pod that says nothing any more:
+/// How long a sidecar's status lives. It is repeated every 30 seconds, so what is older is that of a pod that reports no more:
 /// it stays in sight for a day, unless the pod said goodbye.
 const STATUS_AGE_NANOS: u64 = 24 * 3600 * 1_000_000_000;
 
@@ -72,7 +73,7 @@ impl Desired {
         Self { name: layout.stream(), config, matter }
     }
 
-    /// The stream of what sidecars say: the last of each, in memory. One that was made when statuses lived for 90 seconds still does what
+    /// The stream of what sidecars report: the last of each, in memory. One that was made when statuses lived for 90 seconds still does what
     /// it must; pods that vanish are then gone from it sooner.
     pub fn of_statuses(layout: &Layout, settings: &Settings) -> Self {
         let config = json!({
@@ -109,7 +110,7 @@ impl Desired {
     ///
     /// # Errors
     /// What is not, all of it.
-    pub fn check(&self, actual: &Json) -> Result<(), String> {
+    pub fn check(&self, actual: &Json) -> Result<(), Error> {
         let differences: Vec<String> = self
             .matter
             .iter()
@@ -121,11 +122,7 @@ impl Desired {
             .collect();
         match differences.is_empty() {
             true => Ok(()),
-            false => Err(format!(
-                "the stream `{}` is not as it must be: {} (edit it, or remove it and publish anew)",
-                self.name,
-                differences.join(", ")
-            )),
+            false => Err(Error::StreamDiffers { stream: self.name.clone(), differences: differences.join(", ") }),
         }
     }
 }
@@ -162,7 +159,7 @@ mod tests {
         actual["subjects"] = json!(["stockade.prod.blob.>", "stockade.prod.head.>"]);
         actual["republish"]["headers_only"] = json!(null);
         actual.as_object_mut().expect("an object").remove("max_age");
-        assert_eq!(desired.check(&actual), Ok(()));
+        desired.check(&actual).expect("as it should be");
     }
 
     #[test]
@@ -179,7 +176,7 @@ mod tests {
         ] {
             let mut actual = desired.config().clone();
             actual[key] = value;
-            let error = desired.check(&actual).expect_err(key);
+            let error = desired.check(&actual).expect_err(key).to_string();
             assert!(error.contains(&format!("`{key}` is ")), "{error}");
         }
     }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use deserr::Deserr;
+use pem_rfc7468::LineEnding;
 use ring::rand::SystemRandom;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
@@ -63,7 +64,7 @@ impl PublicKey {
     /// Names it.
     pub fn id(&self) -> KeyId {
         let hash = Sha256::digest(self.0);
-        KeyId(hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+        KeyId(hash.first_chunk::<8>().map(hex::encode).unwrap_or_default())
     }
 
     fn try_from_text(text: String) -> Result<Self, Invalid> {
@@ -105,38 +106,54 @@ pub struct SecretKey {
     public: PublicKey,
 }
 
-const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
-const END: &str = "-----END PRIVATE KEY-----";
+/// What the PEM of a private key is labelled with.
+const LABEL: &str = "PRIVATE KEY";
+
+/// Why there is no key. The text that was read is not quoted: it is a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The system gives no randomness.
+    #[error("the system gives no randomness")]
+    NoRandomness,
+    /// It is not PEM.
+    #[error("not a private key in PEM, which begins with `-----BEGIN {LABEL}-----`: {0}")]
+    NotPem(pem_rfc7468::Error),
+    /// It is PEM of something else.
+    #[error("not a private key, but a `{}`", clean_line(.0))]
+    OtherLabel(String),
+    /// It is another key.
+    #[error("not an ed25519 key in PKCS#8: {0}")]
+    NotEd25519(ring::error::KeyRejected),
+    /// It has a public half of another size.
+    #[error("not an ed25519 key: its public half is not 32 bytes")]
+    PublicHalf,
+}
 
 impl SecretKey {
     /// The text of a new key.
     ///
     /// # Errors
     /// If the system gives no randomness.
-    pub fn generate() -> Result<String, String> {
-        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
-            .map_err(|_| "the system gives no randomness".to_owned())?;
-        let text = BASE64.encode(document.as_ref());
-        // Lines of 64 characters (RFC 7468).
-        let lines: Vec<&str> =
-            (0..text.len()).step_by(64).filter_map(|at| text.get(at..text.len().min(at + 64))).collect();
-        Ok(format!("{BEGIN}\n{}\n{END}\n", lines.join("\n")))
+    pub fn generate() -> Result<String, KeyError> {
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| KeyError::NoRandomness)?;
+        pem_rfc7468::encode_string(LABEL, LineEnding::LF, document.as_ref()).map_err(KeyError::NotPem)
     }
 
     /// Reads the text of a key.
     ///
     /// # Errors
     /// If it is none, without quoting it.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let inner = text.trim().strip_prefix(BEGIN).and_then(|text| text.strip_suffix(END));
-        let inner = inner.ok_or_else(|| format!("not a private key: it does not begin with `{BEGIN}`"))?;
-        let compact: String = inner.split_whitespace().collect();
-        let bytes = BASE64.decode(compact).map_err(|_| "not a private key: not base64".to_owned())?;
+    pub fn parse(text: &str) -> Result<Self, KeyError> {
+        // Lines of any length: a key may have passed through tools that wrap it in their own way.
+        let mut decoder = pem_rfc7468::Decoder::new_detect_wrap(text.trim().as_bytes()).map_err(KeyError::NotPem)?;
+        if decoder.type_label() != LABEL {
+            return Err(KeyError::OtherLabel(decoder.type_label().to_owned()));
+        }
+        let mut bytes = Vec::new();
+        decoder.decode_to_end(&mut bytes).map_err(KeyError::NotPem)?;
         // OpenSSL writes version 1, without the public half, which is derived then.
-        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&bytes)
-            .map_err(|error| format!("not an ed25519 key in PKCS#8: {error}"))?;
-        let public = pair.public_key().as_ref().try_into().map(PublicKey);
-        let public = public.map_err(|_| "not an ed25519 key: its public half is not 32 bytes".to_owned())?;
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&bytes).map_err(KeyError::NotEd25519)?;
+        let public = pair.public_key().as_ref().try_into().map(PublicKey).map_err(|_| KeyError::PublicHalf)?;
         Ok(Self { pair, public })
     }
 
@@ -229,7 +246,7 @@ mod tests {
     #[test]
     fn what_is_no_key_is_refused_without_quoting_it() {
         for text in ["", "secret", "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----"] {
-            let error = SecretKey::parse(text).expect_err("no key");
+            let error = SecretKey::parse(text).expect_err("no key").to_string();
             assert!(error.starts_with("not a") && !error.contains("c2Vj") && !error.contains("secret"), "{error}");
         }
         for text in ["", "ed25519:", "ed25519:AAAA", "AAAA", "rsa:AAAA"] {

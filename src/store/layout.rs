@@ -8,7 +8,7 @@
 //! | `stockade.<store>.status.<namespace>.<pod>` | `STOCKADE_<store>_STATUS` | what a sidecar enforces; gone when it is not said again |
 
 use super::pack::Digest;
-use super::statement::{Kind, StoreName};
+use super::statement::{Blob, Kind, StoreName};
 
 /// The size of a piece of a blob, in bytes. A NATS message holds 1 MiB by default.
 pub const PIECE: usize = 256 << 10;
@@ -61,6 +61,12 @@ impl Layout {
         format!("stockade.{}.blob.{}.{piece}", self.store, blob.hex())
     }
 
+    /// Where all pieces of a blob lie, in their order.
+    pub fn pieces(&self, blob: &Blob) -> impl Iterator<Item = String> {
+        let (layout, digest) = (self.clone(), blob.digest);
+        (0..pieces(blob.size)).map(move |at| layout.piece(&digest, at))
+    }
+
     /// All blobs.
     pub fn blobs(&self) -> String {
         format!("stockade.{}.blob.>", self.store)
@@ -79,6 +85,6 @@ impl Layout {
 }
 
 /// How many pieces a blob of this size has.
-pub fn pieces(size: u64) -> usize {
+fn pieces(size: u64) -> usize {
     usize::try_from(size).unwrap_or(usize::MAX).div_ceil(PIECE)
 }

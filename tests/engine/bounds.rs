@@ -22,7 +22,7 @@ struct Filled {
 
 impl Filled {
     fn new(bytes: u64) -> Self {
-        let hour = Span::seconds(3600);
+        let hour = HumanDuration::seconds(3600);
         let config = cache::Config { size: Bytes(bytes), allow_ttl: hour, deny_ttl: hour, ..cache::Config::default() };
         let ruling = Ruling {
             effect: Effect::Allow,

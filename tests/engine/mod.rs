@@ -38,7 +38,7 @@ use stockade::observe::Metrics;
 use stockade::policy::{Memory, Snapshot};
 use stockade::problem::{SourceFile, one_line};
 use stockade::proto::view;
-use stockade::units::Span;
+use stockade::units::HumanDuration;
 use tokio::sync::watch;
 
 use self::oracle::{Answer, Expected, Oracle};
@@ -80,7 +80,7 @@ impl Engine {
     /// Remembers for an hour: what is looked for is not hidden by time. And does not look twice at hits, which would
     /// hide it as well.
     fn new(first: Arc<Snapshot>) -> Self {
-        let hour = Span::seconds(3600);
+        let hour = HumanDuration::seconds(3600);
         Self::with(
             first,
             cache::Config { self_check: 0.0, allow_ttl: hour, deny_ttl: hour, ..cache::Config::default() },

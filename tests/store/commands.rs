@@ -155,7 +155,7 @@ async fn what_is_published_can_be_looked_at_fetched_and_gone_back_to() {
     assert_eq!(desk.good(&["history"]).await.stdout, "nothing was ever published\n");
 
     let first = desk.good(&["publish", "v1", "--message", "begin"]).await;
-    assert!(first.stdout.starts_with("the first bundle of the store: 1 policies"), "{}", first.stdout);
+    assert!(first.stdout.starts_with("the first bundle of the store: 1 policy,"), "{}", first.stdout);
     let again = desk.good(&["publish", "v1"]).await;
     assert!(again.stdout.starts_with("nothing to publish: sha256:"), "{}", again.stdout);
     let dry = desk.good(&["publish", "v2", "--dry-run"]).await;
@@ -352,7 +352,7 @@ async fn publishing_waits_for_those_who_are_there() {
 
     let table = desk.good(&["status"]).await.stdout;
     let lines: Vec<&str> = table.lines().collect();
-    assert!(lines[0].contains("2 of 3 sidecars enforce it, 3 are fresh, 1 refuse something"), "{table}");
+    assert!(lines[0].contains("2 of 3 sidecars enforce it, 3 are fresh, 1 refuses something"), "{table}");
     assert!(lines[2].starts_with("c ") && lines[3].starts_with("a ") && lines[4].starts_with("b "), "{table}");
     let json = desk.good(&["status", "--json"]).await.json();
     assert_eq!((json["sidecars"].as_array().unwrap().len(), &json["sidecars"][0]["pod"]), (3, &Json::from("c")));
@@ -461,7 +461,7 @@ async fn beacons_name_the_newest_and_go_on_after_a_crash() {
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
     assert_eq!(timeout(PATIENCE, child.wait()).await.expect("an end in time").unwrap().code(), Some(0));
     let log = log.await.unwrap();
-    assert!(log.contains("beacons are said") && log.contains("beacon ends"), "{log}");
+    assert!(log.contains("beacons are sent") && log.contains("beacon ends"), "{log}");
 }
 
 /// A stream of someone else's making that would break a promise is not used.
@@ -470,7 +470,9 @@ async fn a_stream_with_other_settings_is_refused() {
     let desk = Desk::new().await;
     desk.bundle("v1", ONE);
     let (connection, _) =
-        stockade::nats::connect(&super::config(&desk.server), "cli", stockade::nats::Patience::Once).await.unwrap();
+        stockade::nats::connect(&super::config(&desk.server), "cli", stockade::nats::ConnectRetry::Never)
+            .await
+            .unwrap();
     let config = serde_json::json!({
         "name": "STOCKADE_prod", "subjects": ["stockade.prod.head.>", "stockade.prod.blob.>"], "storage": "memory",
         "allow_direct": true, "max_bytes": 1 << 20
@@ -546,7 +548,7 @@ fn what_should_be_meant_has_to_be_said() {
         (
             format!("{all};"),
             &["--strict"][..],
-            Some("`shop/p` permits everything to everybody (give it a scope, or say"),
+            Some("`shop/p` permits everything to everybody (give it a scope, or publish it with"),
         ),
         (format!("{all} when {{ true }};"), &["--strict"], Some("`shop/p` permits everything")),
         (format!("{all} when {{ true }} unless {{ false }};"), &["--strict"], Some("`shop/p` permits everything")),

@@ -52,7 +52,7 @@ async fn a_crash_shows_and_nothing_is_lost_after_it() {
     until(&mut events, |event| *event == Event::Up).await;
     assert_eq!(source.newest(Kind::Manifest).await, Ok(Some(Bytes::from_static(b"one"))));
     let (store, _) =
-        stockade::publish::Store::connect(&config(&server), prod(), "cli", nats::Patience::Once).await.unwrap();
+        stockade::publish::Store::connect(&config(&server), prod(), "cli", nats::ConnectRetry::Never).await.unwrap();
     write(&store, Kind::Manifest, "two").await;
     until(&mut events, |event| *event == statement(Kind::Manifest, "two")).await;
 }
@@ -101,7 +101,7 @@ async fn a_stream_that_is_deleted_and_made_again_while_connected_shows_as_a_gap(
     let (_source, mut events) = follow(&server).await;
     write(&store, Kind::Beacon, "1").await;
     write(&store, Kind::Beacon, "2").await;
-    let (connection, _) = nats::connect(&config(&server), "cli", nats::Patience::Once).await.unwrap();
+    let (connection, _) = nats::connect(&config(&server), "cli", nats::ConnectRetry::Never).await.unwrap();
     connection.request("STREAM.DELETE.STOCKADE_prod", &serde_json::Value::Null).await.unwrap();
     store.ensure(&Settings::default()).await.unwrap();
     write(&store, Kind::Beacon, "new").await;
@@ -150,9 +150,9 @@ async fn an_nkey_lets_us_in() {
     let seed = dir.path().join("seed").display().to_string();
     std::fs::write(&seed, format!("{}\n", pair.seed().unwrap())).unwrap();
     let with = |nkey| nats::Config { nkey, ..config(&server) };
-    let (connection, _events) = nats::connect(&with(Some(seed)), "cli", nats::Patience::Once).await.unwrap();
+    let (connection, _events) = nats::connect(&with(Some(seed)), "cli", nats::ConnectRetry::Never).await.unwrap();
     connection.flush().await.unwrap();
-    let error = nats::connect(&with(None), "cli", nats::Patience::Once).await.expect_err("nobody");
+    let error = nats::connect(&with(None), "cli", nats::ConnectRetry::Never).await.expect_err("nobody").to_string();
     assert!(error.contains("authorization violation"), "{error}");
 }
 
@@ -162,14 +162,14 @@ async fn a_bundle_of_several_pieces_comes_whole_or_not_at_all() {
     let store = store(&server).await;
     let bytes: Vec<u8> = (0..2 * PIECE + 5).map(|n| u8::try_from(n % 251).unwrap()).collect();
     let (own, (source, _events)) = (blob(&bytes), follow(&server).await);
-    assert_eq!(store.upload(&own, &bytes).await, Ok(3));
-    assert_eq!(store.upload(&own, &bytes).await, Ok(0), "what is there is not sent again");
+    assert_eq!(store.upload(&own, &bytes).await.unwrap(), 3);
+    assert_eq!(store.upload(&own, &bytes).await.unwrap(), 0, "what is there is not sent again");
     assert_eq!(source.blob(&own).await.unwrap(), bytes);
     assert_eq!(store.blobs().await.unwrap(), [own.digest.hex()]);
 
     let longer = Blob { size: own.size + PIECE as u64, ..own };
     let error = source.blob(&longer).await.expect_err("one more piece");
-    assert!(error.0.starts_with("piece 3 of blob sha256:") && error.0.ends_with(" is missing"), "{error}");
+    assert!(error.0.starts_with("blob sha256:") && error.0.ends_with(": piece 3 is missing"), "{error}");
     let shorter = Blob { size: own.size - 1, ..own };
     let error = source.blob(&shorter).await.expect_err("one byte less");
     assert!(error.0.contains("is larger than"), "{error}");
@@ -183,14 +183,14 @@ async fn a_beacon_that_was_overtaken_is_not_said() {
     let server = NatsServer::start().await;
     let store = store(&server).await;
     let beacon = |after| store.beacon(b"beacon".to_vec(), after);
-    assert!(matches!(beacon(store.newest_sequence().await.unwrap()).await, Ok(Advance::Done(_))));
+    assert!(matches!(beacon(store.newest_sequence().await.unwrap()).await, Ok(Advance::Stored(_))));
     let after = store.newest_sequence().await.unwrap();
     store.upload(&blob(b"x"), b"x").await.unwrap();
-    assert!(matches!(beacon(after).await, Ok(Advance::Done(_))), "blobs change nothing");
+    assert!(matches!(beacon(after).await, Ok(Advance::Stored(_))), "blobs change nothing");
     let after = store.newest_sequence().await.unwrap();
     write(&store, Kind::Overlays, "deny").await;
-    assert_eq!(beacon(after).await, Ok(Advance::Overtaken));
-    assert!(matches!(beacon(after + 1).await, Ok(Advance::Done(_))));
+    assert_eq!(beacon(after).await.unwrap(), Advance::Overtaken);
+    assert!(matches!(beacon(after + 1).await, Ok(Advance::Stored(_))));
 }
 
 /// A full stream refuses everything, so bundles leave room for denials and beacons.
@@ -198,7 +198,7 @@ async fn a_beacon_that_was_overtaken_is_not_said() {
 async fn a_store_that_is_full_of_bundles_still_takes_statements() {
     let server = NatsServer::start().await;
     let (store, _events) =
-        stockade::publish::Store::connect(&config(&server), prod(), "cli", nats::Patience::Once).await.unwrap();
+        stockade::publish::Store::connect(&config(&server), prod(), "cli", nats::ConnectRetry::Never).await.unwrap();
     let settings = Settings { max_bytes: stockade::units::Bytes(2 << 20), ..Settings::default() };
     store.ensure(&settings).await.unwrap();
     store.ensure(&settings).await.expect("there already, as it should be");
@@ -207,7 +207,7 @@ async fn a_store_that_is_full_of_bundles_still_takes_statements() {
         let bytes = vec![uploaded; PIECE];
         match store.upload(&blob(&bytes), &bytes).await {
             Ok(_) => uploaded += 1,
-            Err(error) => break error,
+            Err(error) => break error.to_string(),
         }
     };
     assert!(uploaded == 7 && refused.starts_with("the store is full"), "{uploaded} {refused}");
@@ -223,7 +223,7 @@ async fn what_sidecars_tell_is_kept_once_for_each() {
     for pod in ["a", "b.c", "a"] {
         source.tell(&Status { pod: pod.to_owned(), ..status() }).await.unwrap();
     }
-    let pods: Vec<String> = store.statuses().await.unwrap().into_iter().map(|status| status.pod).collect();
+    let pods: Vec<String> = store.sidecars().await.unwrap().into_iter().map(|own| own.status.pod).collect();
     assert_eq!(pods, ["b.c", "a"]);
 }
 
@@ -235,7 +235,7 @@ async fn a_long_history_is_read_whole() {
     let mut after = 0;
     for n in 0..600 {
         match store.advance(Kind::Manifest, n.to_string().as_bytes(), after).await.unwrap() {
-            Advance::Done(sequence) => after = sequence,
+            Advance::Stored(sequence) => after = sequence,
             other => panic!("{other:?}"),
         }
     }

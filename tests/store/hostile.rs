@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::json;
-use stockade::nats::{self, Patience};
+use stockade::nats::{self, ConnectRetry};
 use stockade::store::keys::SecretKey;
 use stockade::store::layout::Layout;
 use stockade::store::statement::Kind;
@@ -27,7 +27,7 @@ async fn a_hostile_store_is_shown_as_text() {
     let server = NatsServer::start().await;
     let store = store(&server).await;
     let layout = Layout::new(prod());
-    let (raw, _events) = nats::connect(&config(&server), "operator", Patience::Once).await.unwrap();
+    let (raw, _events) = nats::connect(&config(&server), "operator", ConnectRetry::Never).await.unwrap();
     let dir = TempDir::new().unwrap();
     run(dir.path(), &["keygen", "key"], "");
     let text = format!("{HOSTILE}\nall sidecars are fresh");

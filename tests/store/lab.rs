@@ -3,21 +3,22 @@
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use stockade::nats::{self, Connection, Patience};
+use stockade::nats::{self, ConnectRetry, Connection};
 use stockade::policy::Files;
-use stockade::publish::{Advance, Store, read_manifest, read_overlays};
+use stockade::publish::overlays::Edit;
+use stockade::publish::{Draft, Error, PackedBundle, Position, Session, Store};
 use stockade::store::keys::Trusted;
-use stockade::store::statement::{Manifest, OverlayEntry, Overlays, Timestamp, Version};
-use stockade::store::{Keyring, Kind, Role, SecretKey, envelope, pack};
+use stockade::store::statement::{Manifest, OverlayEntry, Timestamp, Version};
+use stockade::store::{Keyring, Kind, Role, SecretKey, envelope};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::{blob, config, prod, store};
+use super::{config, prod, store};
 use crate::support::nats::NatsServer;
 use crate::support::{self, PATIENCE, Stockade};
 
@@ -112,37 +113,44 @@ impl Lab {
         self.published.lock().unwrap().last().map_or(0, |(_, number)| *number)
     }
 
-    /// Publishes the next bundle, which tells its number in each answer.
+    /// The store, with what this lab's key signs.
+    pub fn session(&self) -> Session {
+        Session { store: self.store.clone(), keyring: self.keyring() }
+    }
+
+    /// Publishes the next bundle, which shows its number in each answer.
     pub async fn publish(&mut self) -> u64 {
-        let newest = self.store.newest(Kind::Manifest).await.unwrap();
-        let after = newest.as_ref().map_or(0, |stored| stored.sequence);
-        // What cannot be read was put there by a test, and counts for nothing but its place.
-        let last = newest.and_then(|stored| read_manifest(&prod(), &self.keyring(), &stored.payload).ok());
-        let version = last.map_or_else(|| Version::first(SystemTime::now()), |last| last.head.version.next());
-        self.publish_as(version, after).await
+        let position = match self.session().position(false).await {
+            Ok(position) => position,
+            // What is not believed was put there by a test, and counts for nothing but its place.
+            Err(Error::Unbelieved { .. } | Error::UnknownKey { .. }) => self.session().position(true).await.unwrap(),
+            Err(error) => panic!("{error}"),
+        };
+        self.publish_at(position).await
     }
 
     /// The same, as this version.
     pub async fn publish_as(&mut self, version: Version, after: u64) -> u64 {
+        self.publish_at(Position { current: None, after, version }).await
+    }
+
+    async fn publish_at(&mut self, position: Position) -> u64 {
         let number = self.newest() + 1;
-        let (manifest, bytes) = self.manifest(version, number);
-        self.store.upload(&manifest.bundle, &bytes).await.unwrap();
-        let envelope = self.seal(Kind::Manifest, &manifest);
-        assert!(matches!(self.store.advance(Kind::Manifest, &envelope, after).await, Ok(Advance::Done(_))));
+        let packed = bundle(number);
+        self.store.upload(&packed.blob, &packed.bytes).await.unwrap();
+        let draft = Draft::new(packed.blob, "test");
+        self.session().publish_manifest(&self.key, &position, draft).await.unwrap();
         self.published.lock().unwrap().push((Instant::now(), number));
         number
     }
 
-    /// A manifest of a bundle with this number, and the bundle.
+    /// A manifest of a bundle with this number, and the bundle: for what no publisher would do with them.
     pub fn manifest(&self, version: Version, number: u64) -> (Manifest, Vec<u8>) {
-        let policy = format!("@id(\"v{number}\") permit(principal, action == Action::\"GET\", resource);");
-        let texts = [("bundle.yaml", "name: shop".to_owned()), ("a.cedar", policy)];
-        let files = texts.map(|(path, text)| (path.to_owned(), text)).into();
-        let bytes = pack::pack(&[Files { root: String::new(), files, changed: None }]).unwrap();
+        let packed = bundle(number);
         let manifest = Manifest {
             store: prod(),
             version,
-            bundle: blob(&bytes),
+            bundle: packed.blob,
             min_sidecar: None,
             not_before: None,
             published_at: Timestamp::now(),
@@ -151,32 +159,24 @@ impl Lab {
             commit: None,
             rolls_back_to: None,
         };
-        (manifest, bytes)
+        (manifest, packed.bytes)
     }
 
+    /// Signs anything.
     pub fn seal(&self, kind: Kind, says: &impl serde::Serialize) -> Vec<u8> {
         envelope::seal(kind, &serde_json::to_vec(says).unwrap(), &self.key).unwrap()
     }
 
-    /// Issues these overlays and no others.
+    /// Issues these overlays, one after the other.
     pub async fn issue(&self, overlays: Vec<OverlayEntry>) {
-        let newest = self.store.newest(Kind::Overlays).await.unwrap();
-        let after = newest.as_ref().map_or(0, |stored| stored.sequence);
-        let last = newest.map(|stored| read_overlays(&prod(), &self.keyring(), &stored.payload).unwrap());
-        let says = Overlays {
-            store: prod(),
-            version: last.map_or_else(|| Version::first(SystemTime::now()), |last| last.head.version.next()),
-            published_at: Timestamp::now(),
-            publisher: "test".to_owned(),
-            overlays,
-        };
-        let envelope = self.seal(Kind::Overlays, &says);
-        assert!(matches!(self.store.advance(Kind::Overlays, &envelope, after).await, Ok(Advance::Done(_))));
+        for entry in overlays {
+            self.session().edit_overlays(&self.key, "test", &Edit::Add(entry), false).await.unwrap();
+        }
     }
 
     /// A connection that may do anything to the server.
     pub async fn operator(&self) -> Connection {
-        nats::connect(&config(&self.server), "operator", Patience::Once).await.unwrap().0
+        nats::connect(&config(&self.server), "operator", ConnectRetry::Never).await.unwrap().0
     }
 
     /// A sidecar that follows the store, at this address of the server, and is asked all the time once it is ready.
@@ -283,6 +283,14 @@ impl Pod {
         };
         timeout(PATIENCE, refused).await.unwrap_or_else(|_| panic!("never refused for {reason}"));
     }
+}
+
+/// A bundle whose one policy has this number in its name.
+fn bundle(number: u64) -> PackedBundle {
+    let policy = format!("@id(\"v{number}\") permit(principal, action == Action::\"GET\", resource);");
+    let texts = [("bundle.yaml", "name: shop".to_owned()), ("a.cedar", policy)];
+    let files = texts.map(|(path, text)| (path.to_owned(), text)).into();
+    PackedBundle::of(&[Files { root: String::new(), files, changed: None }]).unwrap()
 }
 
 pub fn keyring(key: &SecretKey) -> Keyring {

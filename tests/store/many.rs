@@ -88,8 +88,7 @@ async fn eleven_hundred_feeds_follow_one_stream() {
         if round > 0 {
             lab.publish().await;
         }
-        let newest = lab.store.newest(stockade::store::Kind::Manifest).await.unwrap().unwrap();
-        let newest = stockade::publish::read_manifest(&prod(), &lab.keyring(), &newest.payload).unwrap();
+        let (_, newest) = lab.session().newest_manifest().await.unwrap().unwrap();
         let number = newest.head.version.to_string();
         let all = async {
             for feed in &mut feeds {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use stockade::feed::jetstream::Jetstream;
 use stockade::feed::source::{Event, Events};
-use stockade::nats::{self, Patience};
+use stockade::nats::{self, ConnectRetry};
 use stockade::publish::streams::Settings;
 use stockade::publish::{Advance, Store};
 use stockade::store::statement::{Blob, Kind};
@@ -34,12 +34,12 @@ pub fn prod() -> StoreName {
 /// How this server is reached. Answers may take their time on a loaded machine.
 pub fn config(server: &NatsServer) -> nats::Config {
     let config = nats::Config::of(&server.url()).unwrap();
-    nats::Config { timeout: stockade::units::Span::seconds(10), ..config }
+    nats::Config { timeout: stockade::units::HumanDuration::seconds(10), ..config }
 }
 
 /// The store on this server, from the publisher's side. Its streams are there.
 pub async fn store(server: &NatsServer) -> Store {
-    let (store, _events) = Store::connect(&config(server), prod(), "cli", Patience::Once).await.unwrap();
+    let (store, _events) = Store::connect(&config(server), prod(), "cli", ConnectRetry::Never).await.unwrap();
     store.ensure(&Settings::default()).await.unwrap();
     store
 }
@@ -73,7 +73,7 @@ pub async fn until(events: &mut Events, wanted: impl Fn(&Event) -> bool) -> Even
 pub async fn write(store: &Store, kind: Kind, text: &str) {
     let after = store.newest(kind).await.unwrap().map_or(0, |stored| stored.sequence);
     let advanced = store.advance(kind, text.as_bytes(), after).await.unwrap();
-    assert!(matches!(advanced, Advance::Done(_)), "{advanced:?}");
+    assert!(matches!(advanced, Advance::Stored(_)), "{advanced:?}");
 }
 
 /// The blob of these bytes.

@@ -3,7 +3,7 @@
 use serde_json::{Value as Json, json};
 use stockade::feed::jetstream::Jetstream;
 use stockade::feed::source::{Event, Source};
-use stockade::nats::{self, Connection, Error, Events, InboxPrefix, Patience};
+use stockade::nats::{self, ConnectRetry, Connection, Error, Events, InboxPrefix};
 use stockade::publish::streams::Settings;
 use stockade::publish::{Advance, Store};
 use stockade::store::StoreName;
@@ -30,11 +30,11 @@ fn of(server: &NatsServer, user: &str) -> nats::Config {
 }
 
 async fn cli(server: &NatsServer, user: &str) -> Store {
-    Store::connect(&of(server, user), name(), "cli", Patience::Once).await.unwrap().0
+    Store::connect(&of(server, user), name(), "cli", ConnectRetry::Never).await.unwrap().0
 }
 
 async fn raw(server: &NatsServer, user: &str, kind: &str) -> (Connection, Events) {
-    nats::connect(&of(server, user), kind, Patience::Once).await.unwrap()
+    nats::connect(&of(server, user), kind, ConnectRetry::Never).await.unwrap()
 }
 
 fn is_forbidden<T: std::fmt::Debug>(answer: Result<T, Error>) {
@@ -42,7 +42,7 @@ fn is_forbidden<T: std::fmt::Debug>(answer: Result<T, Error>) {
 }
 
 async fn advance(store: &Store, kind: Kind) {
-    assert!(matches!(store.advance(kind, b"x", 0).await, Ok(Advance::Done(_))));
+    assert!(matches!(store.advance(kind, b"x", 0).await, Ok(Advance::Stored(_))));
 }
 
 /// A store with something in it.
@@ -97,7 +97,7 @@ async fn a_sidecar_reads_hears_and_says_what_it_enforces_and_nothing_else() {
         at: Timestamp::now(),
     };
     source.tell(&status("shop")).await.unwrap();
-    assert_eq!(cli(&server, "viewer").await.statuses().await.unwrap().len(), 1);
+    assert_eq!(cli(&server, "viewer").await.sidecars().await.unwrap().len(), 1);
     let overlays = cli(&server, "overlays").await;
     advance(&overlays, Kind::Overlays).await;
     let heard = until(&mut events, |event| matches!(event, Event::Statement(..) | Event::Refused(_))).await;
@@ -159,7 +159,7 @@ async fn each_user_can_do_its_work() {
         let listed = crate::cli::run(&dir, &[&args[..], &["--password-file", user]].concat(), "");
         assert!(listed.stdout.starts_with("deny-"), "{listed:?}");
     }
-    assert_eq!(as_user("admin", "prune").await, "0 of 1 bundles\n");
+    assert_eq!(as_user("admin", "prune").await, "0 of 1 bundle\n");
 }
 
 #[tokio::test]
@@ -185,7 +185,7 @@ async fn nobody_hears_what_is_not_for_them() {
     // The inbox of another kind of client is as deaf.
     let prefix = Some(InboxPrefix::try_from_text("_INBOX_other".to_owned()).unwrap());
     let config = nats::Config { inbox_prefix: prefix, ..of(&server, "viewer") };
-    let (connection, mut events) = nats::connect(&config, "cli", Patience::Once).await.unwrap();
+    let (connection, mut events) = nats::connect(&config, "cli", ConnectRetry::Never).await.unwrap();
     let asked = connection.leaders_last("STOCKADE_default", "stockade.default.head.manifest");
     let refused = async {
         loop {
@@ -251,8 +251,8 @@ async fn the_one_who_tidies_up_writes_no_statements() {
 async fn whoever_is_nobody_does_not_get_in() {
     let server = furnished().await;
     let nobody = nats::Config { user: None, password_file: None, ..of(&server, "viewer") };
-    let error = nats::connect(&nobody, "cli", Patience::Once).await.expect_err("no user");
+    let error = nats::connect(&nobody, "cli", ConnectRetry::Never).await.expect_err("no user").to_string();
     assert!(error.contains("authorization violation"), "{error}");
     let plain = nats::Config { tls: None, servers: config(&server).servers, ..of(&server, "viewer") };
-    assert!(nats::connect(&plain, "cli", Patience::Once).await.is_err(), "the server's authority is unknown");
+    assert!(nats::connect(&plain, "cli", ConnectRetry::Never).await.is_err(), "the server's authority is unknown");
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use stockade::publish::table::{Presence, Sidecar};
+use stockade::publish::presence::{Presence, Sidecar};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 

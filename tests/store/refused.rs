@@ -38,7 +38,7 @@ fn denial() -> OverlayEntry {
 /// Overwrites the newest statement of a kind.
 async fn overwrite(lab: &Lab, kind: Kind, bytes: &[u8]) {
     let after = lab.store.newest(kind).await.unwrap().map_or(0, |stored| stored.sequence);
-    assert!(matches!(lab.store.advance(kind, bytes, after).await, Ok(Advance::Done(_))));
+    assert!(matches!(lab.store.advance(kind, bytes, after).await, Ok(Advance::Stored(_))));
 }
 
 /// It decides whatever it has, however old that is: what keeps a denial in force is not that it waits for a beacon.

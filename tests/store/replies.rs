@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, HeaderMap, Subscriber};
 use futures_util::{FutureExt, StreamExt};
 use serde_json::{Value as Json, json};
-use stockade::nats::Patience;
+use stockade::nats::ConnectRetry;
 use stockade::publish::Store;
 use stockade::publish::streams::Settings;
 use stockade::store::StoreName;
@@ -167,7 +167,7 @@ impl World {
             };
             let name = StoreName::try_from_text("default".to_owned()).unwrap();
             let kind_of_client = if user == "beacon" { "beacon" } else { "cli" };
-            let (store, _events) = Store::connect(&config, name, kind_of_client, Patience::Once).await.unwrap();
+            let (store, _events) = Store::connect(&config, name, kind_of_client, ConnectRetry::Never).await.unwrap();
             if kind == Kind::Manifest {
                 store.ensure(&Settings::default()).await.unwrap();
                 store.upload(&blob(b"bundle"), b"bundle").await.unwrap();

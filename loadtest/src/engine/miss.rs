@@ -5,11 +5,11 @@
 //! of which a miss pays for; and the entries that it pushes out once the cache is full.
 
 use super::bundle::Settings;
-use super::contest::{self, Contender, failures, not_at_limit, ratios, visit};
+use super::cedar_baseline::Bench;
 use super::figure::{Axis, Figure, Line, Scale, SeriesLabelPosition};
 use super::goals::{ATTRIBUTES_HIT, ATTRIBUTES_MISS, ENTITIES_GROWTH, MISS_COST, MISS_GROWTH};
-use super::plain::Bench;
-use super::{Report, Stage, growing, shop};
+use super::rounds::{self, Contender, failures, not_at_limit, ratios, visit};
+use super::{Report, Stage, hit_bundle, scaling_bundle};
 use crate::findings::Finding;
 use crate::load::Pace;
 use crate::report::{Sample, Series, median};
@@ -40,17 +40,17 @@ pub(crate) async fn policies(stage: &Stage) -> anyhow::Result<Report> {
     let sizes = POLICIES.map(|count| (count, format!("miss-{count}")));
     let mut servers = Vec::new();
     for (count, _) in &sizes {
-        servers.push(stage.stockade(&growing::policy_files(*count, CACHE)).await?);
+        servers.push(stage.stockade(&scaling_bundle::policy_files(*count, CACHE)).await?);
     }
     let floor = Server::floor(&stage.cores).await?;
     let mut contenders = Vec::new();
     for ((count, name), server) in sizes.iter().zip(&servers) {
-        let asks = growing::asks(|index| growing::policy_question(*count, index));
+        let asks = scaling_bundle::asks(|index| scaling_bundle::policy_question(*count, index));
         contenders.push(Contender::new("stockade", name, server, Workload::fresh(&asks)?));
     }
-    let asks = growing::asks(|index| growing::policy_question(POLICIES[0], index));
+    let asks = scaling_bundle::asks(|index| scaling_bundle::policy_question(POLICIES[0], index));
     contenders.push(Contender::new("floor", "miss", &floor, Workload::fresh(&asks)?.answered(Expect::Allow)));
-    contest::rounds(stage, &mut contenders, Pace::Closed).await?;
+    rounds::measure_all(stage, &mut contenders, Pace::Closed).await?;
 
     let mut faults = failures(contenders.iter().map(|own| &own.series));
     for own in contenders.iter().filter(|own| own.series.target == "stockade") {
@@ -72,17 +72,7 @@ pub(crate) async fn policies(stage: &Stage) -> anyhow::Result<Report> {
     );
     let growth = ratios(&many.series, &few.series, cpu);
     report.findings.push(Finding::new(&MISS_GROWTH, growth, evidence, faults.clone()));
-    let evidence = format!(
-        "user and system time of the process, so all of transport, decoding, metrics and logging is in it; the floor needs {} \
-         for transport and decoding",
-        micros(&floor_series.series)
-    );
-    report.findings.push(Finding::new(
-        &MISS_COST,
-        many.series.samples.iter().filter_map(cpu).collect(),
-        evidence,
-        faults,
-    ));
+    report.findings.push(cost_of_one(&many.series, &floor_series.series, faults));
     let lines = vec![
         line(
             "a check that misses, with transport",
@@ -97,14 +87,23 @@ pub(crate) async fn policies(stage: &Stage) -> anyhow::Result<Report> {
     Ok(report)
 }
 
+fn cost_of_one(many: &Series, floor: &Series, faults: Vec<String>) -> Finding {
+    let evidence = format!(
+        "user and system time of the process, so all of transport, decoding, metrics and logging is in it; the floor needs {} \
+         for transport and decoding",
+        micros(floor)
+    );
+    Finding::new(&MISS_COST, many.samples.iter().filter_map(cpu).collect(), evidence, faults)
+}
+
 /// What evaluation alone takes with so many scoped policies: the engine's, and plain Cedar's.
 fn plain_costs(stage: &Stage) -> anyhow::Result<Vec<(usize, f64, f64)>> {
     let each = POLICIES.map(|count| {
         let questions: Vec<_> = (0..PLAIN_QUESTIONS)
-            .map(|index| growing::policy_question(count, index * growing::QUESTIONS / PLAIN_QUESTIONS))
+            .map(|index| scaling_bundle::policy_question(count, index * scaling_bundle::QUESTIONS / PLAIN_QUESTIONS))
             .collect();
-        let costs =
-            Bench::new(&growing::policy_files(count, CACHE), &questions)?.measure(stage.shape.duration / 4, false)?;
+        let costs = Bench::new(&scaling_bundle::policy_files(count, CACHE), &questions)?
+            .measure(stage.shape.duration / 4, false)?;
         eprintln!("evaluation, {count} policies: {:.2} us, plain Cedar {:.1} us", costs.engine, costs.cedar);
         Ok((count, costs.engine, costs.cedar))
     });
@@ -135,14 +134,14 @@ fn line(name: &str, points: impl Iterator<Item = (usize, f64)>) -> Line {
 /// Misses with few and with many entities kept.
 pub(crate) async fn entities(stage: &Stage) -> anyhow::Result<Report> {
     let [few, many] = ENTITIES;
-    let few_server = stage.stockade(&growing::entity_files(few, CACHE)).await?;
-    let many_server = stage.stockade(&growing::entity_files(many, CACHE)).await?;
-    let fresh = |count| Workload::fresh(&growing::asks(|index| growing::entity_question(count, index)));
+    let few_server = stage.stockade(&scaling_bundle::entity_files(few, CACHE)).await?;
+    let many_server = stage.stockade(&scaling_bundle::entity_files(many, CACHE)).await?;
+    let fresh = |count| Workload::fresh(&scaling_bundle::asks(|index| scaling_bundle::entity_question(count, index)));
     let mut contenders = [
         Contender::new("stockade", "entities-10", &few_server, fresh(few)?),
         Contender::new("stockade", "entities-100000", &many_server, fresh(many)?),
     ];
-    contest::rounds(stage, &mut contenders, Pace::Closed).await?;
+    rounds::measure_all(stage, &mut contenders, Pace::Closed).await?;
     let [few, many] = &contenders;
     let mut faults = failures([&few.series, &many.series]);
     for own in &contenders {
@@ -168,17 +167,17 @@ pub(crate) async fn entities(stage: &Stage) -> anyhow::Result<Report> {
 /// Policies that no index can help with: hits must not notice, and a miss may cost what plain Cedar costs.
 pub(crate) async fn attributes(stage: &Stage) -> anyhow::Result<Report> {
     let settings = Settings::default();
-    let asks = shop::asks(ATTRIBUTE_KEYS);
-    let order = shop::zipf(ATTRIBUTE_KEYS, 10 * ATTRIBUTE_KEYS);
-    let scoped = stage.stockade(&shop::scoped(&settings)).await?;
-    let unscoped = stage.stockade(&shop::attributes(&settings)).await?;
+    let asks = hit_bundle::asks(ATTRIBUTE_KEYS);
+    let order = hit_bundle::zipf(ATTRIBUTE_KEYS, 10 * ATTRIBUTE_KEYS);
+    let scoped = stage.stockade(&hit_bundle::scoped(&settings)).await?;
+    let unscoped = stage.stockade(&hit_bundle::attributes(&settings)).await?;
     visit(&scoped, &asks, stage.shape).await?;
     visit(&unscoped, &asks, stage.shape).await?;
     let mut contenders = [
         Contender::new("stockade", "hit-scoped", &scoped, Workload::drawn(&asks, &order)),
         Contender::new("stockade", "hit-attributes", &unscoped, Workload::drawn(&asks, &order)),
     ];
-    contest::rounds(stage, &mut contenders, Pace::Closed).await?;
+    rounds::measure_all(stage, &mut contenders, Pace::Closed).await?;
     let mut faults = failures(contenders.iter().map(|own| &own.series));
     for own in &contenders {
         faults.extend(own.done().await?.not_hits(&own.series.scenario));
@@ -196,12 +195,16 @@ pub(crate) async fn attributes(stage: &Stage) -> anyhow::Result<Report> {
     let rows = contenders.iter().map(|own| own.row(None)).collect();
     scoped.stop().await?;
     unscoped.stop().await?;
-    Ok(Report { findings: vec![hit, against_cedar(stage, &shop::attributes(&settings))?], rows, ..Report::default() })
+    Ok(Report {
+        findings: vec![hit, against_cedar(stage, &hit_bundle::attributes(&settings))?],
+        rows,
+        ..Report::default()
+    })
 }
 
 fn against_cedar(stage: &Stage, files: &Files) -> anyhow::Result<Finding> {
     // Some of each network, and of those who are denied.
-    let questions: Vec<Question> = (0..PLAIN_QUESTIONS).map(|index| shop::question(index * 499)).collect();
+    let questions: Vec<Question> = (0..PLAIN_QUESTIONS).map(|index| hit_bundle::question(index * 499)).collect();
     let bench = Bench::new(files, &questions)?;
     let (mut ratios, mut engine, mut cedar) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..stage.rounds.get() {

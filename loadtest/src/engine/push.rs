@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 
 use super::bundle::{PUSHED, Settings};
-use super::contest::{failures, latency, ratios, visit};
 use super::figure::{Axis, Figure, Line, Scale, SeriesLabelPosition, latencies};
 use super::goals::{KEPT, PUSH_P99};
-use super::{Report, Stage, shop};
+use super::rounds::{failures, latency, ratios, visit};
+use super::{Report, Stage, hit_bundle};
 use crate::admin::{self, Metrics};
 use crate::findings::Finding;
 use crate::load::{self, Pace, Shape};
@@ -72,14 +72,14 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
 
     let mut faults = failures([&quiet, &during]);
     let all: f64 = fates.iter().map(|fate| fate.promoted + fate.changed).fold(f64::INFINITY, f64::min);
-    if all < shop::KEYS as f64 {
-        faults.push(format!("only {all} of {} entries were looked at again", shop::KEYS));
+    if all < hit_bundle::KEYS as f64 {
+        faults.push(format!("only {all} of {} entries were looked at again", hit_bundle::KEYS));
     }
     let changed = median(fates.iter().map(|fate| fate.changed)).unwrap_or_default();
     let evidence = format!(
         "{} entries were asked for again after each push, {changed} of them a miss because of the change, which is about one \
          user's views; a push was in force {lead:.0} ms after the file was written",
-        shop::KEYS
+        hit_bundle::KEYS
     );
     let kept = fates.iter().map(|fate| 100.0 * fate.promoted / (fate.promoted + fate.changed)).collect();
     let micros = |own: &Series| median(own.samples.iter().map(|sample| sample.p99_us)).unwrap_or_default();
@@ -92,7 +92,6 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
         pushed.rate
     );
     let p99_ratios = ratios(&during, &quiet, |sample| Some(sample.p99_us));
-    let (without, with) = (latency(&quiet.samples), latency(&during.samples));
     pushed.server.stop().await?;
     Ok(Report {
         findings: vec![
@@ -100,25 +99,26 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
             Finding::new(&PUSH_P99, p99_ratios, p99, faults),
         ],
         rows: vec![Row::new(&quiet, None), Row::new(&during, None)],
-        figures: vec![
-            timeline,
-            Figure {
-                title: "Latency around a push",
-                caption: "The same load without a push, and in the time that begins with one.".into(),
-                ..latencies([("without a push", &without), ("with a push", &with)])
-            },
-        ],
+        figures: vec![timeline, around(&quiet, &during)],
         ..Report::default()
     })
+}
+
+fn around(quiet: &Series, during: &Series) -> Figure {
+    Figure {
+        title: "Latency around a push",
+        caption: "The same load without a push, and in the time that begins with one.".into(),
+        ..latencies([("without a push", &latency(&quiet.samples)), ("with a push", &latency(&during.samples))])
+    }
 }
 
 impl<'a> Pushed<'a> {
     /// Starts it, fills its cache, and finds its rate.
     async fn start(stage: &'a Stage) -> anyhow::Result<Self> {
-        let server = stage.stockade(&shop::scoped(&Settings::default())).await?;
-        let asks = shop::asks(shop::KEYS);
+        let server = stage.stockade(&hit_bundle::scoped(&Settings::default())).await?;
+        let asks = hit_bundle::asks(hit_bundle::KEYS);
         visit(&server, &asks, stage.shape).await?;
-        let workload = Rc::new(Workload::drawn(&asks, &shop::zipf(shop::KEYS, 10 * shop::KEYS)));
+        let workload = Rc::new(Workload::drawn(&asks, &hit_bundle::zipf(hit_bundle::KEYS, 10 * hit_bundle::KEYS)));
         let reached = load::measure(&server.address, None, &workload, Pace::Closed, stage.shape).await?;
         let before = admin::scrape(server.admin()?).await?;
         Ok(Self { stage, server, asks, workload, rate: (reached.rps * LOAD).max(1.0), version: Cell::new(0), before })
@@ -131,7 +131,7 @@ impl<'a> Pushed<'a> {
     /// Writes another version of the policy that is about few.
     fn push(&self) -> anyhow::Result<()> {
         self.version.set(self.version.get() + 1);
-        self.server.replace(PUSHED, &shop::pushed(self.version.get()))
+        self.server.replace(PUSHED, &hit_bundle::pushed(self.version.get()))
     }
 
     /// Measures at the rate, from now on and for the time of a measurement.

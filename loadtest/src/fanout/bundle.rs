@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use stockade::policy::Files;
 
 use crate::engine::bundle::{PUSHED, Settings, policy, tenant_is};
-use crate::engine::growing;
+use crate::engine::scaling_bundle;
 use crate::request::Question;
 use crate::workload::{Ask, Expect};
 
 /// The bundle of the engine's scenarios with so many policies, of which one, in a file of its own, is another one in each round. It has no entities.
 pub(crate) fn files(policies: usize, round: usize) -> Files {
-    let mut all = growing::policies(policies);
+    let mut all = scaling_bundle::policies(policies);
     all.truncate(policies.saturating_sub(1));
     let scope = "principal == User::\"nobody\", action == Action::\"viewFolder\", resource";
     let pushed = policy("pushed", "permit", scope, &tenant_is(&format!("round-{round}")));

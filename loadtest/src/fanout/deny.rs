@@ -5,10 +5,10 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::bundle;
-use super::fleet::{Ear, Fleet};
+use super::deployment::Deployment;
+use super::fleet::{Fleet, StatusWatch};
 use super::goals::{DENY_MAX, DENY_P50, DENY_P99};
 use super::publish::PAUSE;
-use super::site::Site;
 use super::{FanOut, Spread, found, millis};
 use crate::client::Connection;
 use crate::findings::Finding;
@@ -16,15 +16,15 @@ use crate::workload::Expect;
 
 pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
     let (sidecars, rounds, policies) = (stage.sidecars.get(), stage.rounds.get(), stage.policies.get());
-    let mut site = Site::open(stage, policies).await?;
-    let fleet = Fleet::start(stage, &site, sidecars).await?;
+    let deployment = Deployment::open(stage, policies).await?;
+    let fleet = Fleet::start(stage, &deployment, sidecars).await?;
     sleep(PAUSE).await;
-    let mut ear = Ear::open(&site).await?;
+    let mut watch = StatusWatch::open(&deployment).await?;
     let (mut leads, mut faults) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
         faults.extend(ask_all(&fleet, round, Expect::Allow).await);
-        let issued = site.desk.deny(&format!("round-{round}"), bundle::mallory(round)).await?;
-        let enforced = ear.all_tell(sidecars, |status| {
+        let issued = deployment.publisher.deny(&format!("round-{round}"), bundle::mallory(round)).await?;
+        let enforced = watch.all_report(sidecars, |status| {
             let own = status.overlays.is_some_and(|head| head.version == issued.version);
             // Whole milliseconds, rounded down: at most one more.
             status.overlays_lead_time_ms.filter(|_| own).map(|lead| Duration::from_millis(lead + 1))
@@ -35,7 +35,7 @@ pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
         leads.extend(own.into_durations());
         sleep(PAUSE).await;
     }
-    faults.extend(site.nats.faults());
+    faults.extend(deployment.nats.faults());
     let leads = Spread::of(leads);
     let evidence = format!(
         "{} lead times, rounded up to the millisecond: {sidecars} sidecars in {rounds} rounds, each with a denial of another user; each \

@@ -1,4 +1,4 @@
-//! Sidecars: real processes that follow the store, what they tell it, and what they log.
+//! Sidecars: real processes that follow the store, what they report to it, and what they log.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use tokio::time::{timeout, timeout_at};
 
 use super::FanOut;
-use super::desk::STORE;
-use super::site::Site;
+use super::deployment::Deployment;
+use super::publisher::STORE;
 use crate::client::Address;
 use crate::server::{LogLine, Pid, START_LIMIT, stockade_listens};
 
@@ -45,8 +45,8 @@ struct Line {
     message: String,
 }
 
-/// What sidecars tell the store.
-pub(crate) struct Ear(BoxStream<'static, Bytes>);
+/// Watches what sidecars report to the store.
+pub(crate) struct StatusWatch(BoxStream<'static, Bytes>);
 
 /// What a sidecar logs when its freshness changes.
 pub(crate) const STALE: &str = "no proof that what is in force is current; it stays";
@@ -57,10 +57,10 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 impl Fleet {
     /// Starts so many sidecars and waits until all of them are ready, which they are not before they know that they are current.
-    pub(crate) async fn start(stage: &FanOut, site: &Site, sidecars: usize) -> anyhow::Result<Self> {
+    pub(crate) async fn start(stage: &FanOut, deployment: &Deployment, sidecars: usize) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a directory")?;
         let config = directory.path().join("stockade.yaml");
-        std::fs::write(&config, configuration(site)?).context("cannot write the sidecars' configuration")?;
+        std::fs::write(&config, configuration(deployment)?).context("cannot write the sidecars' configuration")?;
         let mut started = Vec::new();
         for sidecar in 0..sidecars {
             let child = Command::new(&stage.stockade)
@@ -89,7 +89,7 @@ impl Fleet {
                 while let Ok(Some(line)) = log.next_line().await {
                     let at = Instant::now();
                     if let Ok(LogLine { message, .. }) = serde_json::from_str(&line) {
-                        // Whoever listened is gone.
+                        // The receiver is gone.
                         let _ = sender.send(Line { sidecar, at, message });
                     }
                 }
@@ -99,11 +99,11 @@ impl Fleet {
         Ok(Self { sidecars: ready, lines, _directory: directory })
     }
 
-    /// When each sidecar says this for the first time from now on.
+    /// When each sidecar logs this for the first time from now on.
     ///
     /// # Errors
     /// If one does not.
-    pub(crate) async fn all_say(&mut self, message: &str) -> anyhow::Result<Vec<Instant>> {
+    pub(crate) async fn all_log(&mut self, message: &str) -> anyhow::Result<Vec<Instant>> {
         let deadline = tokio::time::Instant::now() + LIMIT;
         let mut said = HashMap::new();
         while said.len() < self.sidecars.len() {
@@ -113,7 +113,7 @@ impl Fleet {
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => bail!("all sidecars ended"),
-                Err(_) => bail!("{} of {} sidecars say `{message}`", said.len(), self.sidecars.len()),
+                Err(_) => bail!("{} of {} sidecars logged `{message}`", said.len(), self.sidecars.len()),
             }
         }
         Ok(said.into_values().collect())
@@ -130,32 +130,32 @@ impl Fleet {
     }
 }
 
-impl Ear {
-    /// Listens from now on.
-    pub(crate) async fn open(site: &Site) -> anyhow::Result<Self> {
-        let heard = site.desk.store.hear_statuses().await.map_err(anyhow::Error::msg)?;
+impl StatusWatch {
+    /// Watches from now on.
+    pub(crate) async fn open(deployment: &Deployment) -> anyhow::Result<Self> {
+        let heard = deployment.publisher.session.store.hear_statuses().await?;
         Ok(Self(heard.map(|message| message.payload).boxed()))
     }
 
     /// What `read` makes of the first status of each of so many sidecars that it makes something of.
     ///
     /// # Errors
-    /// If one says nothing of the kind.
-    pub(crate) async fn all_tell<T>(
+    /// If one reports nothing of the kind.
+    pub(crate) async fn all_report<T>(
         &mut self,
         sidecars: usize,
         read: impl Fn(&Status) -> Option<T>,
     ) -> anyhow::Result<Vec<T>> {
         let deadline = tokio::time::Instant::now() + LIMIT;
-        let (mut told, mut found) = (HashSet::new(), Vec::new());
+        let (mut seen, mut found) = (HashSet::new(), Vec::new());
         while found.len() < sidecars {
             let Ok(message) = timeout_at(deadline, self.0.next()).await else {
-                bail!("{} of {sidecars} sidecars tell that they enforce it", found.len());
+                bail!("{} of {sidecars} sidecars report that they enforce it", found.len());
             };
             let message = message.context("the connection was closed")?;
             let status: Status = serde_json::from_slice(&message).context("a status cannot be read")?;
             if let Some(value) = read(&status)
-                && told.insert(status.pod)
+                && seen.insert(status.pod)
             {
                 found.push(value);
             }
@@ -169,13 +169,13 @@ fn pod(sidecar: usize) -> String {
 }
 
 /// One for all of them, with defaults wherever what is measured could depend on it.
-fn configuration(site: &Site) -> anyhow::Result<String> {
+fn configuration(deployment: &Deployment) -> anyhow::Result<String> {
     let mut text = format!(
         "service: shop\nworkers: 1\nlisten: [\"tcp://127.0.0.1:0\"]\nadmin:\n  listen: none\nlog:\n  format: json\n\
          nats:\n  servers: [\"{}\"]\nstore:\n  name: {STORE}\n  keys:\n",
-        site.nats.url()
+        deployment.nats.url()
     );
-    for trusted in site.keys.trusted()? {
+    for trusted in deployment.keys.trusted()? {
         let roles: Vec<_> = trusted.roles.iter().map(|role| role.as_str()).collect();
         // Writing to a String cannot fail.
         let _ = write!(text, "    - key: {}\n      roles: [{}]\n", trusted.key, roles.join(", "));

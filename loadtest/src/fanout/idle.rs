@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::time::sleep;
 
+use super::deployment::Deployment;
 use super::fleet::Fleet;
 use super::goals::{IDLE_CPU, IDLE_RSS};
-use super::site::Site;
 use super::{FanOut, found, mebibytes};
 use crate::findings::Finding;
 
@@ -19,8 +19,8 @@ const SETTLE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(20);
 
 pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
-    let site = Site::open(stage, POLICIES).await?;
-    let fleet = Fleet::start(stage, &site, 1).await?;
+    let deployment = Deployment::open(stage, POLICIES).await?;
+    let fleet = Fleet::start(stage, &deployment, 1).await?;
     let pid = fleet.sidecars.first().context("there is no sidecar")?.pid;
     let at_start = mebibytes(pid.rss()?);
     sleep(SETTLE).await;

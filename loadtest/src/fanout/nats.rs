@@ -28,7 +28,7 @@ pub(crate) struct Nats {
     pub(crate) pid: Pid,
     /// When it said that it is ready.
     pub(crate) ready: Instant,
-    /// The lines of its log that tell of an error, of all its lives.
+    /// The lines of its log that report an error, of all its lives.
     errors: Arc<Mutex<Vec<String>>>,
 }
 
@@ -132,7 +132,7 @@ async fn follow(log: ChildStderr, errors: &Arc<Mutex<Vec<String>>>) -> anyhow::R
         }
         if line.contains("Server is ready") {
             let ready = Instant::now();
-            let port = port.context("the NATS server is ready, but told no port")?;
+            let port = port.context("the NATS server is ready, but logged no port")?;
             let errors = Arc::clone(errors);
             tokio::spawn(async move {
                 while let Ok(Some(line)) = lines.next_line().await {

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::bundle;
-use super::fleet::{Ear, Fleet};
+use super::deployment::Deployment;
+use super::fleet::{Fleet, StatusWatch};
 use super::goals::{PUBLISH_CPU, PUBLISH_MAX, PUBLISH_P50, PUBLISH_P99, SERVER_CPU, SERVER_RSS};
-use super::site::Site;
 use super::{FanOut, Spread, found, mebibytes, millis};
 use crate::findings::Finding;
 
@@ -19,19 +19,19 @@ const LOOK: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
     let (sidecars, rounds, policies) = (stage.sidecars.get(), stage.rounds.get(), stage.policies.get());
-    let mut site = Site::open(stage, policies).await?;
-    let fleet = Fleet::start(stage, &site, sidecars).await?;
+    let deployment = Deployment::open(stage, policies).await?;
+    let fleet = Fleet::start(stage, &deployment, sidecars).await?;
     sleep(PAUSE).await;
-    let before = site.nats.pid.cpu_time()?;
+    let before = deployment.nats.pid.cpu_time()?;
     sleep(LOOK).await;
-    let server_cpu = (site.nats.pid.cpu_time()? - before).as_secs_f64() / LOOK.as_secs_f64();
+    let server_cpu = (deployment.nats.pid.cpu_time()? - before).as_secs_f64() / LOOK.as_secs_f64();
 
-    let mut ear = Ear::open(&site).await?;
+    let mut watch = StatusWatch::open(&deployment).await?;
     let (mut leads, mut slowest, mut cpu) = (Vec::new(), Vec::new(), Duration::ZERO);
     for round in 1..=rounds {
         let before = fleet.cpu_time()?;
-        let issued = site.desk.publish(bundle::files(policies, round)).await?;
-        let enforced = ear.all_tell(sidecars, |status| {
+        let issued = deployment.publisher.publish(bundle::files(policies, round)).await?;
+        let enforced = watch.all_report(sidecars, |status| {
             let own = status.manifest.is_some_and(|head| head.version == issued.version);
             status.enforced_at.filter(|_| own).map(|at| at.0.duration_since(issued.at).unwrap_or_default())
         });
@@ -42,27 +42,17 @@ pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
         leads.extend(own.into_durations());
         sleep(PAUSE).await;
     }
-    let leads = Spread::of(leads);
-    let slowest = Spread::of(slowest);
-    let evidence = format!(
-        "{} lead times: {sidecars} sidecars in {rounds} rounds, each with a changed bundle of {policies} policies that is uploaded \
-         before the clock starts; the slowest sidecar of each round: {}",
-        leads.count(),
-        slowest.shown(),
-    );
-    let at = |percent| leads.percentile(percent).map(millis);
-    let each = cpu.as_secs_f64() * 1e3 / leads.count() as f64;
-    let rss = mebibytes(site.nats.pid.rss()?);
+    let faults = deployment.nats.faults();
+    let each = cpu.as_secs_f64() * 1e3 / leads.len() as f64;
+    let mut findings = lead_times(leads, slowest, &format!("{sidecars} sidecars in {rounds} rounds"), policies, faults);
+    let rss = mebibytes(deployment.nats.pid.rss()?);
     let sidecar_rss: Vec<_> = fleet.sidecars.iter().map(|own| own.pid.rss()).collect::<anyhow::Result<_>>()?;
     let sidecar_rss = mebibytes(sidecar_rss.iter().sum::<u64>()) / sidecars as f64;
-    Ok(vec![
-        found(&PUBLISH_P99, at(99), evidence, site.nats.faults()),
-        found(&PUBLISH_P50, at(50), format!("of the same {} lead times", leads.count()), Vec::new()),
-        found(&PUBLISH_MAX, at(100), format!("of the same {} lead times", leads.count()), Vec::new()),
+    findings.extend([
         found(
             &PUBLISH_CPU,
             Some(each),
-            "user and system time of all threads from the upload until the last sidecar has told, by the clock tick of 10 ms, \
+            "user and system time of all threads from the upload until the last sidecar has reported, by the clock tick of 10 ms, \
              averaged over all of them"
                 .to_owned(),
             Vec::new(),
@@ -79,5 +69,29 @@ pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
             format!("over {} s: two beacons a second to {sidecars} sidecars, written to disk at once", LOOK.as_secs()),
             Vec::new(),
         ),
-    ])
+    ]);
+    Ok(findings)
+}
+
+fn lead_times(
+    leads: Vec<Duration>,
+    slowest: Vec<Duration>,
+    which: &str,
+    policies: usize,
+    faults: Vec<String>,
+) -> Vec<Finding> {
+    let (leads, slowest) = (Spread::of(leads), Spread::of(slowest));
+    let evidence = format!(
+        "{} lead times: {which}, each with a changed bundle of {policies} policies that is uploaded before the clock starts; the \
+         slowest sidecar of each round: {}",
+        leads.count(),
+        slowest.shown(),
+    );
+    let at = |percent| leads.percentile(percent).map(millis);
+    let same = format!("of the same {} lead times", leads.count());
+    vec![
+        found(&PUBLISH_P99, at(99), evidence, faults),
+        found(&PUBLISH_P50, at(50), same.clone(), Vec::new()),
+        found(&PUBLISH_MAX, at(100), same, Vec::new()),
+    ]
 }

@@ -12,14 +12,14 @@ use stockade::model::{Overlay, Published};
 use stockade::nats;
 use stockade::policy::Files;
 use stockade::problem::Problem;
-use stockade::units::Span;
+use stockade::units::HumanDuration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::deployment::Deployment;
 use super::goals::{FEEDS_RSS, RECONNECT};
-use super::site::Site;
-use super::{FanOut, Spread, desk, found, mebibytes};
+use super::{FanOut, Spread, found, mebibytes, publisher};
 use crate::findings::Finding;
 
 /// Longer than the longest pause between two attempts to connect, so that the feeds come back as after any outage.
@@ -53,28 +53,28 @@ impl Engine for Idle {
 
 pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
     let feeds = stage.feeds.get();
-    let mut site = Site::open(stage, stage.policies.get()).await?;
+    let mut deployment = Deployment::open(stage, stage.policies.get()).await?;
     // They end with the set.
     let mut following = JoinSet::new();
     let mut proofs = Vec::new();
     for feed in 0..feeds {
-        proofs.push(follow(&site, feed, &mut following).await?);
+        proofs.push(follow(&deployment, feed, &mut following).await?);
     }
     let begun = Instant::now();
     verified(&proofs, begun).await?;
     eprintln!("reconnect: {feeds} feeds are current after {:.1} s", begun.elapsed().as_secs_f64());
-    site.nats.kill().await?;
+    deployment.nats.kill().await?;
     sleep(OUTAGE).await;
     let still =
         proofs.iter().filter(|proof| proof.freshness(Instant::now()) == Some(stockade::model::Freshness::Fresh));
     let still = still.count();
-    site.nats.start_again().await?;
-    let ready = site.nats.ready;
-    let before = site.nats.pid.cpu_time()?;
+    deployment.nats.start_again().await?;
+    let ready = deployment.nats.ready;
+    let before = deployment.nats.pid.cpu_time()?;
     let times = Spread::of(verified(&proofs, ready).await?);
-    let cpu = (site.nats.pid.cpu_time()? - before).as_secs_f64();
+    let cpu = (deployment.nats.pid.cpu_time()? - before).as_secs_f64();
     eprintln!("reconnect: {}", times.shown());
-    let mut faults = site.nats.faults();
+    let mut faults = deployment.nats.faults();
     if still > 0 {
         faults.push(format!("{still} feeds called themselves fresh after {} s without a server", OUTAGE.as_secs()));
     }
@@ -85,7 +85,7 @@ pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
         times.shown(),
         OUTAGE.as_secs()
     );
-    let rss = mebibytes(site.nats.pid.rss()?);
+    let rss = mebibytes(deployment.nats.pid.rss()?);
     following.abort_all();
     Ok(vec![
         found(&RECONNECT, times.percentile(100).map(|time| time.as_secs_f64()), evidence, faults),
@@ -94,21 +94,21 @@ pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
 }
 
 /// Begins to follow the store. What is proved to it is what counts.
-async fn follow(site: &Site, feed: usize, following: &mut JoinSet<()>) -> anyhow::Result<Arc<LastProof>> {
-    let nats = nats::Config::of(&site.nats.url()).map_err(|invalid| anyhow!("{invalid}"))?;
+async fn follow(deployment: &Deployment, feed: usize, following: &mut JoinSet<()>) -> anyhow::Result<Arc<LastProof>> {
+    let nats = nats::Config::of(&deployment.nats.url()).map_err(|invalid| anyhow!("{invalid}"))?;
     let freshness = freshness::Config::default();
     let config = follower::Config {
-        name: desk::name()?,
-        keys: site.keys.trusted()?,
+        name: publisher::name()?,
+        keys: deployment.keys.trusted()?,
         freshness,
-        max_clock_skew: Span::seconds(1),
-        refresh: Span::seconds(30),
+        max_clock_skew: HumanDuration::seconds(1),
+        refresh: HumanDuration::seconds(30),
         pod: format!("feed-{feed:04}"),
         namespace: "fanout".to_owned(),
         last_good: None,
         limits: Limits::default(),
     };
-    let source = Jetstream::follow(&nats, desk::name()?).await.map_err(anyhow::Error::msg)?;
+    let source = Jetstream::follow(&nats, publisher::name()?).await.map_err(anyhow::Error::msg)?;
     let proof = Arc::new(LastProof::required(freshness));
     let (snapshots, status) = (watch::Sender::new(None), watch::Sender::new(Status::default()));
     following.spawn(Follower::new(config, source, Idle, Arc::clone(&proof), snapshots, status).run());

@@ -8,7 +8,7 @@ use crate::decision::freshness;
 use crate::problem::Problem;
 use crate::store::keys::Trusted;
 use crate::store::{Keyring, Role, StoreName};
-use crate::units::Span;
+use crate::units::HumanDuration;
 use crate::yaml::Faults;
 
 /// How a store is followed.
@@ -24,10 +24,10 @@ pub struct Config {
     pub freshness: freshness::Config,
     /// How far the clocks of store and sidecar may differ. Default: 1s.
     #[deserr(default = default_skew())]
-    pub max_clock_skew: Span,
+    pub max_clock_skew: HumanDuration,
     /// How often the newest statements are read, whatever was heard. Default: 30s.
     #[deserr(default = default_refresh())]
-    pub refresh: Span,
+    pub refresh: HumanDuration,
     /// The pod's name, for what the store is told. Default: `POD_NAME`, else `HOSTNAME`, of the environment.
     #[deserr(default = environment(&["POD_NAME", "HOSTNAME"], "unknown"))]
     pub pod: String,
@@ -42,12 +42,12 @@ pub struct Config {
     pub limits: Limits,
 }
 
-fn default_skew() -> Span {
-    Span::seconds(1)
+fn default_skew() -> HumanDuration {
+    HumanDuration::seconds(1)
 }
 
-fn default_refresh() -> Span {
-    Span::seconds(30)
+fn default_refresh() -> HumanDuration {
+    HumanDuration::seconds(30)
 }
 
 fn environment(names: &[&str], otherwise: &str) -> String {

@@ -68,9 +68,28 @@ pub(super) async fn compile<E: Engine>(
     made.map(|base| (base, bytes)).map_err(Failure::Problems)
 }
 
-/// Whether a version is this one or newer: three numbers. What cannot be read is not understood either.
+/// Whether a version is this one or newer. A pre-release counts as what it leads to. What cannot be read is not understood either.
 pub(super) fn is_at_least(own: &str, needed: &str) -> bool {
-    let numbers =
-        |text: &str| -> Option<Vec<u64>> { text.split('-').next()?.split('.').map(|part| part.parse().ok()).collect() };
-    matches!((numbers(own), numbers(needed)), (Some(own), Some(needed)) if own >= needed)
+    let release = |text: &str| semver::Version::parse(text).ok().map(|own| (own.major, own.minor, own.patch));
+    matches!((release(own), release(needed)), (Some(own), Some(needed)) if own >= needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_at_least;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        for (own, needed, expected) in [
+            ("0.1.0", "0.1.0", true),
+            ("0.10.0", "0.9.9", true),
+            ("0.9.9", "0.10.0", false),
+            ("1.0.0-rc.1", "1.0.0", true),
+            ("1.0.0", "1.0.0+build", true),
+            ("1.0.0", "next", false),
+            ("1.0.0", "", false),
+        ] {
+            assert_eq!(is_at_least(own, needed), expected, "{own} {needed}");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use crate::feed::Limits;
 use crate::store::keys::Trusted;
 use crate::store::statement::{Blob, OverlayEffect, OverlayEntry, Overlays, StoreName, Timestamp, Version};
 use crate::store::{Role, SecretKey, envelope, pack};
-use crate::units::Span;
+use crate::units::HumanDuration;
 
 /// Longer than anything takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -158,17 +158,17 @@ impl World {
             name: StoreName::try_from_text("prod".to_owned()).expect("a name"),
             keys: vec![Trusted { key: key.public(), roles }],
             freshness: freshness::Config {
-                stale_after: Span::millis(400),
-                expired_after: Span::millis(1000),
+                stale_after: HumanDuration::millis(400),
+                expired_after: HumanDuration::millis(1000),
                 on_expired: OnExpired::Undecided,
             },
-            max_clock_skew: Span::seconds(1),
-            refresh: Span::seconds(3600),
+            max_clock_skew: HumanDuration::seconds(1),
+            refresh: HumanDuration::seconds(3600),
             pod: "pod".to_owned(),
             namespace: "default".to_owned(),
             last_good: Some(last_good::Config {
                 directory: disk.path().display().to_string(),
-                max_age: Span::seconds(3600),
+                max_age: HumanDuration::seconds(3600),
             }),
             limits: Limits::default(),
         };
