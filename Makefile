@@ -48,6 +48,8 @@ mutations: ## plants bugs in the engine, each of which its tests must catch
 lint: $(CARGO_DENY) ## formatting, clippy, documentation, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@# The engine alone, as another process has it: no server, no command line.
+	$(CARGO) clippy --locked --lib --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 	$(CARGO_DENY) --workspace --locked check licenses bans sources
 

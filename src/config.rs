@@ -10,13 +10,19 @@ use crate::decision::freshness::LastProof;
 use crate::ext_authz::identity_source::{self, IdentitySource};
 use crate::ext_authz::request::ServiceName;
 use crate::ext_authz::response::{Errors, HeaderName, HeaderSource, Responder, UndecidedResponse};
-use crate::ext_authz::{body, check, path, server, service};
+use crate::ext_authz::{body, check, path};
+#[cfg(feature = "server")]
+use crate::ext_authz::{server, service};
+use crate::feed;
 #[cfg(feature = "nats")]
 use crate::nats;
 use crate::observe::{decision_log, metrics, tracing};
 use crate::problem::{Problem, SourceFile};
-use crate::yaml::{self, AtLeastOne, Faults, Invalid, Table};
-use crate::{admin, feed, listener, shutdown};
+#[cfg(feature = "server")]
+use crate::yaml::Invalid;
+use crate::yaml::{self, AtLeastOne, Faults, Table};
+#[cfg(feature = "server")]
+use crate::{admin, listener, shutdown};
 
 /// `stockade.yaml`. docs/configuration.md describes each key; a test holds the two together.
 #[derive(Debug, Clone, Deserr, Serialize)]
@@ -26,9 +32,11 @@ pub struct Config {
     #[deserr(default = ServiceName("default".to_owned()))]
     pub service: ServiceName,
     /// Where Envoy's checks are answered.
+    #[cfg(feature = "server")]
     #[deserr(default = default_listen())]
     pub listen: AtLeastOne<listener::Config>,
     /// How many threads answer checks. Default: as many as there are cores, at most 4.
+    #[cfg(feature = "server")]
     #[deserr(default)]
     pub workers: Workers,
     /// The bundles to follow, merged into one snapshot; either these or `store`.
@@ -68,9 +76,11 @@ pub struct Config {
     #[deserr(default)]
     pub remove_headers: Vec<HeaderName>,
     /// What may be in flight, and how large.
+    #[cfg(feature = "server")]
     #[deserr(default)]
     pub limits: service::Config,
     /// Limits of the connections.
+    #[cfg(feature = "server")]
     #[deserr(default)]
     pub http2: server::Config,
     /// The record of every decision.
@@ -83,25 +93,30 @@ pub struct Config {
     #[deserr(default)]
     pub metrics: metrics::Config,
     /// The operator's HTTP endpoint.
+    #[cfg(feature = "server")]
     #[deserr(default)]
     pub admin: admin::Config,
     /// The kubelet's HTTP probes.
+    #[cfg(feature = "server")]
     #[deserr(default)]
     pub probes: admin::ProbesConfig,
     /// The program's own log.
     #[deserr(default)]
     pub log: tracing::Config,
     /// How the process ends.
+    #[cfg(feature = "server")]
     #[deserr(default)]
     pub shutdown: shutdown::Config,
 }
 
 /// `workers:`
+#[cfg(feature = "server")]
 #[derive(Debug, Clone, Copy, Deserr, Serialize)]
 #[deserr(error = Faults, try_from(usize) = Workers::new -> Invalid)]
 #[serde(transparent)]
 pub struct Workers(pub usize);
 
+#[cfg(feature = "server")]
 impl Workers {
     fn new(threads: usize) -> Result<Self, Invalid> {
         match threads {
@@ -111,6 +126,7 @@ impl Workers {
     }
 }
 
+#[cfg(feature = "server")]
 impl Default for Workers {
     fn default() -> Self {
         Self(std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4)))
@@ -125,6 +141,7 @@ pub struct BundleSource {
     pub directory: String,
 }
 
+#[cfg(feature = "server")]
 fn default_listen() -> AtLeastOne<listener::Config> {
     AtLeastOne(vec![listener::Config::loopback(9191)])
 }
@@ -203,6 +220,7 @@ impl Config {
                 is_off && *log != (decision_log::Config { output: log.output.clone(), ..default }),
                 "`decision_log`: nothing in it has an effect with `output: none`",
             ),
+            #[cfg(feature = "server")]
             (
                 matches!(self.admin.listen, admin::Listen::None) && self.metrics != metrics::Config::default(),
                 "`metrics` has no effect with `admin: {listen: none}`: nothing can read them",

@@ -11,20 +11,24 @@ use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
 /// Prints to stdout, cleaned.
+#[cfg(feature = "cli")]
 macro_rules! out {
     ($($text:tt)*) => { $crate::terminal::print(::std::format_args!($($text)*), false) };
 }
 
 /// Prints a line to stdout, cleaned.
+#[cfg(feature = "cli")]
 macro_rules! outln {
     ($($text:tt)*) => { $crate::terminal::print(::std::format_args!($($text)*), true) };
 }
 
 /// Prints a line to stderr, cleaned.
+#[cfg(feature = "cli")]
 macro_rules! errln {
     ($($text:tt)*) => { $crate::terminal::complain(::std::format_args!($($text)*)) };
 }
 
+#[cfg(feature = "cli")]
 pub(crate) use {errln, out, outln};
 
 /// Whether a character shows nothing by itself and changes how others are shown: controls but for the ends of lines and tabs, line
