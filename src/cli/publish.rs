@@ -7,7 +7,7 @@ use super::assumed::ConfigArgs;
 use super::store::{Session, SignArgs, StoreArgs, TrustArgs, compile, run as run_command};
 use super::wait::{Ear, WaitArgs};
 use super::{test, validate};
-use crate::policy::{Difference, Files, Snapshot};
+use crate::policy::{Files, PolicyDiff, Snapshot};
 use crate::problem;
 use crate::publish::streams::Settings;
 use crate::publish::{Advance, history};
@@ -219,7 +219,7 @@ async fn changes(
     };
     match compile(&old) {
         Ok(before) => {
-            let difference = Difference::between(&before, snapshot);
+            let difference = PolicyDiff::between(&before, snapshot);
             format!("changes since {}:\n{}", current.version, describe(&difference, &other_files(&old, files)))
         }
         Err(error) => {
@@ -231,8 +231,8 @@ async fn changes(
 /// How many names of a kind are shown.
 const SHOWN: usize = 50;
 
-fn describe(difference: &Difference, files: &[String]) -> String {
-    let Difference { added, removed, modified, schema, entities } = difference;
+fn describe(difference: &PolicyDiff, files: &[String]) -> String {
+    let PolicyDiff { added, removed, modified, schema, entities } = difference;
     let mut text =
         format!("  policies: {} added, {} removed, {} modified\n", added.len(), removed.len(), modified.len());
     for (sign, names) in [('+', added), ('-', removed), ('~', modified)] {
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn changes_are_named() {
-        let difference = Difference {
+        let difference = PolicyDiff {
             added: vec!["shop/a".to_owned()],
             removed: Vec::new(),
             modified: (0..51).map(|n| format!("shop/{n}")).collect(),

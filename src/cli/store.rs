@@ -246,7 +246,7 @@ impl Session {
 
 /// Compiles what came from the store.
 pub(super) fn compile(files: &[Files]) -> Result<Snapshot, String> {
-    Snapshot::compile(files, 1).map_err(|problems| problem::one_line(&problems))
+    Snapshot::compile(files, None, &mut Default::default()).map_err(|problems| problem::one_line(&problems))
 }
 
 /// Runs a command to its end, and says why it failed.

@@ -125,7 +125,7 @@ pub(super) fn run_tests(files: &[Files], given: Option<&Config>) -> Result<usize
             };
             let snapshot = match &snapshot {
                 Some(snapshot) => Arc::clone(snapshot),
-                None => Arc::clone(snapshot.insert(Arc::new(Snapshot::compile(files, 1)?))),
+                None => Arc::clone(snapshot.insert(Arc::new(Snapshot::compile(files, None, &mut Default::default())?))),
             };
             let idle =
                 suite.identity.as_ref().map(|sources| identity_source::out_of_turn(&sources.0)).unwrap_or_default();

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::base::Base;
+use super::compiled::{Compiled, Side};
 use super::footprint::Access;
-use super::index::{Compiled, Side};
 use super::schema::ActionType;
-use super::snapshot::Base;
 use crate::model::{EntityUid, PolicyId, Type};
 use crate::problem::{Problem, SourceFile};
 
