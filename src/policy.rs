@@ -46,7 +46,7 @@ pub use layout::{FileKind, READ as FILES_READ};
 pub use literals::mapped as mapped_range;
 pub use memory::Memory;
 pub use policy_diff::PolicyDiff;
-pub use report::{ALWAYS as ALWAYS_IN_KEY, FootprintSummary, Hits, PlaceSummary, Read, Reader};
+pub use report::{ALWAYS as ALWAYS_IN_KEY, FootprintSummary, Hits, PlaceSummary, PolicyRead, Read};
 pub use routes::{Matched, Routes};
 pub use schema::{ActionType, Types};
 pub use snapshot::Snapshot;

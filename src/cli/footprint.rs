@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::validate;
-use crate::policy::{ALWAYS_IN_KEY, FootprintSummary, PlaceSummary, Read, Reader};
+use crate::policy::{ALWAYS_IN_KEY, FootprintSummary, PlaceSummary, PolicyRead, Read};
 use crate::problem;
 use crate::terminal::{Stream, out, outln};
 
@@ -87,7 +87,7 @@ fn place(out: &mut String, place: &PlaceSummary, actions: usize) -> std::fmt::Re
     }
 }
 
-fn reader(reader: &Reader, actions: usize) -> String {
+fn reader(reader: &PolicyRead, actions: usize) -> String {
     let mut text = format!("by {} in {}", reader.id, reader.file);
     if let Some(whole) = &reader.as_part_of {
         text += &format!(", which reads all of `{whole}`");

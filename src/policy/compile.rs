@@ -591,7 +591,8 @@ impl Parsed {
     /// A policy that this stands for: itself, or linked from it.
     fn compiled(&self, policy: &Policy, problems: &mut Vec<Problem>) -> Compiled {
         let footprint = Footprint::of(policy).unwrap_or_else(|error| {
-            let message = format!("what `{}` reads cannot be told, so everything is: {error}", policy.id());
+            let message =
+                format!("what `{}` reads cannot be determined, so everything is in the key: {error}", policy.id());
             let hint = "decisions of its actions are remembered for requests that are equal in all that is declared";
             problems.push(Problem::warning(message).hint(hint).at(&self.source, self.span));
             Footprint::everything()

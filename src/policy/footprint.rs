@@ -50,7 +50,7 @@ pub(super) enum Access {
 }
 
 /// A place in the context.
-type Place = Vec<SmolStr>;
+type AttributePath = Vec<SmolStr>;
 
 impl Footprint {
     /// What one policy can read.
@@ -131,7 +131,7 @@ impl Footprint {
     }
 
     /// The places that the value of an expression may be; what it reads on the way is noted.
-    fn walk(&mut self, expr: &Expr) -> Vec<Place> {
+    fn walk(&mut self, expr: &Expr) -> Vec<AttributePath> {
         match expr {
             Expr::Var(Var::Context) => vec![Vec::new()],
             Expr::Var(_) | Expr::Literal(_) | Expr::Slot(_) => Vec::new(),
@@ -146,7 +146,7 @@ impl Footprint {
             }
             Expr::HasAttr { expr, attrs } => {
                 for place in self.walk(expr) {
-                    self.context.at(&place.into_iter().chain(attrs.iter().cloned()).collect::<Place>());
+                    self.context.at(&place.into_iter().chain(attrs.iter().cloned()).collect::<AttributePath>());
                 }
                 self.attributes.extend(attrs.iter().cloned());
                 Vec::new()
