@@ -58,7 +58,7 @@ fn compile(policies: &str) -> Snapshot {
     let files = [("bundle.yaml", "name: bench"), ("schema.cedarschema", SCHEMA), ("policies.cedar", policies)];
     let files = files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect();
     let bundle = Files { root: "bench".to_owned(), files, changed: None };
-    Snapshot::compile(&[bundle], 1).expect("a good bundle")
+    Snapshot::compile(&[bundle], None, &mut Default::default()).expect("a good bundle")
 }
 
 fn uid(text: &str) -> EntityUid {
@@ -132,12 +132,12 @@ fn deciding(c: &mut Criterion) {
         let (query, request) = (query(middle, middle), request(middle, middle));
         // Without conditions there is nothing to evaluate: what is left is finding the candidates.
         let lookup = compile(&scoped(count, ""));
-        assert_eq!(lookup.evaluation(&query).expect("an evaluation").candidates, 2);
-        group.bench_function(BenchmarkId::new("index", count), |b| b.iter(|| lookup.evaluation(black_box(&query))));
+        assert_eq!(lookup.evaluate(&query, None).expect("an evaluation").candidates, 2);
+        group.bench_function(BenchmarkId::new("index", count), |b| b.iter(|| lookup.evaluate(black_box(&query), None)));
         let text = scoped(count, &format!("when {{ {TENANT} == \"t-7\" }}"));
         let snapshot = compile(&text);
         group.bench_function(BenchmarkId::new("evaluation", count), |b| {
-            b.iter(|| snapshot.evaluation(black_box(&query)));
+            b.iter(|| snapshot.evaluate(black_box(&query), None));
         });
         let policies: PolicySet = text.parse().expect("policies");
         group.bench_function(BenchmarkId::new("plain Cedar", count), |b| {
@@ -147,7 +147,7 @@ fn deciding(c: &mut Criterion) {
     let text = unscoped(1_000);
     let (snapshot, policies): (_, PolicySet) = (compile(&text), text.parse().expect("policies"));
     let (query, request) = (query(1, 1), request(1, 1));
-    group.bench_function("attribute-only, evaluation/1000", |b| b.iter(|| snapshot.evaluation(black_box(&query))));
+    group.bench_function("attribute-only, evaluation/1000", |b| b.iter(|| snapshot.evaluate(black_box(&query), None)));
     group.bench_function("attribute-only, plain Cedar/1000", |b| {
         b.iter(|| authorizer.is_authorized(black_box(&request), &policies, &entities));
     });
@@ -176,7 +176,7 @@ fn overlaying(c: &mut Criterion) {
             b.iter(|| before.overlaid(black_box(&overlays), None));
         });
         let (after, query) = (before.overlaid(&overlays, None), query(5_000, 5_000));
-        group.bench_function(BenchmarkId::new("index", count), |b| b.iter(|| after.evaluation(black_box(&query))));
+        group.bench_function(BenchmarkId::new("index", count), |b| b.iter(|| after.evaluate(black_box(&query), None)));
     }
     group.finish();
 }

@@ -76,7 +76,7 @@ fn pipeline() -> (Pipeline, Arc<Snapshot>) {
     ];
     let files = files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect();
     let bundle = Files { root: "bench".to_owned(), files, changed: None };
-    let snapshot = Arc::new(Snapshot::compile(&[bundle], 1).expect("a good bundle"));
+    let snapshot = Arc::new(Snapshot::compile(&[bundle], None, &mut Default::default()).expect("a good bundle"));
     let source = SourceFile::new("stockade.yaml", "bundles: [{directory: .}]");
     let config: Config = yaml::parse(&source).expect("a good configuration");
     let (_, snapshots) = watch::channel(Some(Arc::clone(&snapshot)));

@@ -18,7 +18,8 @@ fn snapshot(policies: usize) -> Snapshot {
         .collect();
     let files = [("bundle.yaml", "name: bench".to_owned()), ("policies.cedar", text)];
     let files = files.into_iter().map(|(path, text)| (path.to_owned(), text)).collect();
-    Snapshot::compile(&[Files { root: "bench".to_owned(), files, changed: None }], 1).expect("a good bundle")
+    Snapshot::compile(&[Files { root: "bench".to_owned(), files, changed: None }], None, &mut Default::default())
+        .expect("a good bundle")
 }
 
 fn query(method: &str) -> Query {
@@ -42,11 +43,11 @@ fn unscoped(c: &mut Criterion) {
         let snapshot = snapshot(policies);
         for (holds, method) in [("does not hold", "POST"), ("holds", "GET")] {
             let query = query(method);
-            let found = snapshot.evaluation(&query).expect("a decision");
+            let found = snapshot.evaluate(&query, None).expect("a decision");
             assert_eq!(found.candidates, policies);
-            assert_eq!(found.decision.determining.len(), if method == "GET" { policies } else { 0 });
+            assert_eq!(found.ruling.determining.len(), if method == "GET" { policies } else { 0 });
             group.bench_function(BenchmarkId::new(holds, policies), |b| {
-                b.iter(|| snapshot.evaluation(black_box(&query)));
+                b.iter(|| snapshot.evaluate(black_box(&query), None));
             });
         }
     }

@@ -183,7 +183,7 @@ mod tests {
     use crate::model::Revision;
     use crate::observe::metrics;
     use crate::policy::{
-        BundleSummary, FootprintSummary, Hits, OverlaySummary, PlaceSummary, PolicySummary, Read, Reader,
+        BundleSummary, FootprintSummary, Hits, OverlaySummary, PlaceSummary, PolicyRead, PolicySummary, Read,
     };
     use crate::shutdown::Phase;
 
@@ -234,7 +234,7 @@ mod tests {
                     hits: Hits::None,
                     why: Some("the clock"),
                     advice: None,
-                    policies: vec![Reader {
+                    policies: vec![PolicyRead {
                         id: "shop/<i>".into(),
                         file: "hours.cedar".into(),
                         read: Read::Value,

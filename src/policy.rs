@@ -2,14 +2,18 @@
 //! imports `cedar_policy`, save the id types that [`crate::model`] re-exports.
 
 mod annotations;
+mod base;
 mod bundle;
 mod change;
 mod compile;
-mod difference;
+mod compiled;
+mod core;
 mod entities;
 mod entity_file;
+mod evaluate;
 mod files;
 mod footprint;
+mod header;
 mod index;
 mod layout;
 mod lint;
@@ -17,31 +21,37 @@ mod literals;
 mod memory;
 mod mentions;
 mod open;
-mod overlay;
+mod overlays;
 mod pattern;
+mod policy_diff;
 mod policy_file;
 mod report;
+mod route_file;
 mod routes;
+mod ruling;
 mod schema;
 #[cfg(test)]
 mod slips;
 mod snapshot;
+mod strays;
 mod summary;
 mod value;
 mod vocabulary;
 
-pub use bundle::Ttl;
-pub use difference::Difference;
+pub use evaluate::Evaluation;
 pub use files::Files;
 pub use footprint::{Footprint, Reads};
-pub use layout::{Kind as FileKind, READ as FILES_READ, idle_ignores, strays};
+pub use header::{BundleSummary, Ttl};
+pub use layout::{FileKind, READ as FILES_READ};
 pub use literals::mapped as mapped_range;
 pub use memory::Memory;
-pub use report::{ALWAYS as ALWAYS_IN_KEY, FootprintSummary, Hits, PlaceSummary, Read, Reader};
+pub use policy_diff::PolicyDiff;
+pub use report::{ALWAYS as ALWAYS_IN_KEY, FootprintSummary, Hits, PlaceSummary, PolicyRead, Read};
 pub use routes::{Matched, Routes};
 pub use schema::{ActionType, Types};
-pub use snapshot::{Evaluation, Snapshot};
-pub use summary::{BundleSummary, OverlaySummary, PolicySummary, Summary};
+pub use snapshot::Snapshot;
+pub use strays::{idle_ignores, strays};
+pub use summary::{OverlaySummary, PolicySummary, Summary};
 pub use value::check as check_extension;
 pub use vocabulary::{BASE as BASE_SCHEMA, unrouted};
 

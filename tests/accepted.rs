@@ -128,8 +128,8 @@ fn a_shorter_list_of_annotations_is_heard() {
     };
     let mut memory = Memory::default();
     let listed = bundle("name: shop\nannotations: [mod]");
-    assert!(Snapshot::remembering(&mut memory, slice::from_ref(&listed), None).is_ok());
-    let found = Snapshot::remembering(&mut memory, &[bundle("name: shop")], None).expect_err("`@mod`");
+    assert!(Snapshot::compile(slice::from_ref(&listed), None, &mut memory).is_ok());
+    let found = Snapshot::compile(&[bundle("name: shop")], None, &mut memory).expect_err("`@mod`");
     assert!(lines(&found)[0].contains("`@mod` has no effect"), "{found:?}");
 }
 
@@ -378,8 +378,11 @@ fn routes_in_the_form_of_other_routers_are_refused_with_the_right_one() {
 /// escaped; and with a parameter, the request in which something stands for it.
 #[test]
 fn what_is_accepted_matches() {
-    let court =
-        |pattern: &str| Snapshot::compile(&[routed(pattern)], 1).ok().map(|snapshot| Court::under(snapshot.into(), ""));
+    let court = |pattern: &str| {
+        Snapshot::compile(&[routed(pattern)], None, &mut Default::default())
+            .ok()
+            .map(|snapshot| Court::under(snapshot.into(), ""))
+    };
     let is_open = |court: &Court, method: &str, path: &str| {
         court.query(&line(method, path)).is_ok_and(|query| query.action.id().unescaped() == "open")
     };
@@ -476,7 +479,9 @@ fn head_is_get_where_no_route_says_otherwise() {
 fn resources_that_run_together_or_do_not_exist_are_refused() {
     let refused = |path: &str, resource: &str| {
         let routes = json!({"routes": [{"match": path, "action": "read", "resource": resource}]}).to_string();
-        Snapshot::compile(&[shop(&[SCHEMA, PERMIT, ("routes.yaml", &routes)])], 1).err().map(|found| lines(&found))
+        Snapshot::compile(&[shop(&[SCHEMA, PERMIT, ("routes.yaml", &routes)])], None, &mut Default::default())
+            .err()
+            .map(|found| lines(&found))
     };
     for (path, resource, expected) in [
         ("GET /{t}/{d}", "Doc::\"{t}-{d}\"", "`{t}` and `{d}` run together"),
@@ -722,7 +727,9 @@ fn headers_that_no_request_has_are_refused() {
         let schema = format!(
             "action \"open\" appliesTo {{ principal: [Anonymous], resource: [Service], context: {{ headers: {{ {names} }} }} }};"
         );
-        Snapshot::compile(&[shop(&[("s.cedarschema", &schema), OPEN])], 1).err().map(|found| lines(&found).join("\n"))
+        Snapshot::compile(&[shop(&[("s.cedarschema", &schema), OPEN])], None, &mut Default::default())
+            .err()
+            .map(|found| lines(&found).join("\n"))
     };
     for (names, said) in [
         ("\"x tenant\"?: String", "`x tenant`, which no header can be called"),
@@ -750,7 +757,7 @@ fn parameters_that_no_route_has_are_refused() {
         "#;
         let permit = ("p.cedar", "permit (principal is User, action, resource);");
         let bundle = shop(&[("s.cedarschema", schema), permit, ("routes.yaml", &format!("routes: [{routes}]"))]);
-        Snapshot::compile(&[bundle], 1).err().map(|found| lines(&found))
+        Snapshot::compile(&[bundle], None, &mut Default::default()).err().map(|found| lines(&found))
     };
     let list = "{match: 'GET /{doc}/all', action: list}";
     let found = with(&format!("{{match: 'GET /{{dco}}', action: view}}, {list}")).expect("`dco`");
@@ -796,7 +803,7 @@ fn templates_without_links_and_files_that_are_not_there_are_told() {
 fn guardrails_that_forbid_nothing_are_told() {
     let shown = |schema: &str, policy: &str| {
         let bundle = shop(&[("s.cedarschema", schema), ("p.cedar", policy)]);
-        match Snapshot::compile(&[bundle], 1) {
+        match Snapshot::compile(&[bundle], None, &mut Default::default()) {
             Ok(snapshot) => lines(&snapshot.warnings).join("\n"),
             Err(found) => lines(&found).join("\n"),
         }

@@ -384,7 +384,7 @@ fn a_schema_asks_only_for_what_a_request_has() {
         (
             declared("method: Long, headers: { x: { y: String } }, time: String, tls: { cn: String }"),
             &[
-                "shop/s.cedarschema: `context.headers.x` is a text on the wire and cannot become `record`",
+                "shop/s.cedarschema: `context.headers.x` is a string on the wire and cannot become `record`",
                 "shop/s.cedarschema: `context.method` is a `String`, not `Long`",
                 "shop/s.cedarschema: `context.time` is a `datetime`, not `String`",
                 "shop/s.cedarschema: `context.tls.cn` does not exist; known here: `sni`",
@@ -401,7 +401,7 @@ fn a_schema_asks_only_for_what_a_request_has() {
         ),
         (
             declared("destination: { labels: { a: Set<Set<String>> } }"),
-            &["shop/s.cedarschema: `context.destination.labels.a` is a text on the wire and cannot become \
+            &["shop/s.cedarschema: `context.destination.labels.a` is a string on the wire and cannot become \
                `Set<Set<String>>`"],
         ),
     ]);

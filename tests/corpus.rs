@@ -29,7 +29,7 @@ use stockade::units::HumanDuration;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::fixture::{compile, files, lines};
+use crate::fixture::{compile, files, lines, succeeding};
 
 /// One test in so many, so that it takes seconds and not minutes without optimisation; `STOCKADE_CORPUS_EVERY=1` runs
 /// all of them.
@@ -262,7 +262,7 @@ impl Tally {
             .map_err(|error| vec![format!("corpus.cedarschema: {error}")])
             .and_then(|schema| {
                 let bundle = bundle(&corpus.read(name, "cedar"), &schema, &corpus.read(name, "entities.json"));
-                Snapshot::compile(&[bundle], 1).map_err(|mut problems| {
+                Snapshot::compile(&[bundle], None, &mut Default::default()).map_err(|mut problems| {
                     problems.retain(Problem::is_error);
                     lines(&problems)
                 })
@@ -330,7 +330,7 @@ impl Union {
         let (schema, _) = Schema::from_cedarschema_str(&own.schema).unwrap();
         for name in names {
             let (policy, entities) = (corpus.read(name, "cedar"), corpus.read(name, "entities.json"));
-            if Snapshot::compile(&[bundle(&policy, &own.schema, &entities)], 1).is_err() {
+            if Snapshot::compile(&[bundle(&policy, &own.schema, &entities)], None, &mut Default::default()).is_err() {
                 continue;
             }
             own.policies.insert(format!("p{name}"), policy);
@@ -448,7 +448,7 @@ fn many_policies_of_the_corpus_are_decided_as_cedar_decides_them() {
         let engine = Engine::new(Arc::clone(&snapshot), &metrics, 0.0);
         for push in 0..5 {
             if push > 0 {
-                let next = Snapshot::succeed(&snapshot, &[union.bundle(push)]);
+                let next = succeeding(Some(&snapshot), &[union.bundle(push)], &[]);
                 snapshot = Arc::new(next.unwrap_or_else(|problems| panic!("{:?}", lines(&problems))));
                 engine.sender.send_replace(Some(Arc::clone(&snapshot)));
             }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value as Json, json};
 use stockade::config::Config;
 use stockade::decision::cache::{self, Cache};
 use stockade::ext_authz::check::{Checked, Pipeline};
-use stockade::model::{Attributes, Effect, Outcome, Query, Value};
+use stockade::model::{Attributes, Effect, Outcome, Overlay, Query, Value};
 use stockade::observe::Metrics;
 use stockade::observe::words;
 use stockade::policy::{Files, Snapshot};
@@ -50,15 +50,24 @@ pub fn shop_with_context(context: &str) -> Files {
 
 /// Compiles bundles that are good.
 pub fn compile(bundles: &[Files]) -> Arc<Snapshot> {
-    match Snapshot::compile(bundles, 1) {
+    match Snapshot::compile(bundles, None, &mut Default::default()) {
         Ok(snapshot) => Arc::new(snapshot),
         Err(problems) => panic!("not a good bundle: {:#?}", lines(&problems)),
     }
 }
 
+/// Compiles bundles, and puts them behind a snapshot, or first, with these overlays.
+pub fn succeeding(
+    previous: Option<&Snapshot>,
+    bundles: &[Files],
+    overlays: &[Overlay],
+) -> Result<Snapshot, Vec<Problem>> {
+    Ok(Snapshot::compile(bundles, None, &mut Default::default())?.succeeding(previous, overlays))
+}
+
 /// The problems of bundles that are not good, one line each.
 pub fn problems(bundles: &[Files]) -> Vec<String> {
-    match Snapshot::compile(bundles, 1) {
+    match Snapshot::compile(bundles, None, &mut Default::default()) {
         Ok(snapshot) => panic!("a good bundle, with the warnings {:?}", lines(&snapshot.warnings)),
         Err(problems) => lines(&problems),
     }

@@ -328,7 +328,7 @@ fn a_policy_that_cannot_be_read_reads_everything() {
     let validated = shop_command(&["validate"], odd);
     assert_eq!(validated.code, 0, "{validated:?}");
     for words in [
-        "what `shop/odd` reads cannot be told, so everything is",
+        "what `shop/odd` reads cannot be determined, so everything is in the key",
         "`shop/odd` reads `context.time`",
         "`shop/odd` reads `context.headers.x-request-id`",
         "[shop/all.cedar:1:1]",

@@ -97,8 +97,7 @@ fn ask(path: &str) -> Query {
 /// All that can be seen of a version, but for when it was compiled.
 fn seen(memory: &mut Memory, version: usize, entries: &[(&str, &str)]) -> String {
     let published = Published { number: version.to_string(), at: SystemTime::UNIX_EPOCH };
-    let snapshot = match Snapshot::remembering(memory, &[files(&format!("store@{version}"), entries)], Some(published))
-    {
+    let snapshot = match Snapshot::compile(&[files(&format!("store@{version}"), entries)], Some(published), memory) {
         Ok(snapshot) => snapshot,
         Err(problems) => return format!("{:#?}", lines(&problems)),
     };

@@ -407,7 +407,7 @@ fn what_routes_take_away_is_said_of_known_files_as_well() {
         [guard, app]
     };
     let warnings = |memory: &mut stockade::policy::Memory, routes: &str| {
-        let snapshot = stockade::policy::Snapshot::remembering(memory, &bundles(routes), None).unwrap();
+        let snapshot = stockade::policy::Snapshot::compile(&bundles(routes), None, memory).unwrap();
         crate::fixture::lines(&snapshot.warnings)
     };
     let takes = "routes: [{match: DELETE /docs, action: del}]";

@@ -10,7 +10,7 @@ use stockade::model::{
 };
 use stockade::policy::{Files, Snapshot};
 
-use crate::fixture::{compile, files, holds, problems, shop};
+use crate::fixture::{compile, files, holds, problems, shop, succeeding};
 
 /// Anna and Bert are of the staff, Bert and whoever has a token that says so are admins, which are staff as well.
 const ENTITIES: &str = r#"[
@@ -166,7 +166,7 @@ fn a_denial_looks_as_the_bundle_says() {
     // A policy that shapes denials still shapes its own.
     assert_eq!(look(&first, "anna DELETE"), (405, "access denied".to_owned()));
     // The look is that of the bundle in force, not of the one that the overlay was first in force beside.
-    let next = Snapshot::succeed(&first, &[with_denial]).unwrap();
+    let next = succeeding(Some(&first), &[with_denial], first.overlays()).unwrap();
     assert_eq!(look(&next, "anna GET"), (451, "not here".to_owned()));
 }
 
@@ -262,7 +262,7 @@ fn what_is_remembered_stands_unless_an_overlay_can_have_altered_it() {
         // The same with a new version of the bundle at once.
         let remark = RULES.replace("\n", "\n// remark\n");
         let files = shop(&[("entities.json", ENTITIES), ("policies/rules.cedar", &remark)]);
-        let after = Snapshot::assemble(Some(&before), &[files], &overlays(then), None).unwrap();
+        let after = succeeding(Some(&before), &[files], &overlays(then)).unwrap();
         assert_eq!(after.generation, before.generation + 1);
         assert_eq!(after.spares(before.generation, &ruling, &asks(ask)), stands, "{case}, with bundles");
         if stands {
@@ -274,15 +274,15 @@ fn what_is_remembered_stands_unless_an_overlay_can_have_altered_it() {
 #[test]
 fn overlays_outlive_bundles_and_are_there_from_the_start() {
     let denial = overlays(&["deny anna: User::\"anna\" * *"]);
-    let first = Snapshot::assemble(None, &[bundle()], &denial, None).unwrap();
+    let first = succeeding(None, &[bundle()], &denial).unwrap();
     assert_eq!((first.generation, decided(&first, "anna GET").as_str()), (1, "deny overlay/anna"));
     let permits = shop(&[("all.cedar", "permit (principal is User, action, resource);")]);
-    let next = Snapshot::succeed(&first, slice::from_ref(&permits)).unwrap();
+    let next = succeeding(Some(&first), slice::from_ref(&permits), &denial).unwrap();
     assert_eq!((next.generation, decided(&next, "anna GET").as_str()), (2, "deny overlay/anna"));
     assert_eq!(next.overlays(), denial);
     let bad = shop(&[("all.cedar", "permit (principal is User, action, resource")]);
-    assert!(Snapshot::assemble(Some(&next), &[bad], &denial, None).is_err());
-    let free = Snapshot::assemble(Some(&next), &[permits], &[], None).unwrap();
+    assert!(succeeding(Some(&next), &[bad], &denial).is_err());
+    let free = succeeding(Some(&next), &[permits], &[]).unwrap();
     assert_eq!((free.generation, decided(&free, "anna GET").as_str()), (3, "allow shop/all"));
 }
 
@@ -291,7 +291,7 @@ fn overlays_outlive_bundles_and_are_there_from_the_start() {
 fn a_denial_does_not_wait_for_bundles_that_are_compiled() {
     let first = compile(&[bundle()]);
     let permits = shop(&[("entities.json", ENTITIES), ("all.cedar", "permit (principal is User, action, resource);")]);
-    let compiled = Snapshot::assemble(None, &[permits], &[], None).unwrap();
+    let compiled = succeeding(None, &[permits], &[]).unwrap();
     let denials = overlays(&["deny anna: User::\"anna\" * *", "deny bert: User::\"bert\" * *"]);
     let second = first.overlaid(&denials[..1], None);
     let third = second.overlaid(&denials, None);
@@ -305,7 +305,8 @@ fn a_denial_does_not_wait_for_bundles_that_are_compiled() {
     );
     // Changes lead there from what it took the place of.
     assert!(!last.spares(3, &carl, &asks("carl GET")) && !last.spares(3, &anna, &asks("anna GET")));
-    let same = Snapshot::compile(&[bundle()], 1).unwrap().succeeding(Some(&third), &denials);
+    let same =
+        Snapshot::compile(&[bundle()], None, &mut Default::default()).unwrap().succeeding(Some(&third), &denials);
     assert!(same.spares(3, &carl, &asks("carl GET")) && same.spares(3, &anna, &asks("anna GET")));
     let first_known = first.decide(&asks("anna GET")).unwrap().ruling;
     assert!(!same.spares(1, &first_known, &asks("anna GET")) && same.spares(1, &carl, &asks("carl GET")));
@@ -344,7 +345,7 @@ fn the_store_gives_a_revision_its_number() {
     let published = |number: &str, at| Some(Published { number: number.to_owned(), at });
     let plain = compile(&[bundle()]);
     assert_eq!((&plain.revision.number, plain.timeline.changed), (&None, None));
-    let first = Snapshot::assemble(None, &[bundle()], &[], published("1.7", at)).unwrap();
+    let first = Snapshot::compile(&[bundle()], published("1.7", at), &mut Default::default()).unwrap();
     assert_eq!((&first.revision.id, &first.revision.digest), (&plain.revision.id, &plain.revision.digest));
     assert_eq!((first.revision.number.as_deref(), first.timeline.changed), (Some("1.7"), Some(at)));
     assert!(first.timeline.lead_time().unwrap() >= Duration::from_secs(60));

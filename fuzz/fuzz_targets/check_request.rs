@@ -26,7 +26,7 @@ use tokio::sync::watch;
 static PIPELINES: LazyLock<[Pipeline; 3]> = LazyLock::new(|| {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/everything");
     let bundle = read(&directory, &Limits::default()).expect("a directory");
-    let snapshot = Arc::new(Snapshot::compile(&[bundle], 1).expect("a good bundle"));
+    let snapshot = Arc::new(Snapshot::compile(&[bundle], None, &mut Default::default()).expect("a good bundle"));
     let forms = "paths: {allow: [empty_path, double_slash, dot_segments, path_parameters, backslash, encoded_slash, \
                  encoded_dot, encoded_nul, double_encoding, malformed_escape, not_utf8, fragment]}";
     ["", "cache: {enabled: false}", forms].map(|more| {

@@ -67,29 +67,29 @@ impl Authorizer {
         let Some(action) = snapshot.routed(query) else { return Ok(snapshot.unrouted()) };
         let overlays_changed = snapshot.overlays_changed();
         if !self.cache.is_enabled() {
-            return self.evaluate(snapshot, query, overlays_changed).map(|evaluation| evaluation.decision);
+            return self.evaluate(snapshot, query, overlays_changed).map(|made| snapshot.stands(&made.ruling));
         }
         // The next snapshot is on its way, and knows what of the remembered stands. Until then nothing does.
         if let Some(now) = overlays_changed {
-            return self.made(self.evaluate(snapshot, query, Some(now))?.decision, MissReason::Changed);
+            return self.made(snapshot, &self.evaluate(snapshot, query, Some(now))?.ruling, MissReason::Changed);
         }
         key::with_room(|key| {
             if !write_key(action, query, key) {
-                return self.made(self.evaluate(snapshot, query, None)?.decision, MissReason::Uncacheable);
+                return self.made(snapshot, &self.evaluate(snapshot, query, None)?.ruling, MissReason::Uncacheable);
             }
             let now = Instant::now();
             match self.remembered(snapshot, query, key, now) {
                 Ok(decision) => Ok(decision),
                 Err(reason) => {
-                    let Evaluation { decision, ttl, .. } = self.evaluate(snapshot, query, None)?;
+                    let Evaluation { ruling, ttl, .. } = self.evaluate(snapshot, query, None)?;
                     let (allow, deny) = snapshot.ttl();
                     // Envoy has verified it: one that is over by now was good when the request came, and has nothing left.
                     let token = token.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
                     let bounds = Bounds { allow, deny, policies: ttl, token, overlays: snapshot.overlays_last() };
                     // Under the generation that it was decided under, which was read before the evaluation: a push in
                     // between is held against it at the next hit.
-                    self.cache.insert(key, &decision.ruling, snapshot.generation, bounds, now);
-                    self.made(decision, reason)
+                    self.cache.insert(key, &ruling, snapshot.generation, bounds, now);
+                    self.made(snapshot, &ruling, reason)
                 }
             }
         })
@@ -167,12 +167,12 @@ impl Authorizer {
 
     fn evaluate(&self, snapshot: &Snapshot, query: &Query, at: Option<SystemTime>) -> Result<Evaluation, Undecided> {
         let begun = Instant::now();
-        let evaluation = snapshot.evaluation_at(query, at).map_err(|fault| {
+        let evaluation = snapshot.evaluate(query, at).map_err(|fault| {
             tracing::error!(fault, action = %query.action, "a query could not be evaluated; this is a bug in stockade");
             Undecided::Internal
         })?;
         self.metrics.evaluated(evaluation.candidates, begun.elapsed());
-        for error in evaluation.decision.errors.iter().filter(|error| self.complaints.lets_pass(&error.policy)) {
+        for error in evaluation.ruling.errors.iter().filter(|error| self.complaints.lets_pass(&error.policy)) {
             // What Cedar says may quote the request; that is for the decision log.
             tracing::warn!(
                 policy = %error.policy, action = %query.action,
@@ -183,9 +183,9 @@ impl Authorizer {
         Ok(evaluation)
     }
 
-    fn made(&self, decision: Decision, reason: MissReason) -> Result<Decision, Undecided> {
+    fn made(&self, snapshot: &Snapshot, ruling: &Arc<Ruling>, reason: MissReason) -> Result<Decision, Undecided> {
         self.metrics.cache_missed(reason);
-        Ok(Decision { cache: CacheState::Miss(reason), ..decision })
+        Ok(Decision { cache: CacheState::Miss(reason), ..snapshot.stands(ruling) })
     }
 }
 

@@ -18,11 +18,11 @@ impl Cedar {
     /// Every problem of every bundle.
     pub fn compile(&self, files: &[Files], published: Option<Published>) -> Result<Snapshot, Vec<Problem>> {
         match self.0.try_lock() {
-            Ok(mut memory) => Snapshot::remembering(&mut memory, files, published),
+            Ok(mut memory) => Snapshot::compile(files, published, &mut memory),
             // It is replaced as a whole, so a compiler that fell over has left it as it was.
-            Err(TryLockError::Poisoned(memory)) => Snapshot::remembering(&mut memory.into_inner(), files, published),
+            Err(TryLockError::Poisoned(memory)) => Snapshot::compile(files, published, &mut memory.into_inner()),
             // Another compiler has it, which nobody may be waiting for any more.
-            Err(TryLockError::WouldBlock) => Snapshot::remembering(&mut Memory::default(), files, published),
+            Err(TryLockError::WouldBlock) => Snapshot::compile(files, published, &mut Memory::default()),
         }
     }
 }

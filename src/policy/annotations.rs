@@ -30,7 +30,7 @@ impl Annotations {
     pub fn read<'a>(
         effect: Effect,
         annotations: impl Iterator<Item = (&'a str, &'a str)>,
-        listed: &[Own],
+        listed: &[ListedAnnotation],
     ) -> Result<Self, Vec<(String, String)>> {
         let mut faults = Vec::new();
         let mut own = Self::default();
@@ -165,10 +165,10 @@ const MEANT: [(&str, &[&str]); 6] = [
 
 /// An entry of `annotations` of `bundle.yaml`: a name, or what names begin with, such as `team_`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserr)]
-#[deserr(error = Faults, try_from(String) = Own::parse -> Invalid)]
-pub struct Own(String);
+#[deserr(error = Faults, try_from(String) = ListedAnnotation::parse -> Invalid)]
+pub struct ListedAnnotation(String);
 
-impl Own {
+impl ListedAnnotation {
     fn parse(text: String) -> Result<Self, Invalid> {
         let is_start = |c: char| c.is_ascii_alphabetic() || c == '_';
         let is_name = text.starts_with(is_start) && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
@@ -183,12 +183,12 @@ impl Own {
     }
 }
 
-fn is_listed(name: &str, listed: &[Own]) -> bool {
-    listed.iter().any(|Own(own)| own == name || (own.ends_with('_') && name.starts_with(own.as_str())))
+fn is_listed(name: &str, listed: &[ListedAnnotation]) -> bool {
+    listed.iter().any(|ListedAnnotation(own)| own == name || (own.ends_with('_') && name.starts_with(own.as_str())))
 }
 
 /// Whether an annotation means nothing to anyone that we know of.
-pub(super) fn is_idle(name: &str, listed: &[Own]) -> bool {
+pub(super) fn is_idle(name: &str, listed: &[ListedAnnotation]) -> bool {
     !KNOWN.contains(&name) && !is_listed(name, listed)
 }
 
@@ -331,17 +331,18 @@ mod tests {
     fn a_slip_is_refused_unless_it_is_listed() {
         let words = MEANT.iter().flat_map(|(_, words)| words.iter().map(|word| (*word).to_owned()));
         for name in KNOWN.into_iter().flat_map(near_misses).chain(words) {
-            let read =
-                |listed: &[Own]| Annotations::read(Effect::Forbid, [(name.as_str(), "shadow")].into_iter(), listed);
+            let read = |listed: &[ListedAnnotation]| {
+                Annotations::read(Effect::Forbid, [(name.as_str(), "shadow")].into_iter(), listed)
+            };
             let faults = read(&[]).expect_err(&name);
             assert!(faults[0].1.starts_with("did you mean `@"), "{name}: {faults:?}");
-            assert_eq!(read(&[Own(name.clone())]), Ok(Annotations::default()), "{name}");
+            assert_eq!(read(&[ListedAnnotation(name.clone())]), Ok(Annotations::default()), "{name}");
         }
     }
 
     #[test]
     fn what_is_near_nothing_is_idle_unless_it_is_listed() {
-        let listed = ["jira", "team_"].map(|text| Own::parse(text.to_owned()).expect("good"));
+        let listed = ["jira", "team_"].map(|text| ListedAnnotation::parse(text.to_owned()).expect("good"));
         for (name, idle) in [
             ("linkWhen", true),
             ("createPolicyWhen", true),
@@ -358,7 +359,7 @@ mod tests {
             assert_eq!(is_idle(name, &listed), idle, "{name}");
         }
         for text in ["mode", "", "_", "team-", "a b", "1a", "team.owner"] {
-            assert!(Own::parse(text.to_owned()).is_err(), "{text}");
+            assert!(ListedAnnotation::parse(text.to_owned()).is_err(), "{text}");
         }
     }
 }

@@ -5,29 +5,28 @@
 
 use std::sync::Arc;
 
-use cedar_policy::{Policy, SchemaFragment, Template};
-use deserr::Deserr;
-use serde::Serialize;
+use cedar_policy::SchemaFragment;
 use sha2::{Digest, Sha256};
 
-use super::annotations::{self, Annotations, Shape};
-use super::compile::with_causes;
-use super::layout::{self, Form, Kind};
+use super::Files;
+use super::annotations::Shape;
+use super::core::with_causes;
+use super::header::{self, BundleHeader, DenialEntry};
+use super::layout::{FileKind, Form};
 use super::memory::{FileKey, GoodFile, Memory};
-use super::policy_file::{Contents, Reader};
+use super::policy_file::{Contents, Link, Parsed, PolicyReader};
+use super::strays::{ignored, strays};
 use super::vocabulary::{self, Declared, Unrouted, Wanted};
-use super::{Files, overlay};
-use crate::model::{Denial, EntityUid, PolicyId};
+use crate::model::Denial;
 use crate::problem::{Problem, SourceFile};
 use crate::strict_json;
-use crate::units::HumanDuration;
-use crate::yaml::{self, Faults, Invalid, Table};
+use crate::yaml;
 
 /// A bundle, parsed but not yet held against its schema.
 #[derive(Debug)]
 pub struct Bundle {
     /// `bundle.yaml`.
-    pub manifest: Manifest,
+    pub header: BundleHeader,
     /// How denials look that no policy shapes.
     pub denial: Option<Denial>,
     /// The files of the schema.
@@ -61,156 +60,9 @@ pub struct Fragment {
     pub source: Arc<SourceFile>,
 }
 
-/// `bundle.yaml`, as written.
-#[derive(Debug, Clone, Deserr)]
-#[deserr(error = Faults, deny_unknown_fields)]
-pub struct Manifest {
-    /// Prefixes the ids of its policies: lower-case letters, digits, `-`, `_`, `.`.
-    pub name: Name,
-    /// Free text.
-    #[deserr(default)]
-    pub version: Option<String>,
-    /// Whom to ask about it.
-    #[deserr(default)]
-    pub owner: Option<String>,
-    /// What it is for.
-    #[deserr(default)]
-    pub description: Option<String>,
-    /// The controls it serves, such as `PCI-7.1`.
-    #[deserr(default)]
-    pub controls: Vec<String>,
-    /// How denials look that no policy shapes.
-    #[deserr(default)]
-    pub denial: Option<DenialEntry>,
-    /// How long decisions may be remembered at most.
-    #[deserr(default)]
-    pub ttl: Option<Ttl>,
-    /// What becomes of requests that no route names; default: `deny` if any bundle has routes, else `base`.
-    #[deserr(default)]
-    pub unrouted: Option<Unrouted>,
-    /// Annotations of the team's own, without effect: `jira`, or all that begin with `team_`.
-    #[deserr(default)]
-    pub annotations: Vec<annotations::Own>,
-    /// Files beside the bundle's that nothing is to read: paths, and folders that end with `/`.
-    #[deserr(default)]
-    pub ignore: Vec<Ignored>,
-}
-
-/// An entry of `ignore` of `bundle.yaml`.
-#[derive(Debug, Clone, Deserr)]
-#[deserr(error = Faults, try_from(String) = Ignored::parse -> Invalid)]
-pub struct Ignored(pub String);
-
-impl Ignored {
-    fn parse(text: String) -> Result<Self, Invalid> {
-        let parts = text.strip_suffix('/').unwrap_or(&text).split('/');
-        let is_plain = parts.into_iter().all(|part| !part.is_empty() && part != "." && part != "..");
-        match is_plain && !text.contains(['*', '?', '[', '\\']) {
-            true => Ok(Self(text)),
-            false => Err(Invalid::new(format!("`{text}` is no path in the bundle"))
-                .hint("like `kustomization.yaml`, or `docs/` with all that is in it; there are no wildcards")),
-        }
-    }
-}
-
-/// The name of a bundle.
-#[derive(Debug, Clone, Deserr)]
-#[deserr(error = Faults, try_from(String) = Name::parse -> Invalid)]
-pub struct Name(pub String);
-
-impl Name {
-    fn parse(text: String) -> Result<Self, Invalid> {
-        let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
-        if text.is_empty() || text.len() > 63 || !text.chars().all(good) {
-            return Err(Invalid::new(format!("`{text}` is not a name for a bundle"))
-                .hint("1 to 63 lower-case letters, digits, `-`, `_` or `.`"));
-        }
-        if text == overlay::NAME {
-            return Err(Invalid::new(format!("the name `{text}` is reserved"))
-                .hint("in logs it stands for overlays: emergency denials and time-boxed exceptions"));
-        }
-        Ok(Self(text))
-    }
-}
-
-/// `denial` of `bundle.yaml`.
-#[derive(Debug, Clone, Deserr)]
-#[deserr(error = Faults, deny_unknown_fields)]
-pub struct DenialEntry {
-    /// HTTP status; default 403, or 302 with a location.
-    #[deserr(default)]
-    pub status: Option<u16>,
-    /// Body; default `access denied`.
-    #[deserr(default)]
-    pub message: Option<String>,
-    /// Response headers.
-    #[deserr(default)]
-    pub headers: Table<String, String>,
-    /// Where a redirect leads.
-    #[deserr(default)]
-    pub location: Option<String>,
-}
-
-/// `ttl` of `bundle.yaml`: how long the decision cache may remember, once there is one.
-#[derive(Debug, Clone, Copy, Deserr, Serialize)]
-#[deserr(error = Faults, deny_unknown_fields)]
-pub struct Ttl {
-    /// For allows.
-    #[deserr(default)]
-    pub allow: Option<HumanDuration>,
-    /// For denials.
-    #[deserr(default)]
-    pub deny: Option<HumanDuration>,
-}
-
-/// A static policy or a template, with what its annotations say.
-#[derive(Debug)]
-pub struct Parsed {
-    /// Under its full id.
-    pub body: Body,
-    /// What its annotations say.
-    pub annotations: Annotations,
-    /// The file it stands in.
-    pub source: Arc<SourceFile>,
-    /// Where in the file.
-    pub span: Option<(usize, usize)>,
-}
-
-/// What was parsed.
-#[derive(Debug)]
-pub enum Body {
-    /// A static policy.
-    Static(Box<Policy>),
-    /// A template.
-    Template(Box<Template>),
-}
-
-impl Parsed {
-    /// Its full id: `bundle/id`.
-    pub fn id(&self) -> &PolicyId {
-        match &self.body {
-            Body::Static(policy) => policy.id(),
-            Body::Template(template) => template.id(),
-        }
-    }
-}
-
-/// A link of a template, under full ids.
-#[derive(Debug)]
-pub struct Link {
-    /// The template's id.
-    pub template: PolicyId,
-    /// The new policy's id.
-    pub id: PolicyId,
-    /// What its slots stand for.
-    pub values: Vec<(String, EntityUid)>,
-    /// The file it stands in.
-    pub source: Arc<SourceFile>,
-}
-
 /// Over the texts of all schema files, and what the bundles want of our names: any edit may change what a request is.
 pub(super) fn schema_digest(bundles: &[Files], wanted: &Wanted) -> [u8; 32] {
-    let is_schema = |path: &str| matches!(Kind::of(path), Ok(Kind::Schema(_)));
+    let is_schema = |path: &str| matches!(FileKind::of(path), Ok(FileKind::Schema(_)));
     let texts = bundles.iter().flat_map(|bundle| &bundle.files).filter(|(path, _)| is_schema(path));
     let hash = Sha256::new().chain_update(Sha256::digest(format!("{wanted:?}")));
     // The path decides how a text is read.
@@ -223,8 +75,8 @@ pub(super) fn schema_digest(bundles: &[Files], wanted: &Wanted) -> [u8; 32] {
 /// What bundles want of the names that Stockade brings. What is wrong with a `bundle.yaml` is reported when it is parsed.
 pub(super) fn wanted(bundles: &[Files]) -> Wanted {
     let said = |bundle: &Files| {
-        let text = bundle.files.get("bundle.yaml").filter(|text| text.contains("unrouted"))?;
-        yaml::parse::<Manifest>(&SourceFile::new("bundle.yaml", text.as_str())).ok()?.unrouted
+        let text = bundle.files.get(header::PATH).filter(|text| text.contains("unrouted"))?;
+        yaml::parse::<BundleHeader>(&SourceFile::new(header::PATH, text.as_str())).ok()?.unrouted
     };
     // Nobody opens what another bundle's routes leave out.
     let denies = |bundle: &Files| match said(bundle) {
@@ -241,25 +93,25 @@ pub(super) fn wanted(bundles: &[Files]) -> Wanted {
 pub(super) fn parse(files: &Files, memory: Option<&Memory>) -> Result<Bundle, Vec<Problem>> {
     let mut problems = Vec::new();
     let source = |path: &str, text: &str| SourceFile::new(format!("{}/{path}", files.root.trim_end_matches('/')), text);
-    problems.extend(layout::strays(files, &[]));
-    let Some(text) = files.files.get(MANIFEST) else {
+    problems.extend(strays(files, &[]));
+    let Some(text) = files.files.get(header::PATH) else {
         let problem = Problem::error(format!("{}: there is no `bundle.yaml`", files.root));
         problems.push(problem.hint("a bundle needs one, with at least `name: <name>`"));
         return Err(problems);
     };
-    let manifest_source = source(MANIFEST, text);
-    let manifest: Manifest = yaml::parse(&manifest_source)?;
-    let denial = manifest.denial.clone().and_then(|entry| {
+    let header_source = source(header::PATH, text);
+    let header: BundleHeader = yaml::parse(&header_source)?;
+    let denial = header.denial.clone().and_then(|entry| {
         let DenialEntry { status, message, headers, location } = entry;
         Shape { status, message, headers: headers.0.into_iter().collect(), location }
             .denial()
             .map_err(|(message, hint)| {
-                problems.push(Problem::error(format!("`denial`: {message}")).hint(hint).in_file(&manifest_source));
+                problems.push(Problem::error(format!("`denial`: {message}")).hint(hint).in_file(&header_source));
             })
             .ok()
     });
     let mut bundle = Bundle {
-        manifest,
+        header,
         denial,
         schemas: Vec::new(),
         fragments: Vec::new(),
@@ -272,7 +124,8 @@ pub(super) fn parse(files: &Files, memory: Option<&Memory>) -> Result<Bundle, Ve
         warnings: Vec::new(),
     };
     // Strays were reported above.
-    for (path, text, kind) in files.files.iter().filter_map(|(path, text)| Some((path, text, Kind::of(path).ok()?))) {
+    for (path, text, kind) in files.files.iter().filter_map(|(path, text)| Some((path, text, FileKind::of(path).ok()?)))
+    {
         bundle.take(path, kind, source(path, text), memory, &mut problems);
     }
     if problems.is_empty() { Ok(bundle) } else { Err(problems) }
@@ -283,21 +136,21 @@ impl Bundle {
     fn take(
         &mut self,
         path: &str,
-        kind: Kind,
+        kind: FileKind,
         source: Arc<SourceFile>,
         memory: Option<&Memory>,
         problems: &mut Vec<Problem>,
     ) {
-        let Manifest { name, annotations, ignore, .. } = &self.manifest;
-        if let Some(entry) = ignore.iter().find(|entry| layout::ignored(&entry.0, path)) {
+        let BundleHeader { name, annotations, ignore, .. } = &self.header;
+        if let Some(entry) = ignore.iter().find(|entry| ignored(&entry.0, path)) {
             let message = format!("`ignore` in bundle.yaml has `{}`, and this file is read", entry.0);
             problems.push(Problem::error(message).hint("remove one of the two").in_file(&source));
         }
         let warnings = &mut self.warnings;
-        let mut reader = Reader { bundle: &name.0, annotations, source: &source, problems, warnings };
+        let mut reader = PolicyReader { bundle: &name.0, annotations, source: &source, problems, warnings };
         match kind {
-            Kind::Manifest | Kind::Tests | Kind::Request | Kind::Foreign => {}
-            Kind::Schema(form) => {
+            FileKind::Header | FileKind::Tests | FileKind::Request | FileKind::Foreign => {}
+            FileKind::Schema(form) => {
                 self.schemas.push((form, Arc::clone(&source)));
                 if memory.is_none() {
                     match Fragment::read(form, source) {
@@ -306,7 +159,7 @@ impl Bundle {
                     }
                 }
             }
-            Kind::Policies(form) => {
+            FileKind::Policies(form) => {
                 // The list of annotations decides what is wrong with a file, so it is part of the key.
                 let key = FileKey::of(&format!("{} {annotations:?}", name.0), path, &source.text);
                 match memory.and_then(|memory| memory.file(&key)) {
@@ -319,19 +172,11 @@ impl Bundle {
                     }
                 }
             }
-            Kind::Links => self.links.extend(reader.links()),
-            Kind::Entities => self.entities.push(source),
-            Kind::Routes => self.routes = Some(source),
+            FileKind::Links => self.links.extend(reader.links()),
+            FileKind::Entities => self.entities.push(source),
+            FileKind::Routes => self.routes = Some(source),
         }
     }
-}
-
-const MANIFEST: &str = "bundle.yaml";
-
-/// `ignore` of the manifest, if it can be read.
-pub(super) fn ignore(files: &Files) -> Option<Vec<Ignored>> {
-    let Some(text) = files.files.get(MANIFEST) else { return Some(Vec::new()) };
-    yaml::parse(&SourceFile::new(MANIFEST, text.as_str())).ok().map(|manifest: Manifest| manifest.ignore)
 }
 
 impl Fragment {

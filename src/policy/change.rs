@@ -23,9 +23,11 @@ use std::sync::Arc;
 
 use cedar_policy_core::ast::EntityUID;
 
-use super::index::{Compiled, Side};
-use super::snapshot::{Base, Snapshot};
-use crate::model::{Effect, PolicyId, Query, Ruling, Value};
+use super::base::Base;
+use super::compiled::{Compiled, Side};
+use super::core::core;
+use super::overlays::OverlaySet;
+use crate::model::{Effect, EntityUid, PolicyId, Query, Ruling, Value};
 
 /// How many Changes a snapshot keeps. A decision that is older is made anew.
 const KEPT: usize = 64;
@@ -36,15 +38,15 @@ pub(super) enum Change {
     /// Anything may.
     Everything,
     /// This.
-    Some(Difference),
+    Some(Delta),
 }
 
 /// What differs, where it can be told.
 #[derive(Debug, Default)]
-pub(super) struct Difference {
+pub(super) struct Delta {
     /// Policies that are gone, or whose content changed.
     removed: BTreeSet<PolicyId>,
-    /// Policies that are new, or whose content changed: their places in the newer snapshot's list.
+    /// Policies that are new, or whose content changed, as the newer snapshot has them.
     added: Vec<Arc<Compiled>>,
     /// Entities that are new, gone, or differ in attributes, tags or ancestors.
     entities: HashSet<EntityUID>,
@@ -65,24 +67,25 @@ pub(super) struct Sides<'a> {
 pub(super) struct History(Vec<(u64, Arc<Change>)>);
 
 impl Change {
-    /// What differs between two snapshots.
-    pub(super) fn between(old: &Snapshot, new: &Snapshot) -> Self {
+    /// What differs between two snapshots: what bundles made of each, and its overlays.
+    pub(super) fn between(old: (&Arc<Base>, &OverlaySet), new: (&Arc<Base>, &OverlaySet)) -> Self {
+        let ((old, old_overlays), (new, new_overlays)) = (old, new);
         // Where only overlays differ, the rest is the same by its address.
-        let difference = match Arc::ptr_eq(&old.base, &new.base) {
-            true => Some(Difference::default()),
-            false => Difference::between(&old.base, &new.base),
+        let delta = match Arc::ptr_eq(old, new) {
+            true => Some(Delta::default()),
+            false => Delta::between(old, new),
         };
-        let Some(mut difference) = difference else { return Self::Everything };
-        difference.policies(&old.overlays.policies, &new.overlays.policies);
-        Self::Some(difference)
+        let Some(mut delta) = delta else { return Self::Everything };
+        delta.policies(&old_overlays.policies, &new_overlays.policies);
+        Self::Some(delta)
     }
 
     /// Whether it may have altered a decision about a query. `sides` are the query's under the newest snapshot: an entity
     /// change in between that made them differ alters the decision by itself.
     fn may_alter(&self, ruling: &Ruling, query: &Query, sides: &Sides<'_>) -> bool {
-        let Self::Some(difference) = self else { return true };
-        let touched = |uid: &crate::model::EntityUid| difference.entities.contains(AsRef::<EntityUID>::as_ref(uid));
-        if !difference.entities.is_empty()
+        let Self::Some(delta) = self else { return true };
+        let touched = |uid: &EntityUid| delta.entities.contains(core(uid));
+        if !delta.entities.is_empty()
             && (touched(&query.principal.uid)
                 || touched(&query.resource)
                 || query.principal.parents.iter().any(touched)
@@ -90,20 +93,20 @@ impl Change {
         {
             return true;
         }
-        if difference.default_denial && ruling.effect == Effect::Deny {
+        if delta.default_denial && ruling.effect == Effect::Deny {
             return true;
         }
         let shadow = ruling.shadow.iter().flat_map(|shadow| &shadow.determining);
-        if ruling.determining.iter().chain(shadow).any(|id| difference.removed.contains(id)) {
+        if ruling.determining.iter().chain(shadow).any(|id| delta.removed.contains(id)) {
             return true;
         }
         let in_scope =
             |policy: &Compiled| policy.is_about(sides.action) && policy.meets(sides.principal, sides.resource);
-        difference.added.iter().any(|policy| in_scope(policy))
+        delta.added.iter().any(|policy| in_scope(policy))
     }
 }
 
-impl Difference {
+impl Delta {
     /// What differs between what bundles made; `None`: anything may.
     fn between(old: &Base, new: &Base) -> Option<Self> {
         let is_other = old.schema_digest != new.schema_digest || old.has_shadow != new.has_shadow;
@@ -111,18 +114,18 @@ impl Difference {
         if is_other || old.ttl() != new.ttl() {
             return None;
         }
-        let mut difference = Self {
+        let mut delta = Self {
             default_denial: old.default_denial != new.default_denial,
             entities: old.entities.differences(&new.entities),
             ..Self::default()
         };
         // Beyond the first level an evaluation reaches entities that the Query does not name.
         let is_level_1 = old.entities.is_level_1() && new.entities.is_level_1();
-        if !difference.entities.is_empty() && !is_level_1 {
+        if !delta.entities.is_empty() && !is_level_1 {
             return None;
         }
-        difference.policies(&old.policies, &new.policies);
-        Some(difference)
+        delta.policies(&old.policies, &new.policies);
+        Some(delta)
     }
 
     /// Adds what differs between two lists of policies, both sorted by id.
@@ -147,7 +150,7 @@ impl Difference {
 }
 
 /// Whether a value names an entity.
-fn names(value: &Value, entity: &impl Fn(&crate::model::EntityUid) -> bool) -> bool {
+fn names(value: &Value, entity: &impl Fn(&EntityUid) -> bool) -> bool {
     match value {
         Value::Entity(uid) => entity(uid),
         Value::Set(members) => members.iter().any(|member| names(member, entity)),

@@ -4,26 +4,27 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use cedar_policy::{
-    ActionConstraint, Effect, Entities, Entity, Policy, PolicySet, Schema, SlotId, ValidationError, ValidationMode,
-    Validator,
+    ActionConstraint, Effect, Entities as CedarEntities, Entity, Policy, PolicySet, Schema, SlotId, ValidationError,
+    ValidationMode, Validator,
 };
-use cedar_policy_core::ast::EntityUID;
 use cedar_policy_core::validator::ValidatorSchema;
 
 use super::Files;
-use super::bundle::{self, Body, Bundle, Parsed};
-use super::entities::{EntityStore, Reach};
+use super::base::{Base, Silent};
+use super::bundle::{self, Bundle};
+use super::compiled::{self, Compiled, Side};
+use super::core::{core, with_causes};
+use super::entities::{Entities, Reach};
 use super::entity_file;
 use super::footprint::Footprint;
-use super::index::{self, Compiled, Index, Side};
+use super::index::Index;
 use super::layout::Form;
 use super::memory::{FileKey, GoodFile, Linked, Memory};
 use super::mentions;
 use super::open;
+use super::policy_file::{Body, Parsed};
 use super::routes::Routes;
 use super::schema::Types;
-use super::snapshot::{Base, Silent};
-use super::summary::BundleSummary;
 use super::vocabulary::{self, Unrouted, Vocabulary, Wanted};
 use crate::model::{Denial, EntityTypeName, EntityUid, PolicyId};
 use crate::problem::{Problem, Severity, SourceFile};
@@ -84,12 +85,12 @@ impl Compiler {
         let mut routes = Routes::default();
         for bundle in &bundles {
             if let Some(source) = &bundle.routes {
-                routes.add(&bundle.manifest.name.0, source, &types, &mut self.problems);
+                routes.add(&bundle.header.name.0, source, &types, &mut self.problems);
             }
         }
         self.parameters(&bundles, &routes, &types, linked.validator.schema());
         self.stop_at_errors()?;
-        let entities = EntityStore::new(&entities, reach);
+        let entities = Entities::new(&entities, reach);
         let mut policies = sets.compiled;
         policies.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         let index = Index::new(&policies, entities.actions().map(Side::of));
@@ -107,7 +108,7 @@ impl Compiler {
                     || Denial { status: 403, message: "access denied".to_owned(), headers: Vec::new() },
                 )),
                 silent: Silent::default(),
-                bundles: bundles.iter().map(|bundle| describe(&bundle.manifest)).collect(),
+                bundles: bundles.iter().map(|bundle| bundle.header.summary()).collect(),
             };
         self.taken_by_routes(&bundles, &base.types, &base.routes, &base.policies);
         self.problems.extend(base.warn_of_keys(|id| origin(&bundles, id)));
@@ -126,7 +127,7 @@ impl Compiler {
     fn one_of_each(&mut self, bundles: &[Bundle]) {
         let mut seen: BTreeMap<String, &str> = BTreeMap::new();
         for bundle in bundles {
-            let name = &bundle.manifest.name.0;
+            let name = &bundle.header.name.0;
             let mut own: Vec<String> = bundle
                 .fragments
                 .iter()
@@ -137,20 +138,20 @@ impl Compiler {
             // Twice in the same bundle is for Cedar to report, with the place.
             own.dedup();
             own.extend(bundle.denial.iter().map(|_| "`denial` of bundle.yaml".to_owned()));
-            own.extend(bundle.manifest.ttl.iter().map(|_| "`ttl` of bundle.yaml".to_owned()));
+            own.extend(bundle.header.ttl.iter().map(|_| "`ttl` of bundle.yaml".to_owned()));
             let contrary = bundles.iter().find(|other| {
-                let denies = other.manifest.unrouted == Some(Unrouted::Deny)
-                    || (other.manifest.unrouted.is_none() && other.routes.is_some());
-                bundle.manifest.unrouted == Some(Unrouted::Base) && denies
+                let denies = other.header.unrouted == Some(Unrouted::Deny)
+                    || (other.header.unrouted.is_none() && other.routes.is_some());
+                bundle.header.unrouted == Some(Unrouted::Base) && denies
             });
             if let Some(other) = contrary {
                 let message = format!(
                     "bundle `{name}` says `unrouted: base`, and bundle `{}` denies what no route names",
-                    other.manifest.name.0
+                    other.header.name.0
                 );
                 self.problems.push(Problem::error(message).hint("all bundles that have routes must want it"));
             }
-            if bundles.iter().filter(|other| &other.manifest.name.0 == name).count() > 1 {
+            if bundles.iter().filter(|other| &other.header.name.0 == name).count() > 1 {
                 self.problems.push(Problem::error(format!("two bundles are called `{name}`")));
                 return;
             }
@@ -215,7 +216,7 @@ impl Compiler {
         let mut unreached = Vec::new();
         for own in bundles.iter().flat_map(|bundle| &bundle.policies) {
             let (effect, constraint) = own.scope_of_actions();
-            let actions = index::named(&constraint);
+            let actions = compiled::named(&constraint);
             let unrouted = actions.iter().find(|action| types.vocabulary().is_unreachable(action));
             // What no schema declares is for the validator to report.
             let idle = |action: &EntityUid| !types.is_reached(action) && types.action(action).is_some();
@@ -271,7 +272,7 @@ impl Compiler {
         let mut seen = BTreeSet::new();
         for own in policies.iter().filter(|own| own.effect == Effect::Forbid) {
             let mut actions =
-                index::named(own.actions()).iter().filter(|action| types.vocabulary().is_unreachable(action));
+                compiled::named(own.actions()).iter().filter(|action| types.vocabulary().is_unreachable(action));
             let Some(action) = actions.find(|action| routes.has_method(action.id().unescaped())) else { continue };
             let id = own.template.as_ref().unwrap_or(&own.id);
             if !seen.insert(id) {
@@ -484,7 +485,7 @@ impl Compiler {
         files
     }
 
-    fn entities(&mut self, bundles: &[Bundle], schema: &Schema) -> Entities {
+    fn entities(&mut self, bundles: &[Bundle], schema: &Schema) -> CedarEntities {
         let mut seen: HashMap<EntityUid, &str> = HashMap::new();
         let mut all: Vec<Entity> = Vec::new();
         for (bundle, source) in bundles.iter().flat_map(|b| b.entities.iter().map(move |source| (b, source))) {
@@ -493,29 +494,29 @@ impl Compiler {
                 self.problems.extend(strange);
                 continue;
             }
-            let file = match Entities::from_json_str(&source.text, Some(schema)) {
+            let file = match CedarEntities::from_json_str(&source.text, Some(schema)) {
                 Ok(entities) => entities,
                 Err(error) => {
                     self.problems.push(Problem::error(with_causes(&error)).in_file(source));
                     continue;
                 }
             };
-            for entity in file.iter().filter(|entity| !AsRef::<EntityUID>::as_ref(&entity.uid()).is_action()) {
+            for entity in file.iter().filter(|entity| !core(&entity.uid()).is_action()) {
                 if let Some(first) = seen.insert(entity.uid(), &source.name) {
-                    let (uid, name) = (entity.uid(), &bundle.manifest.name.0);
+                    let (uid, name) = (entity.uid(), &bundle.header.name.0);
                     let message = format!("{uid} of bundle `{name}` stands in {first} as well");
                     self.problems.push(Problem::error(message).in_file(source));
                 }
                 all.push(entity.clone());
             }
         }
-        match Entities::from_entities(all, Some(schema)) {
+        match CedarEntities::from_entities(all, Some(schema)) {
             Ok(entities) => entities,
             Err(error) => {
                 if !self.problems.iter().any(Problem::is_error) {
                     self.problems.push(Problem::error(format!("entities: {}", with_causes(&error))));
                 }
-                Entities::empty()
+                CedarEntities::empty()
             }
         }
     }
@@ -578,17 +579,6 @@ fn one_for_each_place(sorted: Vec<Problem>) -> Vec<Problem> {
     kept.into_iter().map(tell).collect()
 }
 
-/// Cedar's errors say little; their causes say which entity, attribute or slot.
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        message = format!("{message}: {inner}");
-        cause = inner.source();
-    }
-    message
-}
-
 impl Parsed {
     /// Its effect, and what its scope says of actions.
     fn scope_of_actions(&self) -> (Effect, ActionConstraint) {
@@ -601,7 +591,8 @@ impl Parsed {
     /// A policy that this stands for: itself, or linked from it.
     fn compiled(&self, policy: &Policy, problems: &mut Vec<Problem>) -> Compiled {
         let footprint = Footprint::of(policy).unwrap_or_else(|error| {
-            let message = format!("what `{}` reads cannot be told, so everything is: {error}", policy.id());
+            let message =
+                format!("what `{}` reads cannot be determined, so everything is in the key: {error}", policy.id());
             let hint = "decisions of its actions are remembered for requests that are equal in all that is declared";
             problems.push(Problem::warning(message).hint(hint).at(&self.source, self.span));
             Footprint::everything()
@@ -651,9 +642,4 @@ fn forbids_nothing(id: &PolicyId, problem: Problem) -> Problem {
                 (`entity User in [Group]`)";
     let message = format!("`{id}` forbids nothing: no request that the schema allows meets it");
     Problem { message, hint: Some(problem.hint.unwrap_or_else(|| hint.to_owned())), ..problem }
-}
-
-fn describe(manifest: &bundle::Manifest) -> BundleSummary {
-    let bundle::Manifest { name, version, owner, description, controls, ttl, .. } = manifest.clone();
-    BundleSummary { name: name.0, version, owner, description, controls, ttl }
 }

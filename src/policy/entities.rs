@@ -7,15 +7,16 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use cedar_policy_core::ast::{self, EntityUID, PartialValue, ValueKind};
-use cedar_policy_core::entities::{Entities, NoEntitiesSchema, TCComputation};
+use cedar_policy_core::entities::{Entities as CoreEntities, NoEntitiesSchema, TCComputation};
 use cedar_policy_core::extensions::Extensions;
 
+use super::core::core;
 use super::value;
 use crate::model::{EntityUid, Principal};
 
 /// All entities of a snapshot, each with its ancestors in full.
 #[derive(Debug, Default)]
-pub struct EntityStore {
+pub struct Entities {
     entities: super::HashMap<EntityUID, Arc<ast::Entity>>,
     reach: Reach,
 }
@@ -29,10 +30,10 @@ pub struct Reach {
     pub literals: Vec<EntityUid>,
 }
 
-impl EntityStore {
+impl Entities {
     /// Takes over entities whose transitive closure is computed.
     pub fn new(entities: &cedar_policy::Entities, reach: Reach) -> Self {
-        let entities: &Entities = entities.as_ref();
+        let entities: &CoreEntities = entities.as_ref();
         let entities = entities.iter().map(|entity| (entity.uid().clone(), Arc::new(entity.clone()))).collect();
         Self { entities, reach }
     }
@@ -44,7 +45,7 @@ impl EntityStore {
 
     /// Whether the bundles know this entity.
     pub fn contains(&self, uid: &EntityUid) -> bool {
-        self.entities.contains_key(AsRef::<EntityUID>::as_ref(uid))
+        self.entities.contains_key(core(uid))
     }
 
     /// The entity with this id, for a request with this principal: what is below the principal is below the groups, too,
@@ -63,7 +64,7 @@ impl EntityStore {
         self.reach.depth == Some(1)
     }
 
-    /// The entities that are in one of two stores only, or differ in attributes, tags or ancestors.
+    /// The entities that are in one of the two only, or differ in attributes, tags or ancestors.
     pub fn differences(&self, other: &Self) -> HashSet<EntityUID> {
         let differs = |uid: &EntityUID| match (self.entities.get(uid), other.entities.get(uid)) {
             (Some(own), Some(other)) => !Arc::ptr_eq(own, other) && !same(own, other),
@@ -87,9 +88,9 @@ impl EntityStore {
         principal: &Principal,
         own: Option<Arc<ast::Entity>>,
         mut frontier: Vec<EntityUID>,
-    ) -> Result<Entities, String> {
+    ) -> Result<CoreEntities, String> {
         let mut slice: HashMap<EntityUID, Arc<ast::Entity>> = HashMap::new();
-        frontier.extend(self.reach.literals.iter().map(|uid| AsRef::<EntityUID>::as_ref(uid).clone()));
+        frontier.extend(self.reach.literals.iter().map(|uid| core(uid).clone()));
         // At depth 1 the entities of the request are there; each step adds what their attributes refer to.
         let mut depth = 1;
         let goes_deeper = |depth: usize| self.reach.depth.is_none_or(|most| depth < most);
@@ -116,7 +117,7 @@ impl EntityStore {
         }
         // Ancestors are part of each entity and were computed at load: nothing else is left to compute or check here.
         let all = slice.into_values().chain(own);
-        Entities::new()
+        CoreEntities::new()
             .add_entities(
                 all,
                 None::<&NoEntitiesSchema>,
@@ -140,8 +141,7 @@ impl EntityStore {
         for (name, own) in &principal.attributes {
             attributes.insert(name.clone(), PartialValue::Value(value::to_cedar(own)?));
         }
-        let mut parents: HashSet<EntityUID> =
-            principal.parents.iter().map(|parent| AsRef::<EntityUID>::as_ref(parent).clone()).collect();
+        let mut parents: HashSet<EntityUID> = principal.parents.iter().map(|parent| core(parent).clone()).collect();
         let mut ancestors: HashSet<EntityUID> = HashSet::new();
         for parent in &parents {
             ancestors.extend(self.entities.get(parent).into_iter().flat_map(|parent| parent.ancestors().cloned()));

@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cedar_policy::Policy;
 use cedar_policy::pst::{BinaryOp, Clause, Expr, Var};
-use cedar_policy_core::ast;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use smol_str::SmolStr;
 
+use super::core::core_policy;
 use crate::model::{AttributeType, ContextType, RecordType, Type};
 
 /// What a set of policies can read of a Query beside its principal, action and resource, which are always part of it.
@@ -50,7 +50,7 @@ pub(super) enum Access {
 }
 
 /// A place in the context.
-type Place = Vec<SmolStr>;
+type AttributePath = Vec<SmolStr>;
 
 impl Footprint {
     /// What one policy can read.
@@ -60,7 +60,7 @@ impl Footprint {
     /// [`Footprint::everything`], and the message says why.
     pub fn of(policy: &Policy) -> Result<Self, String> {
         // From the tree that is evaluated: a policy that came as text would be parsed again, which is a third of a load.
-        let evaluated = Policy::from(AsRef::<ast::Policy>::as_ref(policy).clone());
+        let evaluated = Policy::from(core_policy(policy).clone());
         let tree = evaluated.to_pst().map_err(|error| error.to_string())?;
         let mut own = Self::default();
         for clause in tree.body().clauses() {
@@ -131,7 +131,7 @@ impl Footprint {
     }
 
     /// The places that the value of an expression may be; what it reads on the way is noted.
-    fn walk(&mut self, expr: &Expr) -> Vec<Place> {
+    fn walk(&mut self, expr: &Expr) -> Vec<AttributePath> {
         match expr {
             Expr::Var(Var::Context) => vec![Vec::new()],
             Expr::Var(_) | Expr::Literal(_) | Expr::Slot(_) => Vec::new(),
@@ -146,7 +146,7 @@ impl Footprint {
             }
             Expr::HasAttr { expr, attrs } => {
                 for place in self.walk(expr) {
-                    self.context.at(&place.into_iter().chain(attrs.iter().cloned()).collect::<Place>());
+                    self.context.at(&place.into_iter().chain(attrs.iter().cloned()).collect::<AttributePath>());
                 }
                 self.attributes.extend(attrs.iter().cloned());
                 Vec::new()

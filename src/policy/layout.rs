@@ -2,14 +2,13 @@
 //! reads is not in force, and nobody would notice; so a file that is in no place where anything reads it is an error, which
 //! names the nearest place that something would.
 
-use super::Files;
 use crate::problem::{Problem, SourceFile};
 
 /// What a file of a bundle is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     /// `bundle.yaml`
-    Manifest,
+    Header,
     /// Cedar's schema.
     Schema(Form),
     /// Policies and templates; in JSON links, too.
@@ -50,7 +49,7 @@ pub struct Stray {
     pub hint: String,
 }
 
-impl Kind {
+impl FileKind {
     /// What the file at this path is, relative to its bundle.
     ///
     /// # Errors
@@ -60,7 +59,7 @@ impl Kind {
         let folder = folders.split('/').next().unwrap_or("");
         let at_root = folders.is_empty();
         let read = match name {
-            "bundle.yaml" if at_root => Some(Self::Manifest),
+            "bundle.yaml" if at_root => Some(Self::Header),
             "routes.yaml" if at_root => Some(Self::Routes),
             "entities.json" if at_root => Some(Self::Entities),
             _ if name.ends_with("links.json") && (at_root || folder == "policies") => Some(Self::Links),
@@ -91,23 +90,23 @@ fn is(name: &str, ending: &str) -> bool {
     name.strip_suffix(ending).is_some_and(|stem| !stem.is_empty())
 }
 
-fn schema(name: &str, at_root: bool, folder: &str) -> Option<Kind> {
+fn schema(name: &str, at_root: bool, folder: &str) -> Option<FileKind> {
     let in_folder = folder == "schemas";
     match () {
         () if !at_root && !in_folder => None,
-        () if is(name, ".cedarschema") => Some(Kind::Schema(Form::Cedar)),
-        () if is(name, ".cedarschema.json") => Some(Kind::Schema(Form::Json)),
+        () if is(name, ".cedarschema") => Some(FileKind::Schema(Form::Cedar)),
+        () if is(name, ".cedarschema.json") => Some(FileKind::Schema(Form::Json)),
         () => None,
     }
 }
 
-fn policies(name: &str, at_root: bool, folder: &str) -> Option<Kind> {
+fn policies(name: &str, at_root: bool, folder: &str) -> Option<FileKind> {
     let in_folder = folder == "policies";
     match () {
         () if !at_root && !in_folder => None,
         () if name.ends_with(".cedarschema.json") => None,
-        () if is(name, ".cedar") => Some(Kind::Policies(Form::Cedar)),
-        () if is(name, ".cedar.json") || (in_folder && is(name, ".json")) => Some(Kind::Policies(Form::Json)),
+        () if is(name, ".cedar") => Some(FileKind::Policies(Form::Cedar)),
+        () if is(name, ".cedar.json") || (in_folder && is(name, ".json")) => Some(FileKind::Policies(Form::Json)),
         () => None,
     }
 }
@@ -187,50 +186,12 @@ fn nearest(path: &str) -> Option<String> {
             _ => return None,
         }
     };
-    Kind::of(&candidate).is_ok().then_some(candidate)
+    FileKind::of(&candidate).is_ok().then_some(candidate)
 }
 
 fn near(word: &str, known: &str) -> bool {
     word == known || (!word.is_empty() && strsim::damerau_levenshtein(word, known) <= known.len().div_ceil(4).min(2))
 }
-
-// === what a bundle says of its strays ===
-
-/// Holds files that nothing reads against `ignore` of `bundle.yaml`: paths, and folders that end with a slash. An entry
-/// cannot take away what is read.
-pub(super) fn ignored(entry: &str, path: &str) -> bool {
-    entry == path || (entry.ends_with('/') && path.starts_with(entry))
-}
-
-/// The errors about files of a bundle that nothing reads: those among its files, and others that were found beside them.
-/// None as long as the manifest cannot be read, which is an error of its own.
-pub fn strays(files: &Files, others: &[String]) -> Vec<Problem> {
-    let Some(ignore) = super::bundle::ignore(files) else { return Vec::new() };
-    let all = files.files.keys().chain(others);
-    let strays = all.filter_map(|path| Some((path, Kind::of(path).err()?)));
-    let mut strays: Vec<(&String, Stray)> =
-        strays.filter(|(path, _)| !ignore.iter().any(|entry| ignored(&entry.0, path))).collect();
-    let more = strays.len().saturating_sub(TOLD);
-    strays.truncate(TOLD);
-    let told = strays.iter().map(|(path, stray)| stray.problem(&files.root, path));
-    let more = (more > 0).then(|| Problem::error(format!("{}: nothing reads {more} more files", files.root)));
-    told.chain(more).collect()
-}
-
-/// Warnings of entries of `ignore` that no file is at. `is_there` says whether one is, by its path in the bundle.
-pub fn idle_ignores(files: &Files, is_there: impl Fn(&str) -> bool) -> Vec<Problem> {
-    let idle = super::bundle::ignore(files).unwrap_or_default().into_iter().filter(|entry| !is_there(&entry.0));
-    let source = SourceFile::new(format!("{}/bundle.yaml", files.root.trim_end_matches('/')), "");
-    let warning = |entry: super::bundle::Ignored| {
-        Problem::warning(format!("`ignore` has `{}`, and there is no such file", entry.0))
-            .hint("correct the path, or remove it")
-            .in_file(&source)
-    };
-    idle.map(warning).collect()
-}
-
-/// Of so many strays each is reported: somebody has named the wrong directory.
-const TOLD: usize = 50;
 
 #[cfg(test)]
 mod tests {
@@ -277,15 +238,15 @@ mod tests {
     fn a_slip_is_read_or_refused_and_never_passed_over() {
         let mut refused = 0;
         for path in KNOWN {
-            assert!(Kind::of(path).is_ok_and(|kind| kind != Kind::Foreign), "{path}");
+            assert!(FileKind::of(path).is_ok_and(|kind| kind != FileKind::Foreign), "{path}");
             for slip in near_misses(path) {
-                match Kind::of(&slip) {
-                    Ok(kind) => assert_ne!(kind, Kind::Foreign, "{slip}"),
+                match FileKind::of(&slip) {
+                    Ok(kind) => assert_ne!(kind, FileKind::Foreign, "{slip}"),
                     Err(stray) => {
                         refused += 1;
                         // Where it names a path, that one is read.
                         let named = stray.hint.split('`').nth(1);
-                        let is_read = named.is_some_and(|named| Kind::of(named).is_ok());
+                        let is_read = named.is_some_and(|named| FileKind::of(named).is_ok());
                         assert!(is_read || stray.hint.starts_with("remove it"), "{slip}: {stray:?}");
                     }
                 }
@@ -316,7 +277,7 @@ mod tests {
             ("conf/routes.yaml", "routes.yaml"),
             ("schema.json", "schemas/schema.cedarschema.json"),
         ] {
-            let stray = Kind::of(path).expect_err(path);
+            let stray = FileKind::of(path).expect_err(path);
             assert_eq!(stray.hint.split('`').nth(1), Some(nearest), "{path}: {stray:?}");
         }
     }
@@ -324,10 +285,10 @@ mod tests {
     #[test]
     fn what_people_put_beside_is_left_alone() {
         for path in ["README.md", "docs/why.md", "LICENSE", "policies/README", "OWNERS", "CODEOWNERS", "Makefile"] {
-            assert_eq!(Kind::of(path), Ok(Kind::Foreign), "{path}");
+            assert_eq!(FileKind::of(path), Ok(FileKind::Foreign), "{path}");
         }
         for path in ["readme.cedar", "policies/owners.json", "license.cedar.json"] {
-            assert!(matches!(Kind::of(path), Ok(Kind::Policies(_))), "{path}");
+            assert!(matches!(FileKind::of(path), Ok(FileKind::Policies(_))), "{path}");
         }
         for (path, hidden) in [
             (".deny.cedar", true),
@@ -339,7 +300,7 @@ mod tests {
             ("..data", false),
             (".gitlab-ci.yml", false),
         ] {
-            assert_eq!(Kind::is_hidden_one(path), hidden, "{path}");
+            assert_eq!(FileKind::is_hidden_one(path), hidden, "{path}");
         }
     }
 }

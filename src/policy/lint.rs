@@ -9,9 +9,9 @@ use std::sync::Arc;
 use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, UnaryOp, Var};
 use cedar_policy::{Effect, Policy};
 
-use super::index::Side;
+use super::base::Base;
+use super::compiled::Side;
 use super::schema::ActionType;
-use super::snapshot::Base;
 use crate::model::{PolicyId, Root, Type};
 use crate::problem::{Problem, SourceFile};
 

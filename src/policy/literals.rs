@@ -7,8 +7,8 @@ use std::sync::Arc;
 use cedar_policy_core::ast::{BinaryOp, Expr, ExprKind, Literal, Var};
 use ipnet::IpNet;
 
-use super::snapshot::Base;
-use super::vocabulary::METHODS;
+use super::base::Base;
+use super::pattern::METHODS;
 use crate::model::{PolicyId, Proof, Root};
 use crate::problem::{Problem, SourceFile};
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cedar_policy::Validator;
 use sha2::{Digest, Sha256};
 
-use super::index::Compiled;
+use super::compiled::Compiled;
 use super::schema::Types;
 
 /// The schema, and the files of policies, of what was compiled last.

@@ -7,8 +7,8 @@ use cedar_policy_core::parser::unescape::to_unescaped_string;
 use serde_json::Value as Json;
 
 use super::Files;
-use super::layout::{Form, Kind};
-use super::routes::RoutesFile;
+use super::layout::{FileKind, Form};
+use super::route_file::RoutesFile;
 use crate::problem::SourceFile;
 use crate::strict_json;
 use crate::yaml;
@@ -29,13 +29,15 @@ impl Mentions {
         let may_name = |text: &str| text.contains("Stockade") || text.contains("HEAD") || text.contains('\\');
         for (path, text) in bundle.files.iter().filter(|(_, text)| may_name(text)) {
             let json = || strict_json::parse(&SourceFile::new(path.as_str(), text.as_str())).ok();
-            match Kind::of(path) {
-                Ok(Kind::Policies(Form::Cedar) | Kind::Schema(Form::Cedar)) => self.add_cedar(text),
-                Ok(Kind::Schema(Form::Json)) => json().iter().for_each(|json| self.add_schema(json)),
-                Ok(Kind::Policies(Form::Json) | Kind::Entities) => json().iter().for_each(|json| self.add_json(json)),
-                Ok(Kind::Links) => json().iter().for_each(|json| self.add_links(json)),
-                Ok(Kind::Routes) => self.add_routes(text),
-                Ok(Kind::Manifest | Kind::Tests | Kind::Request | Kind::Foreign) | Err(_) => {}
+            match FileKind::of(path) {
+                Ok(FileKind::Policies(Form::Cedar) | FileKind::Schema(Form::Cedar)) => self.add_cedar(text),
+                Ok(FileKind::Schema(Form::Json)) => json().iter().for_each(|json| self.add_schema(json)),
+                Ok(FileKind::Policies(Form::Json) | FileKind::Entities) => {
+                    json().iter().for_each(|json| self.add_json(json))
+                }
+                Ok(FileKind::Links) => json().iter().for_each(|json| self.add_links(json)),
+                Ok(FileKind::Routes) => self.add_routes(text),
+                Ok(FileKind::Header | FileKind::Tests | FileKind::Request | FileKind::Foreign) | Err(_) => {}
             }
         }
     }

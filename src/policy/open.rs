@@ -4,16 +4,8 @@
 use cedar_policy::{Effect, PolicyId};
 use cedar_policy_core::ast::{Expr, ExprKind, Literal, UnaryOp};
 
-use super::index::Compiled;
-use super::snapshot::Snapshot;
+use super::compiled::Compiled;
 use crate::problem::Problem;
-
-impl Snapshot {
-    /// The policies in force that permit everything to everybody, unless something forbids it.
-    pub fn open_policies(&self) -> Vec<&PolicyId> {
-        self.base.policies.iter().filter(|policy| is_open(policy)).map(|policy| &policy.id).collect()
-    }
-}
 
 /// Whether a policy permits everything to everybody. One in shadow mode permits nothing.
 pub(super) fn is_open(policy: &Compiled) -> bool {

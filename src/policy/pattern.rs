@@ -6,7 +6,6 @@
 
 use deserr::Deserr;
 
-use super::vocabulary::METHODS;
 use crate::yaml::{Faults, Invalid};
 
 /// What a route matches.
@@ -135,6 +134,9 @@ fn is_name_start(c: char) -> bool {
 }
 
 // === methods ===
+
+/// The methods that HTTP itself defines (RFC 9110, 9.3; RFC 5789): each an action of the base schema.
+pub(super) const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
 /// Words that mean every method elsewhere.
 const ANY: [&str; 3] = ["*", "ANY", "ALL"];

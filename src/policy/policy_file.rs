@@ -3,16 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cedar_policy::{EntityUid as CedarUid, Policy, PolicySet, Template};
-use cedar_policy_core::ast;
+use cedar_policy::{Policy, PolicySet, Template};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use super::annotations::{self, Annotations};
-use super::bundle::{Body, Link, Parsed};
-use super::compile::with_causes;
+use super::annotations::{self, Annotations, ListedAnnotation};
+use super::core::{core_policy, core_template, with_causes};
 use super::layout::Form;
-use crate::model::PolicyId;
+use crate::model::{EntityUid, PolicyId};
 use crate::problem::{Problem, SourceFile};
 use crate::strict_json;
 
@@ -23,6 +21,51 @@ pub(super) struct Contents {
     pub(super) policies: Vec<Parsed>,
     /// Links; only the JSON form has some.
     pub(super) links: Vec<Link>,
+}
+
+/// A static policy or a template, with what its annotations say.
+#[derive(Debug)]
+pub struct Parsed {
+    /// Under its full id.
+    pub body: Body,
+    /// What its annotations say.
+    pub annotations: Annotations,
+    /// The file it stands in.
+    pub source: Arc<SourceFile>,
+    /// Where in the file.
+    pub span: Option<(usize, usize)>,
+}
+
+/// What was parsed.
+#[derive(Debug)]
+pub enum Body {
+    /// A static policy.
+    Static(Box<Policy>),
+    /// A template.
+    Template(Box<Template>),
+}
+
+impl Parsed {
+    /// Its full id: `bundle/id`.
+    pub fn id(&self) -> &PolicyId {
+        match &self.body {
+            Body::Static(policy) => policy.id(),
+            Body::Template(template) => template.id(),
+        }
+    }
+}
+
+/// A link of a template, under full ids.
+#[derive(Debug)]
+pub struct Link {
+    /// The template's id.
+    pub template: PolicyId,
+    /// The new policy's id.
+    pub id: PolicyId,
+    /// What its slots stand for.
+    pub values: Vec<(String, EntityUid)>,
+    /// The file it stands in.
+    pub source: Arc<SourceFile>,
 }
 
 /// A policy or template as it was found.
@@ -52,11 +95,11 @@ struct LinkEntry {
 }
 
 /// What reads one file of a bundle.
-pub(super) struct Reader<'a> {
+pub(super) struct PolicyReader<'a> {
     /// The bundle's name.
     pub(super) bundle: &'a str,
     /// The annotations that it lists as its own.
-    pub(super) annotations: &'a [annotations::Own],
+    pub(super) annotations: &'a [ListedAnnotation],
     /// The file.
     pub(super) source: &'a Arc<SourceFile>,
     /// What is wrong with it.
@@ -65,7 +108,7 @@ pub(super) struct Reader<'a> {
     pub(super) warnings: &'a mut Vec<Problem>,
 }
 
-impl Reader<'_> {
+impl PolicyReader<'_> {
     /// Reads a file of policies. `path` is where it stands in its bundle: a policy that is alone in a file has its name.
     pub(super) fn policies(&mut self, path: &str, form: Form) -> Contents {
         let (found, links) = match form {
@@ -111,12 +154,12 @@ impl Reader<'_> {
             loc.map(|loc| (loc.start(), text.get(loc.start()..loc.end()).map_or(1, first_line)))
         };
         let policies = set.policies().map(|policy| Found {
-            span: span(AsRef::<ast::Policy>::as_ref(policy).loc()),
+            span: span(core_policy(policy).loc()),
             body: Body::Static(Box::new(policy.clone())),
             key: None,
         });
         let templates = set.templates().map(|template| Found {
-            span: span(AsRef::<ast::Template>::as_ref(template).loc()),
+            span: span(core_template(template).loc()),
             body: Body::Template(Box::new(template.clone())),
             key: None,
         });
@@ -281,7 +324,7 @@ impl Reader<'_> {
         };
         let mut read = Vec::new();
         for (slot, json) in values {
-            match CedarUid::from_json(json) {
+            match EntityUid::from_json(json) {
                 Ok(uid) => read.push((slot, uid)),
                 Err(error) => {
                     let message = format!("link `{new_id}`: `{slot}`: {}", with_causes(&error));

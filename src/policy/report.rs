@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::base::Base;
+use super::compiled::{Compiled, Side};
 use super::footprint::Access;
-use super::index::{Compiled, Side};
 use super::schema::ActionType;
-use super::snapshot::Base;
 use crate::model::{EntityUid, PolicyId, Type};
 use crate::problem::{Problem, SourceFile};
 
@@ -60,7 +60,7 @@ pub struct PlaceSummary {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<&'static str>,
     /// The policies that put it there, by id.
-    pub policies: Vec<Reader>,
+    pub policies: Vec<PolicyRead>,
 }
 
 /// What is read of a place.
@@ -75,7 +75,7 @@ pub enum Read {
 
 /// A policy that reads a place.
 #[derive(Debug, Clone, Serialize)]
-pub struct Reader {
+pub struct PolicyRead {
     /// `bundle/id`
     pub id: String,
     /// The file it stands in.
@@ -109,7 +109,7 @@ static RULES: [Rule; 8] = [
     Rule {
         places: &["context.time"],
         hits: Hits::None,
-        why: "the clock, which is another one for every request",
+        why: "the clock, which differs on every request",
         advice: "name the actions in the policy's scope that cannot do without: all others are remembered then",
     },
     Rule {
@@ -220,14 +220,14 @@ fn covers(pattern: &str, place: &[&str]) -> bool {
 
 /// A place in the keys of an action.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place<'a> {
+struct KeyAttribute<'a> {
     /// Its name and those of what it is in, from `context` or `principal` on.
     path: Vec<&'a str>,
     ty: String,
     rule: Option<&'static Rule>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> KeyAttribute<'a> {
     /// All of an action: what its policies read, as far as the schema has it.
     fn all(action: &'a ActionType, pins_path: bool) -> Vec<Self> {
         let mut found = Vec::new();
@@ -299,9 +299,9 @@ struct Group<'a> {
 impl Base {
     /// As [`Snapshot::footprints`](super::Snapshot::footprints) says.
     pub(super) fn footprints(&self) -> Vec<FootprintSummary> {
-        let mut groups: BTreeMap<Vec<Place<'_>>, Group<'_>> = BTreeMap::new();
+        let mut groups: BTreeMap<Vec<KeyAttribute<'_>>, Group<'_>> = BTreeMap::new();
         for (uid, side, action) in self.reported() {
-            let places = Place::all(action, self.routes.pin_path(uid, self.types.vocabulary()));
+            let places = KeyAttribute::all(action, self.routes.pin_path(uid, self.types.vocabulary()));
             let readers = self.readers(side, &places);
             let group = groups.entry(places).or_default();
             group.actions.push(uid);
@@ -323,9 +323,9 @@ impl Base {
         &self,
         origin: impl Fn(&PolicyId) -> Option<(&'p Arc<SourceFile>, Option<(usize, usize)>)>,
     ) -> Vec<Problem> {
-        let mut found: BTreeMap<Place<'_>, (Vec<&EntityUid>, BTreeSet<usize>)> = BTreeMap::new();
+        let mut found: BTreeMap<KeyAttribute<'_>, (Vec<&EntityUid>, BTreeSet<usize>)> = BTreeMap::new();
         for (uid, side, action) in self.reported() {
-            let mut places = Place::all(action, self.routes.pin_path(uid, self.types.vocabulary()));
+            let mut places = KeyAttribute::all(action, self.routes.pin_path(uid, self.types.vocabulary()));
             places.retain(|place| place.rule.is_some_and(|rule| rule.hits >= Hits::Few));
             let readers = self.readers(side, &places);
             for (place, readers) in places.into_iter().zip(readers) {
@@ -395,7 +395,7 @@ impl Base {
 
     /// For each of an action's places, which are sorted: the policies about the action that read it, by their number in
     /// the list. Asks each policy what it reads, not each place who reads it: most policies read few places.
-    fn readers(&self, action: Side<'_>, places: &[Place<'_>]) -> Vec<Vec<usize>> {
+    fn readers(&self, action: Side<'_>, places: &[KeyAttribute<'_>]) -> Vec<Vec<usize>> {
         let mut readers = vec![Vec::new(); places.len()];
         if places.is_empty() {
             return readers;
@@ -409,19 +409,19 @@ impl Base {
         readers
     }
 
-    fn summarize(&self, places: Vec<Place<'_>>, group: Group<'_>) -> FootprintSummary {
+    fn summarize(&self, places: Vec<KeyAttribute<'_>>, group: Group<'_>) -> FootprintSummary {
         let Group { actions, readers } = group;
         let places: Vec<PlaceSummary> = places
             .iter()
             .zip(readers)
             .map(|(place, readers)| {
-                let policies: Vec<Reader> = readers
+                let policies: Vec<PolicyRead> = readers
                     .into_iter()
                     .filter_map(|(at, about)| {
                         let policy = self.policies.get(at)?;
                         let (read, as_part_of) = place.access(policy)?;
                         let only_for = if about.len() < actions.len() { about } else { Vec::new() };
-                        Some(Reader {
+                        Some(PolicyRead {
                             id: policy.id.to_string(),
                             file: policy.file.clone(),
                             read,

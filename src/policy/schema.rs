@@ -394,7 +394,7 @@ fn texts(place: &str, ty: &Type, faults: &mut Vec<String>) {
     for (name, field) in fields {
         let member = if let Type::Set(member) = &field.ty { member } else { &field.ty };
         if matches!(member, Type::Set(_) | Type::Record(_)) {
-            faults.push(format!("`{place}.{name}` is a text on the wire and cannot become `{}`", field.ty));
+            faults.push(format!("`{place}.{name}` is a string on the wire and cannot become `{}`", field.ty));
         }
     }
 }

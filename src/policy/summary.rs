@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::bundle::Ttl;
+use super::header::BundleSummary;
 use super::report::FootprintSummary;
 use crate::model::{Effect, EntityUid, Overlay, Revision};
 
@@ -72,23 +72,6 @@ impl From<&Overlay> for OverlaySummary {
             reason: overlay.reason.clone(),
         }
     }
-}
-
-/// What a bundle says of itself in `bundle.yaml`.
-#[derive(Debug, Clone, Serialize)]
-pub struct BundleSummary {
-    /// Its name, which prefixes the ids of its policies.
-    pub name: String,
-    /// Its version, if it gives one.
-    pub version: Option<String>,
-    /// Whom to ask about it.
-    pub owner: Option<String>,
-    /// What it is for.
-    pub description: Option<String>,
-    /// The controls it serves, such as `PCI-7.1`.
-    pub controls: Vec<String>,
-    /// How long it lets decisions be remembered, if it says so.
-    pub ttl: Option<Ttl>,
 }
 
 /// One policy.

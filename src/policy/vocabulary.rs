@@ -13,8 +13,9 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use super::Files;
-use super::compile::with_causes;
+use super::core::with_causes;
 use super::mentions::Mentions;
+use super::pattern::METHODS;
 use crate::model::{EntityId, EntityTypeName, EntityUid};
 use crate::problem::Problem;
 use crate::yaml::Faults;
@@ -24,9 +25,6 @@ pub const BASE: &str = include_str!("../../policies/base.cedarschema");
 
 /// The namespace that is ours, in which no bundle may declare anything.
 const NAMESPACE: &str = "Stockade";
-
-/// The methods that HTTP itself defines (RFC 9110, 9.3; RFC 5789): each an action of the base schema.
-pub(super) const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
 /// What becomes of requests that no route names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserr, Serialize)]
@@ -92,27 +90,27 @@ impl Vocabulary {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Declared {
     namespace: String,
-    kind: Kind,
+    kind: NameKind,
     name: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum NameKind {
     EntityType,
     CommonType,
     Action,
 }
 
 /// The parts of a schema in Cedar's JSON form.
-const SECTIONS: [(&str, Kind); 3] =
-    [("entityTypes", Kind::EntityType), ("commonTypes", Kind::CommonType), ("actions", Kind::Action)];
+const SECTIONS: [(&str, NameKind); 3] =
+    [("entityTypes", NameKind::EntityType), ("commonTypes", NameKind::CommonType), ("actions", NameKind::Action)];
 
 impl std::fmt::Display for Declared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kind = match self.kind {
-            Kind::EntityType => "entity type",
-            Kind::CommonType => "common type",
-            Kind::Action => "action",
+            NameKind::EntityType => "entity type",
+            NameKind::CommonType => "common type",
+            NameKind::Action => "action",
         };
         let separator = if self.namespace.is_empty() { "" } else { "::" };
         write!(f, "{kind} `{}{separator}{}`", self.namespace, self.name)
@@ -164,9 +162,9 @@ impl Wanted {
         let mut mentions = Mentions::default();
         bundles.iter().for_each(|bundle| mentions.add(bundle));
         let action = |namespace: &str| qualified(namespace, "Action");
-        let is_full = |kind: Kind, name: &str| match kind {
-            Kind::Action => mentions.has_entity(&action(NAMESPACE), name),
-            Kind::EntityType | Kind::CommonType => mentions.has_type(&qualified(NAMESPACE, name)),
+        let is_full = |kind: NameKind, name: &str| match kind {
+            NameKind::Action => mentions.has_entity(&action(NAMESPACE), name),
+            NameKind::EntityType | NameKind::CommonType => mentions.has_type(&qualified(NAMESPACE, name)),
         };
         let full = ours().filter(|(_, kind, name)| is_full(*kind, name)).map(|(_, _, name)| name.to_owned());
         let head = ["", NAMESPACE].iter().any(|namespace| mentions.has_entity(&action(namespace), "HEAD"));
@@ -193,7 +191,7 @@ static JSON: LazyLock<Json> = LazyLock::new(|| {
 });
 
 /// Our names.
-fn ours() -> impl Iterator<Item = (&'static str, Kind, &'static str)> {
+fn ours() -> impl Iterator<Item = (&'static str, NameKind, &'static str)> {
     SECTIONS.into_iter().flat_map(|(section, kind)| {
         let names = JSON.get(section).and_then(Json::as_object).into_iter().flat_map(Map::keys);
         names.map(move |name| (section, kind, name.as_str()))
@@ -219,13 +217,16 @@ struct Homes<'a> {
 }
 
 impl Homes<'_> {
-    fn of(&self, kind: Kind, name: &str) -> Home {
+    fn of(&self, kind: NameKind, name: &str) -> Home {
         if self.wanted.full.contains(name) {
             return Home::Ours(NAMESPACE);
         }
-        let is_action = kind == Kind::Action;
-        let same: Vec<&Declared> =
-            self.declared.iter().filter(|own| own.name == name && (own.kind == Kind::Action) == is_action).collect();
+        let is_action = kind == NameKind::Action;
+        let same: Vec<&Declared> = self
+            .declared
+            .iter()
+            .filter(|own| own.name == name && (own.kind == NameKind::Action) == is_action)
+            .collect();
         let top = same.iter().find(|own| own.namespace.is_empty());
         match (top, same.as_slice()) {
             (Some(own), _) if own.kind == kind => Home::Theirs(String::new()),
@@ -233,14 +234,14 @@ impl Homes<'_> {
             (Some(_), _) => Home::Nowhere,
             (None, []) => Home::Ours(""),
             // The one entity type of that name is what people mean by it. An action of a bundle needs a route.
-            (None, [own]) if own.kind == kind && kind == Kind::EntityType => Home::Theirs(own.namespace.clone()),
+            (None, [own]) if own.kind == kind && kind == NameKind::EntityType => Home::Theirs(own.namespace.clone()),
             // At the top level, ours would be shadowed.
             (None, _) => Home::Ours(NAMESPACE),
         }
     }
 
     /// The full name of a type of ours, as it is to be written in the schema.
-    fn full_name(&self, kind: Kind, name: &str) -> Option<String> {
+    fn full_name(&self, kind: NameKind, name: &str) -> Option<String> {
         match self.of(kind, name) {
             Home::Ours(namespace) => Some(qualified(namespace, name)),
             Home::Theirs(namespace) => Some(qualified(&namespace, name)),
@@ -251,21 +252,21 @@ impl Homes<'_> {
     /// The full names of those types in a list that are there; with `ours`, without those of bundles.
     fn types(&self, names: Option<&Json>, ours: bool) -> Json {
         let names = names.and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str);
-        let kept = names.filter(|name| !ours || matches!(self.of(Kind::EntityType, name), Home::Ours(_)));
-        kept.filter_map(|name| self.full_name(Kind::EntityType, name)).collect()
+        let kept = names.filter(|name| !ours || matches!(self.of(NameKind::EntityType, name), Home::Ours(_)));
+        kept.filter_map(|name| self.full_name(NameKind::EntityType, name)).collect()
     }
 
     /// A declaration of ours, with the names in it as they are here.
-    fn declaration(&self, kind: Kind, body: &Json) -> Json {
+    fn declaration(&self, kind: NameKind, body: &Json) -> Json {
         let mut body = body.clone();
         match kind {
-            Kind::CommonType => {}
-            Kind::EntityType => {
+            NameKind::CommonType => {}
+            NameKind::EntityType => {
                 if let Some(parents) = body.get_mut("memberOfTypes") {
                     *parents = self.types(Some(parents), true);
                 }
             }
-            Kind::Action => self.action(&mut body),
+            NameKind::Action => self.action(&mut body),
         }
         body
     }
@@ -274,7 +275,7 @@ impl Homes<'_> {
         if let Some(groups) = body.get_mut("memberOf") {
             let ids =
                 groups.as_array().into_iter().flatten().filter_map(|group| group.get("id").and_then(Json::as_str));
-            let kept = ids.filter_map(|id| match self.of(Kind::Action, id) {
+            let kept = ids.filter_map(|id| match self.of(NameKind::Action, id) {
                 Home::Ours(namespace) => Some(json!({"id": id, "type": qualified(namespace, "Action")})),
                 Home::Theirs(_) | Home::Nowhere => None,
             });
@@ -317,7 +318,7 @@ pub fn beside(declared: &[Declared], wanted: &Wanted) -> Result<(SchemaFragment,
             }
         }
         match kind {
-            Kind::EntityType => {
+            NameKind::EntityType => {
                 let meant = homes.full_name(kind, name).filter(|meant| meant != name);
                 if let Some(meant) = meant {
                     let short = name.parse().map_err(|error| format!("{name}: {error}"))?;
@@ -325,12 +326,12 @@ pub fn beside(declared: &[Declared], wanted: &Wanted) -> Result<(SchemaFragment,
                     vocabulary.moved.push((short, meant));
                 }
             }
-            Kind::Action => {
+            NameKind::Action => {
                 vocabulary.add_action(name, &home, wanted.unrouted)?;
                 let is_theirs = matches!(home, Home::Theirs(_));
                 vocabulary.head_is_get |= name == "HEAD" && !is_theirs && !wanted.head;
             }
-            Kind::CommonType => {}
+            NameKind::CommonType => {}
         }
     }
     let fragment = SchemaFragment::from_json_value(Json::Object(schema)).map_err(|error| error.to_string())?;

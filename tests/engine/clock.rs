@@ -72,7 +72,7 @@ fn run(seed: u64) -> (usize, usize, usize) {
     let mut dice = Dice::new(seed);
     let mut timed = Timed::new(&mut dice);
     let asks: Vec<Ask> = (0..8).map(|_| Ask::new(&mut dice)).collect();
-    let compiled = Snapshot::compile(&timed.world.files(), 1).unwrap();
+    let compiled = Snapshot::compile(&timed.world.files(), None, &mut Default::default()).unwrap();
     timed.begin(&mut dice);
     let start = SystemTime::now();
     let engine = Engine::new(Arc::new(compiled.succeeding(None, &timed.overlays)));

@@ -133,7 +133,7 @@ fn is_hit(decision: &Decision) -> bool {
 }
 
 fn compile(world: &World) -> Arc<Snapshot> {
-    good(Snapshot::assemble(None, &world.files(), &world.overlays(), None), world)
+    good(crate::fixture::succeeding(None, &world.files(), &world.overlays()), world)
 }
 
 /// The successor of the snapshot of a world. Where only overlays changed, or only bundles, it is made in the way for that;
@@ -145,7 +145,7 @@ fn succeed(previous: &Snapshot, before: &World, world: &World) -> Arc<Snapshot> 
     }
     // With what was compiled before, of this world or any other: it must make no difference.
     thread_local!(static MEMORY: RefCell<Memory> = RefCell::default());
-    let compiled = MEMORY.with_borrow_mut(|memory| Snapshot::remembering(memory, &files, None));
+    let compiled = MEMORY.with_borrow_mut(|memory| Snapshot::compile(&files, None, memory));
     good(compiled.map(|compiled| compiled.succeeding(Some(previous), &overlays)), world)
 }
 

@@ -252,9 +252,9 @@ fn a_lower_ttl_of_the_bundle_holds_for_what_is_remembered() {
         );
         files
     };
-    let engine = Engine::new(good(Snapshot::compile(&files("1h"), 1), &world));
+    let engine = Engine::new(good(Snapshot::compile(&files("1h"), None, &mut Default::default()), &world));
     engine.decide(&ask);
     assert!(is_hit(&engine.decide(&ask)));
-    engine.push(good(Snapshot::succeed(&engine.current(), &files("0s")), &world));
+    engine.push(good(crate::fixture::succeeding(Some(&engine.current()), &files("0s"), &world.overlays()), &world));
     assert!(!is_hit(&engine.decide(&ask)), "remembered for an hour, though nothing may be by now");
 }

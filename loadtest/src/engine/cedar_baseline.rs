@@ -33,7 +33,7 @@ pub(crate) struct Bench {
 pub(crate) fn compile(files: &Files) -> anyhow::Result<Snapshot> {
     let own = files.iter().filter_map(|(path, text)| Some((path.strip_prefix("bundle/")?.to_owned(), text.clone())));
     let bundle = policy::Files { root: "bundle".into(), files: own.collect(), changed: None };
-    Snapshot::compile(&[bundle], 1).map_err(|problems| {
+    Snapshot::compile(&[bundle], None, &mut Default::default()).map_err(|problems| {
         let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("the bundle is not good: {}", lines.join("; "))
     })
@@ -41,11 +41,11 @@ pub(crate) fn compile(files: &Files) -> anyhow::Result<Snapshot> {
 
 /// Fails if a snapshot's answer is not the right one.
 pub(crate) fn answer(snapshot: &Snapshot, query: &Query, expect: Expect) -> anyhow::Result<()> {
-    let evaluation = snapshot.evaluation(query).map_err(anyhow::Error::msg)?;
+    let evaluation = snapshot.evaluate(query, None).map_err(anyhow::Error::msg)?;
     ensure!(
-        (evaluation.decision.effect == Effect::Allow) == (expect == Expect::Allow),
+        (evaluation.ruling.effect == Effect::Allow) == (expect == Expect::Allow),
         "the engine decides {:?} about {query:?}",
-        evaluation.decision
+        evaluation.ruling
     );
     Ok(())
 }
@@ -80,7 +80,7 @@ impl Bench {
         let (authorizer, entities) = (Authorizer::new(), Entities::empty());
         let engine = || {
             each(&self.queries, time, |query| {
-                black_box(self.snapshot.evaluation(black_box(query)).is_ok());
+                black_box(self.snapshot.evaluate(black_box(query), None).is_ok());
             })
         };
         let cedar = || {

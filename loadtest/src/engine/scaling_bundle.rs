@@ -107,7 +107,7 @@ mod tests {
             for index in (0..QUESTIONS).step_by(61) {
                 let question = question(count, index);
                 let query = question.query().unwrap();
-                assert_eq!(snapshot.evaluation(&query).unwrap().candidates, candidates, "{query:?}");
+                assert_eq!(snapshot.evaluate(&query, None).unwrap().candidates, candidates, "{query:?}");
                 cedar_baseline::answer(&snapshot, &query, question.expect).unwrap();
             }
         }

@@ -53,7 +53,7 @@ mod tests {
         for policies in [10, 1_000] {
             let (one, two) = (files(policies, 1), files(policies, 2));
             assert_ne!(one.digest(), two.digest());
-            let snapshot = Snapshot::compile(&[one], 1).unwrap();
+            let snapshot = Snapshot::compile(&[one], None, &mut Default::default()).unwrap();
             assert_eq!(snapshot.policy_count(), policies);
         }
     }

@@ -43,7 +43,7 @@ fn read(directories: &[PathBuf]) -> Result<(Vec<Files>, Snapshot), Vec<Problem>>
     if !problems.is_empty() {
         return Err(problems);
     }
-    let mut snapshot = Snapshot::compile(&files, 1)?;
+    let mut snapshot = Snapshot::compile(&files, None, &mut Default::default())?;
     // What is ignored is not read, so only a reader of the directory can look for it.
     let idle = directories.iter().zip(&files);
     let idle = idle.flat_map(|(directory, files)| idle_ignores(files, |entry| directory.join(entry).exists()));

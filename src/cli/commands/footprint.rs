@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::cli::args::bundle::BundleArgs;
 use crate::cli::output::show;
-use crate::policy::{ALWAYS_IN_KEY, FootprintSummary, PlaceSummary, Read, Reader};
+use crate::policy::{ALWAYS_IN_KEY, FootprintSummary, PlaceSummary, PolicyRead, Read};
 use crate::terminal::{out, outln};
 
 /// Show what the cache keys of each action hold.
@@ -85,7 +85,7 @@ fn place(out: &mut String, place: &PlaceSummary, actions: usize) -> std::fmt::Re
     }
 }
 
-fn reader(reader: &Reader, actions: usize) -> String {
+fn reader(reader: &PolicyRead, actions: usize) -> String {
     let mut text = format!("by {} in {}", reader.id, reader.file);
     if let Some(whole) = &reader.as_part_of {
         text += &format!(", which reads all of `{whole}`");

@@ -55,7 +55,7 @@ async fn rollback(args: &Args) -> Result<ExitCode, Error> {
         return Err(Error::Unchanged(format!("{digest} is in force already, as {version}")));
     }
     // A sidecar would refuse what is not valid, and keep what it has.
-    Snapshot::compile(&session.files(target).await?, 1)
+    Snapshot::compile(&session.files(target).await?, None, &mut Default::default())
         .map_err(|found| Error::NotValid { version: target.version, problems: problem::one_line(&found) })?;
     let watch = args.wait.watch(&session).await?;
     let draft = Draft {

@@ -38,7 +38,7 @@ async fn show(args: &Args) -> Result<ExitCode, Error> {
     let entry = find(&entries, &args.revision)?;
     let checked = !args.trust.is_empty();
     let files = session.files(&entry.manifest).await?;
-    let snapshot = Snapshot::compile(&files, 1)
+    let snapshot = Snapshot::compile(&files, None, &mut Default::default())
         .map_err(|found| Error::NotValid { version: entry.head.version, problems: problem::one_line(&found) })?;
     let summary = snapshot.summary();
     let paths: Vec<String> = files.iter().flat_map(|own| own.files.keys().cloned()).collect();

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::count;
-use crate::policy::{Difference, Files, Snapshot};
+use crate::policy::{Files, PolicyDiff, Snapshot};
 use crate::problem;
 use crate::publish::Session;
 use crate::store::statement::Manifest;
@@ -24,9 +24,9 @@ pub(crate) async fn since(
         Ok(old) => old,
         Err(error) => return format!("{} is in force, but cannot be compared: {error}\n", current.version),
     };
-    match Snapshot::compile(&old, 1) {
+    match Snapshot::compile(&old, None, &mut Default::default()) {
         Ok(before) => {
-            let difference = Difference::between(&before, snapshot);
+            let difference = PolicyDiff::between(&before, snapshot);
             format!("changes since {}:\n{}", current.version, describe(&difference, &other_files(&old, files)))
         }
         Err(problems) => {
@@ -39,8 +39,8 @@ pub(crate) async fn since(
 /// How many names of a kind are shown.
 const SHOWN: usize = 50;
 
-fn describe(difference: &Difference, files: &[String]) -> String {
-    let Difference { added, removed, modified, schema, entities } = difference;
+fn describe(difference: &PolicyDiff, files: &[String]) -> String {
+    let PolicyDiff { added, removed, modified, schema, entities } = difference;
     let mut text =
         format!("  policies: {} added, {} removed, {} modified\n", added.len(), removed.len(), modified.len());
     for (sign, names) in [('+', added), ('-', removed), ('~', modified)] {
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn changes_are_named() {
-        let difference = Difference {
+        let difference = PolicyDiff {
             added: vec!["shop/a".to_owned()],
             removed: Vec::new(),
             modified: (0..51).map(|n| format!("shop/{n}")).collect(),

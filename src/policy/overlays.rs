@@ -9,19 +9,17 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::index::{Buckets, Compiled, Side};
+use super::compiled::{Compiled, Side};
+use super::index::Buckets;
 use super::vocabulary::Vocabulary;
 use crate::model::{Effect, EntityUid, Overlay};
-
-/// What the ids of overlays begin with, before the `/`; no bundle may be called that.
-pub const NAME: &str = "overlay";
 
 /// The overlays in force, by id. The store keeps ids unique; should two overlays share one, both are in force.
 ///
 /// Which ones are in force changes by itself, and the feed may be late to notice: it looks a few times a second, and not at all
 /// while the process is paused. So they know when they change next, and decisions after that are made from those in force then.
 #[derive(Debug, Default)]
-pub struct Overlays {
+pub struct OverlaySet {
     all: Vec<Overlay>,
     /// The policy of each.
     pub(super) policies: Vec<Arc<Compiled>>,
@@ -48,7 +46,7 @@ fn meant(overlay: &Overlay, vocabulary: &Vocabulary) -> Overlay {
     Overlay { principal: entity(&overlay.principal), resource: entity(&overlay.resource), action, ..overlay.clone() }
 }
 
-impl Overlays {
+impl OverlaySet {
     /// Those of `overlays` that are in force at an instant, and those that will be.
     ///
     /// Entities of types that mean others of the bundles' are those: `User::"mallory"` is who a token makes of her, also where that is
@@ -70,11 +68,6 @@ impl Overlays {
     /// Those in force, sorted by id.
     pub fn all(&self) -> &[Overlay] {
         &self.all
-    }
-
-    /// Those in force, and those that will be.
-    pub(super) fn with_later(&self) -> Vec<Overlay> {
-        self.all.iter().chain(self.later.iter().map(|(own, _)| own)).cloned().collect()
     }
 
     /// When the first of them begins or ends.
