@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, BufReader};
 use tokio::process::{ChildStdout, Command};
 use tokio::time::{sleep, timeout};
 
-use crate::support::{PATIENCE, Stockade, binary, config, get, skipped};
+use testkit::{PATIENCE, Stockade, binary, config, get, skipped};
 
 /// A sidecar that must not decide unlogged.
 struct Pod {

@@ -8,7 +8,7 @@ use stockade::proto::json::check_request;
 use stockade::proto::wire::CheckRequest;
 
 use crate::fixture::{Court, EVERYTHING, shop, shown};
-use crate::support::repository;
+use testkit::repository;
 
 /// Everything that the recordings have, in the types that fit them.
 const ALL: &str = r#"

@@ -31,7 +31,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-use crate::support::{PATIENCE, Stockade, binary, config, get, repository, request};
+use testkit::{PATIENCE, Stockade, binary, config, get, repository, request};
 
 const SERVICE: &str = "envoy.service.auth.v3.Authorization";
 pub(crate) const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";

@@ -22,8 +22,8 @@ use crate::serve::{
     ALLOW, CHECK, Raw, answer, bundle, channel, code, comes_to, decisions, enforced, frame, logged, metadata, metric,
     sidecar, start, status,
 };
-use crate::support::certificates::Authority;
-use crate::support::{PATIENCE, Stockade, binary, config, get, http_get, request};
+use testkit::certificates::Authority;
+use testkit::{PATIENCE, Stockade, binary, config, get, http_get, request};
 
 fn closed(listener: &str, reason: &str) -> String {
     format!("stockade_connections_closed_total{{listener=\"{listener}\",reason=\"{reason}\"}}")

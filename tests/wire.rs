@@ -21,7 +21,7 @@ use stockade::proto::{view, wire};
 
 use crate::fixture::{Court, holds, sound};
 use crate::recordings::{recording, sort};
-use crate::support::repository;
+use testkit::repository;
 
 // === both decode alike ===
 

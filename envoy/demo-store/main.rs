@@ -8,9 +8,6 @@
 
 #[path = "../demo/style.rs"]
 mod style;
-#[path = "../../tests/support/mod.rs"]
-#[allow(dead_code, reason = "the tests' harness, of which a tour needs a part")]
-mod support;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,13 +15,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use style::Style;
-use support::Stockade;
-use support::envoy::{Envoy, Places, shipped};
-use support::http::Request;
-use support::nats::NatsServer;
-use support::token::Issuer;
-use support::upstream::Upstream;
 use tempfile::TempDir;
+use testkit::Stockade;
+use testkit::envoy::{Envoy, Places, shipped};
+use testkit::http::Request;
+use testkit::nats::NatsServer;
+use testkit::token::Issuer;
+use testkit::upstream::Upstream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
@@ -95,7 +92,7 @@ impl Tour {
         let beacon = command(&["beacon", "--key", &home.path().join("beacon.key").display().to_string()], &nats.url())
             .spawn()
             .unwrap();
-        copy(&support::repository("policies/bookstore"), &home.path().join("bookstore"));
+        copy(&testkit::repository("policies/bookstore"), &home.path().join("bookstore"));
         std::fs::write(home.path().join("jwks.json"), issuer.jwks()).unwrap();
         let trust = trust.join(",");
         let mut tour =
@@ -224,7 +221,7 @@ nats: {{servers: [\"{url}\"]}}
                 sleep(Duration::from_millis(100)).await;
             }
         };
-        match timeout(support::PATIENCE, known).await {
+        match timeout(testkit::PATIENCE, known).await {
             Ok(()) => println!("   the store knows again who enforces what, {:.1?} later", begun.elapsed()),
             Err(_) => self.surprise("the sidecars to report"),
         }
@@ -244,7 +241,7 @@ nats: {{servers: [\"{url}\"]}}
                 }
             }
         };
-        if timeout(support::PATIENCE, all).await.is_err() {
+        if timeout(testkit::PATIENCE, all).await.is_err() {
             self.surprise(&format!("all sidecars {freshness}"));
         }
     }
@@ -316,7 +313,7 @@ async fn sidecar(config: &str) -> Stockade {
 
 /// `stockade` with these arguments, for the store at this address.
 fn command(arguments: &[&str], store: &str) -> Command {
-    let mut command = Command::new(support::binary());
+    let mut command = Command::new(testkit::binary());
     command.args(arguments).env("STOCKADE_STORE", store).kill_on_drop(true);
     command.stdin(std::process::Stdio::null());
     if arguments.first() == Some(&"beacon") {

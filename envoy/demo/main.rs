@@ -7,9 +7,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 mod style;
-#[path = "../../tests/support/mod.rs"]
-#[allow(dead_code, reason = "the tests' harness, of which a tour needs a part")]
-mod support;
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -19,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use style::Style;
-use support::Stockade;
-use support::envoy::{Envoy, Places, shipped};
-use support::http::{Answer, Request};
-use support::token::Issuer;
-use support::upstream::Upstream;
 use tempfile::TempDir;
+use testkit::Stockade;
+use testkit::envoy::{Envoy, Places, shipped};
+use testkit::http::{Answer, Request};
+use testkit::token::Issuer;
+use testkit::upstream::Upstream;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
@@ -77,7 +74,7 @@ impl Tour {
     async fn start(style: Style) -> Self {
         let (dir, issuer, upstream) = (TempDir::new().unwrap(), Issuer::new(), Upstream::start().await.address);
         for bundle in ["bookstore", "guardrails"] {
-            copy(&support::repository("policies").join(bundle), &dir.path().join("policies").join(bundle));
+            copy(&testkit::repository("policies").join(bundle), &dir.path().join("policies").join(bundle));
         }
         std::fs::write(dir.path().join("jwks.json"), issuer.jwks()).unwrap();
         let home = dir.path().display();
@@ -294,7 +291,7 @@ forbid (principal, action == Action::"editBook", resource) when {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::time::timeout(support::PATIENCE, poll).await.expect("a change in time")
+        tokio::time::timeout(testkit::PATIENCE, poll).await.expect("a change in time")
     }
 
     /// Stays up until Ctrl-C, and tells what becomes of the requests that come.

@@ -3,14 +3,14 @@
 use serde_json::{Value, json};
 
 use super::lab::{Lab, Listener, jwt_authn};
-use crate::support::http::Request;
-use crate::support::token::Issuer;
-use crate::support::upstream::{Upstream, latin1};
-use crate::support::{self, Stockade};
+use testkit::Stockade;
+use testkit::http::Request;
+use testkit::token::Issuer;
+use testkit::upstream::{Upstream, latin1};
 
 #[tokio::test]
 async fn policies_read_bodies() {
-    let stockade = Stockade::with_bundle(&support::repository("policies/bookstore"), "").await;
+    let stockade = Stockade::with_bundle(&testkit::repository("policies/bookstore"), "").await;
     let (upstream, issuer) = (Upstream::start().await, Issuer::new());
     let with = |body: Value| Listener {
         authz: json!({"with_request_body": body}),

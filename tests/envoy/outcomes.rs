@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::lab::{Lab, Listener, bundle};
-use crate::support::http::{Answer, Request};
-use crate::support::upstream::Upstream;
-use crate::support::{self, Stockade};
+use testkit::Stockade;
+use testkit::http::{Answer, Request};
+use testkit::upstream::Upstream;
 
 const SCHEMA: &str = r#"
 action "usersOnly" appliesTo { principal: [User], resource: [Service], context: {} };
@@ -83,8 +83,8 @@ async fn every_outcome_in_both_failure_modes() {
     let ready = Stockade::with_bundle(good.path(), "").await;
     let small = Stockade::with_bundle(good.path(), "limits: {message: 2KiB}\n").await;
     let silent = Stockade::with_bundle(good.path(), "").await;
-    let undecided = Stockade::start(&support::config(broken.path(), ""), TempDir::new().unwrap()).await;
-    let by_status = support::config(broken.path(), "undecided: grpc_status\n");
+    let undecided = Stockade::start(&testkit::config(broken.path(), ""), TempDir::new().unwrap()).await;
+    let by_status = testkit::config(broken.path(), "undecided: grpc_status\n");
     let by_status = Stockade::start(&by_status, TempDir::new().unwrap()).await;
     // Takes connections and never answers.
     silent.signal("STOP");

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::lab::{Lab, Listener, bundle};
-use crate::support::Stockade;
-use crate::support::http::Request;
-use crate::support::upstream::{Seen, Upstream};
+use testkit::Stockade;
+use testkit::http::Request;
+use testkit::upstream::{Seen, Upstream};
 
 const POLICIES: &str = r#"
 @id("all") permit (principal, action, resource);

@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use super::lab::{Lab, Listener, bundle};
-use crate::support::Stockade;
-use crate::support::http::Request;
-use crate::support::upstream::Upstream;
+use testkit::Stockade;
+use testkit::http::Request;
+use testkit::upstream::Upstream;
 
 #[tokio::test]
 async fn the_traps_are_where_they_are_said_to_be() {

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
 use super::lab::Lab;
-use crate::support::{PATIENCE, Stockade, request};
+use testkit::{PATIENCE, Stockade, request};
 
 /// How many checks wait for the sidecar to go on.
 const WAITING: usize = 8;

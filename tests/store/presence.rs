@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
 use super::lab::Lab;
-use crate::support::{PATIENCE, Stockade};
+use testkit::{PATIENCE, Stockade};
 
 async fn sidecar(lab: &Lab) -> Stockade {
     let config = lab.sidecar_config(&lab.server.url(), "");

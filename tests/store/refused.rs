@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use super::lab::{Lab, Pod};
 use super::prod;
-use crate::support::{PATIENCE, Stockade};
+use testkit::{PATIENCE, Stockade};
 
 fn dir() -> TempDir {
     TempDir::new().unwrap()

@@ -17,8 +17,8 @@ use stockade::store::statement::Kind;
 use tokio::time::timeout;
 
 use super::{blob, config, write};
-use crate::support::nats::NatsServer;
-use crate::support::{PATIENCE, repository};
+use testkit::nats::NatsServer;
+use testkit::{PATIENCE, repository};
 
 /// An account of the configuration.
 #[derive(Debug, Default, Clone)]
