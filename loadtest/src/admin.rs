@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use anyhow::{Context as _, bail, ensure};
+use testkit::http::Request;
 
 use crate::client::Address;
 
@@ -18,22 +16,10 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Reads `/metrics`.
 pub(crate) async fn scrape(admin: &Address) -> anyhow::Result<Metrics> {
     let Address::Tcp(host_port) = admin else { bail!("the admin endpoint at `{admin}` is not TCP") };
-    let page = timeout(LIMIT, get(host_port, "/metrics")).await.context("the metrics did not come in time")?;
-    page.map(Metrics).with_context(|| format!("cannot read the metrics at `{admin}`"))
-}
-
-/// HTTP/1.0 has neither chunks nor connections that stay: all there is after the head is the page.
-async fn get(host_port: &str, path: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect(host_port).await?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nhost: {host_port}\r\n\r\n").as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let (head, page) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
-    let status = head.split(' ').nth(1).unwrap_or_default();
-    if status != "200" {
-        bail!("the answer has HTTP status {status}");
-    }
-    Ok(page.to_owned())
+    let answer = Request::get("/metrics").host(host_port).try_send(host_port, LIMIT).await;
+    let answer = answer.with_context(|| format!("cannot read the metrics at `{admin}`"))?;
+    ensure!(answer.status == 200, "the metrics at `{admin}` have HTTP status {}", answer.status);
+    Ok(Metrics(answer.body))
 }
 
 // === impl Metrics ===
@@ -60,6 +46,7 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -90,7 +77,7 @@ mod tests {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut request = [0; 512];
                 let read = stream.read(&mut request).await.unwrap();
-                assert!(request[..read].starts_with(b"GET /metrics HTTP/1.0\r\n"));
+                assert!(request[..read].starts_with(b"GET /metrics HTTP/1.1\r\n"));
                 stream.write_all(answer.as_bytes()).await.unwrap();
             };
             let (metrics, ()) = tokio::join!(scrape(&address), async {

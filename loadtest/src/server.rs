@@ -9,9 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Signal, kill_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use serde::Deserialize;
-use tempfile::TempDir;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, BufReader, Lines};
+use testkit::{Stockade, process};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -34,28 +32,17 @@ pub(crate) struct Pid(rustix::process::Pid);
 
 /// A server this process started. Dropped without [`Server::stop`], it is killed.
 pub(crate) struct Server {
-    child: Child,
+    program: Program,
     pub(crate) pid: Pid,
     pub(crate) address: Address,
-    /// Where it tells of itself, if it does.
-    admin: Option<Address>,
-    /// What it reads, for as long as it runs.
-    files: Option<TempDir>,
-}
-
-/// Where a Stockade listens.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Listening {
-    pub(crate) ext_authz: Address,
+    /// Its admin endpoint, if it has one.
     admin: Option<Address>,
 }
 
-/// A line of Stockade's log, as far as it matters here.
-#[derive(Deserialize)]
-pub(crate) struct LogLine {
-    pub(crate) message: String,
-    listener: Option<String>,
-    address: Option<String>,
+/// What can be started as a server.
+enum Program {
+    Floor(Child),
+    Stockade(Box<Stockade>),
 }
 
 /// Long enough for a bundle of 10,000 policies or 100,000 entities on a busy machine.
@@ -98,13 +85,12 @@ impl Cores {
         Ok(Self { server, generator })
     }
 
-    /// A process inherits the core of the thread that starts it.
-    fn spawn(&self, command: &mut Command) -> anyhow::Result<Child> {
-        let program = command.as_std().get_program().to_owned();
+    /// Starts a process, which inherits the core of the thread that starts it.
+    fn spawn<T>(&self, start: impl FnOnce() -> io::Result<T>) -> anyhow::Result<T> {
         sched_setaffinity(None, &self.server)?;
-        let child = command.stdin(Stdio::null()).kill_on_drop(true).spawn();
+        let started = start();
         sched_setaffinity(None, &self.generator)?;
-        child.with_context(|| format!("cannot start `{}`", program.display()))
+        started.context("cannot start a server")
     }
 
     /// Moves all threads of a running process to the servers' core.
@@ -178,33 +164,29 @@ impl Server {
     pub(crate) async fn floor(cores: &Cores) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);
-        let mut child = cores.spawn(command.arg("floor").stdout(Stdio::piped()))?;
-        let output = child.stdout.take().context("the floor has no stdout")?;
-        let address = timeout(START_LIMIT, floor_address(BufReader::new(output).lines()))
-            .await
-            .context("the floor did not start in time")??;
-        Self::started(child, address, None, None)
+        command.arg("floor").stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = cores.spawn(|| command.spawn())?;
+        let mut output = process::lines(child.stdout.take().context("the floor has no stdout")?);
+        let address = process::first("the floor", &mut output, START_LIMIT, |line| {
+            line.text.strip_prefix(floor::LISTENING).map(str::to_owned)
+        });
+        let address = parsed(&address.await.map_err(anyhow::Error::msg)?)?;
+        let pid = child.id().and_then(Pid::new).context("the floor ended at once")?;
+        Ok(Self { program: Program::Floor(child), pid, address, admin: None })
     }
 
     /// Starts `stockade serve` in a directory of its own and waits until it is ready.
     pub(crate) async fn stockade(cores: &Cores, program: &Path, files: &Files) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().context("cannot make a directory")?;
         write(files, directory.path()).context("cannot write stockade's files")?;
+        let config = files.iter().find(|(name, _)| name == CONFIG).context("there is no configuration")?;
         let mut command = Command::new(program);
-        command.arg("serve").arg("--config").arg(directory.path().join(CONFIG));
-        let mut child = cores.spawn(command.stdout(Stdio::null()).stderr(Stdio::piped()))?;
-        let output = child.stderr.take().context("stockade has no stderr")?;
-        let mut log = BufReader::new(output).lines();
-        let Listening { ext_authz, admin } =
-            timeout(START_LIMIT, stockade_listens(&mut log)).await.context("stockade did not get ready in time")??;
-        // It would stop at a full pipe.
-        tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
-        Self::started(child, ext_authz, admin, Some(directory))
-    }
-
-    fn started(child: Child, address: Address, admin: Option<Address>, files: Option<TempDir>) -> anyhow::Result<Self> {
-        let pid = child.id().and_then(Pid::new).context("the server ended at once")?;
-        Ok(Self { child, pid, address, admin, files })
+        command.stdout(Stdio::null());
+        let stockade = cores.spawn(|| Stockade::spawn(command, &config.1, directory))?;
+        let (stockade, address) = ready(stockade).await?;
+        let admin = stockade.try_admin_address().map(parsed).transpose()?;
+        let pid = Pid::new(stockade.pid()).context("stockade has no process")?;
+        Ok(Self { program: Program::Stockade(Box::new(stockade)), pid, address, admin })
     }
 
     /// The address of the admin endpoint.
@@ -214,16 +196,22 @@ impl Server {
 
     /// Puts a new text in place of one of its files, all at once: it is never seen half written.
     pub(crate) fn replace(&self, path: &str, text: &str) -> anyhow::Result<()> {
-        let directory = self.files.as_ref().context("the server has no files")?.path();
+        let Program::Stockade(stockade) = &self.program else { bail!("the server has no files") };
+        let directory = stockade.dir.path();
         let new = directory.join("new");
         fs::write(&new, text).and_then(|()| fs::rename(&new, directory.join(path))).context("cannot replace a file")
     }
 
     /// Ends it as an orchestrator would.
-    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
         self.pid.signal(Signal::TERM)?;
-        timeout(STOP_LIMIT, self.child.wait()).await.context("a server did not stop in time")??;
-        Ok(())
+        let end = async {
+            match self.program {
+                Program::Floor(mut floor) => floor.wait().await.map(drop),
+                Program::Stockade(mut stockade) => stockade.try_wait().await.map(drop),
+            }
+        };
+        timeout(STOP_LIMIT, end).await.context("a server did not stop in time")?.context("a server did not stop")
     }
 }
 
@@ -236,40 +224,16 @@ fn write(files: &Files, directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-async fn floor_address(mut output: Lines<impl AsyncBufRead + Unpin>) -> anyhow::Result<Address>
-where
-{
-    let line = output.next_line().await?.unwrap_or_default();
-    let address = line.strip_prefix(floor::LISTENING).context("the floor did not start")?;
-    address.parse().map_err(anyhow::Error::msg)
+/// A Stockade that was started, once it is ready, and where it answers checks.
+pub(crate) async fn ready(mut stockade: Stockade) -> anyhow::Result<(Stockade, Address)> {
+    stockade.try_listening(START_LIMIT).await.map_err(anyhow::Error::msg)?;
+    stockade.try_ready(START_LIMIT).await.map_err(anyhow::Error::msg)?;
+    let address = parsed(stockade.addresses.first().context("stockade is ready, but has no address")?)?;
+    Ok((stockade, address))
 }
 
-/// Reads Stockade's log until it is ready.
-pub(crate) async fn stockade_listens(log: &mut Lines<impl AsyncBufRead + Unpin>) -> anyhow::Result<Listening> {
-    let (mut ext_authz, mut admin) = (None, None);
-    let mut seen = String::new();
-    while let Some(line) = log.next_line().await? {
-        // What is not such a line is kept, in case it tells why there will be no `ready`.
-        if let Ok(line) = serde_json::from_str::<LogLine>(&line) {
-            match line.message.as_str() {
-                "listening" => match line.listener.as_deref() {
-                    Some("ext_authz") => ext_authz = line.address,
-                    Some("admin") => admin = line.address,
-                    _ => {}
-                },
-                "ready" => {
-                    let parse = |address: String| address.parse::<Address>().map_err(anyhow::Error::msg);
-                    let ext_authz = ext_authz.context("stockade is ready, but told no address")?;
-                    return Ok(Listening { ext_authz: parse(ext_authz)?, admin: admin.map(parse).transpose()? });
-                }
-                _ => {}
-            }
-        }
-        seen.push('\n');
-        seen.push_str(&line);
-    }
-    ensure!(!seen.is_empty(), "stockade ended without a word");
-    bail!("stockade ended before it was ready:{seen}")
+fn parsed(address: &str) -> anyhow::Result<Address> {
+    address.parse().map_err(anyhow::Error::msg)
 }
 
 #[cfg(test)]
@@ -301,25 +265,31 @@ mod tests {
         assert!(Pid::own().cpu_time().is_ok());
     }
 
+    /// A Stockade that is a line of shell, in an empty directory.
+    fn fake(script: &str) -> Stockade {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdout(Stdio::null());
+        Stockade::spawn(command, "", tempfile::tempdir().unwrap()).unwrap()
+    }
+
     #[tokio::test]
-    async fn stockade_tells_its_address_and_then_that_it_is_ready() {
-        let log = br#"starting
-{"level":"INFO","message":"listening","listener":"admin","address":"tcp://127.0.0.1:1"}
-{"level":"INFO","message":"listening","listener":"ext_authz","address":"tcp://127.0.0.1:2"}
-{"level":"INFO","message":"ready"}
-{"level":"INFO","message":"more"}
+    async fn stockade_logs_its_addresses_and_then_that_it_is_ready() {
+        let script = r#"cat >&2 <<'END'
+starting
+{"message":"listening","listener":"admin","address":"tcp://127.0.0.1:1"}
+{"message":"listening","listener":"ext_authz","address":"tcp://127.0.0.1:2"}
+{"message":"new phase"}
+{"message":"ready"}
+END
 "#;
-        let mut lines = BufReader::new(log.as_slice()).lines();
-        let tcp = |address: &str| Address::Tcp(address.into());
-        let expected = Listening { ext_authz: tcp("127.0.0.1:2"), admin: Some(tcp("127.0.0.1:1")) };
-        assert_eq!(stockade_listens(&mut lines).await.unwrap(), expected);
+        let (stockade, address) = ready(fake(script)).await.unwrap();
+        assert_eq!(address, Address::Tcp("127.0.0.1:2".into()));
+        assert_eq!(stockade.try_admin_address(), Some("127.0.0.1:1"));
     }
 
     #[tokio::test]
     async fn a_stockade_that_ends_is_quoted() {
-        let log = b"error: no bundle at `./bundle`\n";
-        let mut lines = BufReader::new(log.as_slice()).lines();
-        let error = stockade_listens(&mut lines).await.unwrap_err().to_string();
-        assert!(error.contains("no bundle at `./bundle`"), "{error}");
+        let Err(error) = ready(fake("echo 'error: no bundle at `./bundle`' >&2")).await else { panic!("it is ready") };
+        assert!(error.to_string().contains("no bundle at `./bundle`"), "{error}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -9,32 +10,30 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use serde::Deserialize;
 use stockade::store::statement::Status;
-use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use testkit::{Stockade, process};
+use tokio::process::Command;
 use tokio::sync::mpsc;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout_at;
 
 use super::FanOut;
 use super::desk::STORE;
 use super::site::Site;
 use crate::client::Address;
-use crate::server::{LogLine, Pid, START_LIMIT, stockade_listens};
+use crate::server::{self, Pid};
 
 /// Sidecars that are ready. They are killed when it is dropped.
 pub(crate) struct Fleet {
     pub(crate) sidecars: Vec<Sidecar>,
     /// What they log from now on.
     lines: mpsc::UnboundedReceiver<Line>,
-    /// Their configuration.
-    _directory: TempDir,
 }
 
 pub(crate) struct Sidecar {
     pub(crate) address: Address,
     pub(crate) pid: Pid,
-    _child: Child,
+    _stockade: Stockade,
 }
 
 /// A line of a sidecar's log.
@@ -42,6 +41,12 @@ struct Line {
     sidecar: usize,
     /// When it was read here.
     at: Instant,
+    message: String,
+}
+
+/// A line of a sidecar's log, as far as it matters here.
+#[derive(Deserialize)]
+struct LogLine {
     message: String,
 }
 
@@ -58,45 +63,19 @@ const LIMIT: Duration = Duration::from_secs(30);
 impl Fleet {
     /// Starts so many sidecars and waits until all of them are ready, which they are not before they know that they are current.
     pub(crate) async fn start(stage: &FanOut, site: &Site, sidecars: usize) -> anyhow::Result<Self> {
-        let directory = tempfile::tempdir().context("cannot make a directory")?;
-        let config = directory.path().join("stockade.yaml");
-        std::fs::write(&config, configuration(site)?).context("cannot write the sidecars' configuration")?;
-        let mut started = Vec::new();
-        for sidecar in 0..sidecars {
-            let child = Command::new(&stage.stockade)
-                .arg("serve")
-                .arg("--config")
-                .arg(&config)
-                .env("POD_NAME", pod(sidecar))
-                .env("POD_NAMESPACE", "fanout")
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped())
-                .kill_on_drop(true)
-                .spawn()
-                .context("cannot start a sidecar")?;
-            started.push(child);
-        }
+        let config = configuration(site)?;
+        // All are started before the first is waited for.
+        let started = (0..sidecars).map(|sidecar| spawn(&stage.stockade, &config, sidecar));
+        let started: Vec<_> = started.collect::<anyhow::Result<_>>()?;
         let (sender, lines) = mpsc::unbounded_channel();
         let mut ready = Vec::new();
-        for (sidecar, mut child) in started.into_iter().enumerate() {
-            let mut log = BufReader::new(child.stderr.take().context("a sidecar has no stderr")?).lines();
-            let listening = timeout(START_LIMIT, stockade_listens(&mut log)).await;
-            let address = listening.context("a sidecar did not get ready in time")??.ext_authz;
-            let pid = child.id().and_then(Pid::new).context("a sidecar ended at once")?;
-            let sender = sender.clone();
-            tokio::spawn(async move {
-                while let Ok(Some(line)) = log.next_line().await {
-                    let at = Instant::now();
-                    if let Ok(LogLine { message, .. }) = serde_json::from_str(&line) {
-                        // Whoever listened is gone.
-                        let _ = sender.send(Line { sidecar, at, message });
-                    }
-                }
-            });
-            ready.push(Sidecar { address, pid, _child: child });
+        for (sidecar, stockade) in started.into_iter().enumerate() {
+            let (mut stockade, address) = server::ready(stockade).await.context("a sidecar did not get ready")?;
+            let pid = Pid::new(stockade.pid()).context("a sidecar has no process")?;
+            tokio::spawn(forward(stockade.take_log(), sidecar, sender.clone()));
+            ready.push(Sidecar { address, pid, _stockade: stockade });
         }
-        Ok(Self { sidecars: ready, lines, _directory: directory })
+        Ok(Self { sidecars: ready, lines })
     }
 
     /// When each sidecar says this for the first time from now on.
@@ -161,6 +140,23 @@ impl Ear {
             }
         }
         Ok(found)
+    }
+}
+
+fn spawn(program: &Path, config: &str, sidecar: usize) -> anyhow::Result<Stockade> {
+    let directory = tempfile::tempdir().context("cannot make a directory")?;
+    let mut command = Command::new(program);
+    command.env("POD_NAME", pod(sidecar)).env("POD_NAMESPACE", "fanout").stdout(Stdio::null());
+    Stockade::spawn(command, config, directory).context("cannot start a sidecar")
+}
+
+/// Adds what one sidecar logs to what all of them log.
+async fn forward(mut log: process::Lines, sidecar: usize, all: mpsc::UnboundedSender<Line>) {
+    while let Some(line) = log.recv().await {
+        if let Ok(LogLine { message }) = serde_json::from_str(&line.text) {
+            // The receiver is gone once the fleet is.
+            let _ = all.send(Line { sidecar, at: line.at, message });
+        }
     }
 }
 

@@ -63,13 +63,13 @@ pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
     let begun = Instant::now();
     verified(&proofs, begun).await?;
     eprintln!("reconnect: {feeds} feeds are current after {:.1} s", begun.elapsed().as_secs_f64());
-    site.nats.kill().await?;
+    site.nats.kill().await;
     sleep(OUTAGE).await;
     let still =
         proofs.iter().filter(|proof| proof.freshness(Instant::now()) == Some(stockade::model::Freshness::Fresh));
     let still = still.count();
     site.nats.start_again().await?;
-    let ready = site.nats.ready;
+    let ready = site.nats.ready();
     let before = site.nats.pid.cpu_time()?;
     let times = Spread::of(verified(&proofs, ready).await?);
     let cpu = (site.nats.pid.cpu_time()? - before).as_secs_f64();

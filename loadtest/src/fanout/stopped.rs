@@ -20,13 +20,13 @@ pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
     let mut fleet = Fleet::start(stage, &site, sidecars).await?;
     sleep(PAUSE).await;
     fleet.forget();
-    site.nats.freeze()?;
+    site.nats.freeze();
     let stopped = Instant::now();
     let stale = since(stopped, fleet.all_say(STALE).await?);
     eprintln!("stopped-server: {}", stale.shown());
     sleep(LONGER).await;
     fleet.forget();
-    site.nats.thaw()?;
+    site.nats.thaw();
     let resumed = Instant::now();
     let fresh = since(resumed, fleet.all_say(FRESH).await?);
     eprintln!("stopped-server: goes on, {}", fresh.shown());

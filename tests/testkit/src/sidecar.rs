@@ -196,7 +196,15 @@ impl Stockade {
 
     /// Waits for the end.
     pub async fn wait(&mut self) -> ExitStatus {
-        timeout(PATIENCE, self.child.wait()).await.expect("an end in time").unwrap()
+        timeout(PATIENCE, self.try_wait()).await.expect("an end in time").unwrap()
+    }
+
+    /// The same, however long it takes.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub async fn try_wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait().await
     }
 
     /// SIGTERM, and waits for the end.
