@@ -36,6 +36,9 @@ pub use sidecar::{Stockade, config};
 /// How long anything may take before a test fails: much longer than it takes on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often [`until`] looks.
+const LOOK: Duration = Duration::from_millis(5);
+
 /// Something that a test needs is not there: an error where `CI` is set, as `.ci/run` does, and said past the harness elsewhere, which
 /// keeps what passing tests print to itself.
 #[expect(clippy::disallowed_methods, reason = "the harness does not show it otherwise")]
@@ -70,6 +73,19 @@ fn installed(name: &str, variable: &str, path: &str, command: &str) -> Result<Pa
         return Ok(binary);
     }
     Err(format!("there is no {name} at `{}`: run `{command}`, or name one in {variable}", binary.display()))
+}
+
+/// Looks again and again until there is something to see, for what no event tells. Fails if it takes longer than anything may.
+pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("in vain: until {what}"))
 }
 
 /// Copies a folder with all that is in it.
