@@ -6,8 +6,6 @@ use saphyr::{LoadableYamlNode, Yaml};
 use serde_json::Value;
 use stockade::config::Config;
 
-use testkit;
-
 /// The keys of a document, as paths. Lists count as one: their items are examples.
 fn keys(yaml: &Yaml<'_>, path: &str, found: &mut BTreeSet<String>) {
     match yaml {

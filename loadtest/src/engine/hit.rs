@@ -30,9 +30,25 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
         Contender::new("stockade", "hit-logged", &logged, drawn()),
     ];
     contest::rounds(stage, &mut contenders, Pace::Closed).await?;
-    let [floor_closed, hit, hit_logged] = &contenders;
+    let mut report = Report { findings: findings(&contenders).await?, ..Report::default() };
+    let [floor_closed, ..] = &contenders;
+    report.rows.extend(contenders.iter().map(|own| own.row(Some(&floor_closed.series))));
 
-    let mut report = Report::default();
+    // At half of what the slowest of them reached, all have short queues: what is seen is their own latency.
+    let rate = contenders.iter().map(|own| rps(&own.series)).fold(f64::INFINITY, f64::min) / 2.0;
+    let mut open = contenders.each_ref().map(|own| own.again(&format!("{}-open", own.series.scenario)));
+    contest::rounds(stage, &mut open, Pace::Open { rate }).await?;
+    report.rows.extend(open.iter().map(|own| own.row(None)));
+    report.figures.push(figure(&open, rate));
+    for server in [floor, sampled, logged] {
+        server.stop().await?;
+    }
+    Ok(report)
+}
+
+/// Requests per second against the floor.
+async fn findings([floor_closed, hit, hit_logged]: &[Contender<'_>; 3]) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
     for (goal, own, other) in [(&HIT, hit, "1 % of the allows"), (&HIT_LOGGED, hit_logged, "every decision")] {
         let done = own.done().await?;
         let mut faults = failures([&floor_closed.series, &own.series]);
@@ -52,17 +68,14 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
             shop::KEYS
         );
         let rounds = ratios(&own.series, &floor_closed.series, |sample| Some(sample.rps));
-        report.findings.push(Finding::new(goal, rounds, evidence, faults));
+        findings.push(Finding::new(goal, rounds, evidence, faults));
     }
-    report.rows.extend(contenders.iter().map(|own| own.row(Some(&floor_closed.series))));
+    Ok(findings)
+}
 
-    // At half of what the slowest of them reached, all have short queues: what is seen is their own latency.
-    let rate = contenders.iter().map(|own| rps(&own.series)).fold(f64::INFINITY, f64::min) / 2.0;
-    let mut open = contenders.each_ref().map(|own| own.again(&format!("{}-open", own.series.scenario)));
-    contest::rounds(stage, &mut open, Pace::Open { rate }).await?;
-    report.rows.extend(open.iter().map(|own| own.row(None)));
+fn figure(open: &[Contender<'_>; 3], rate: f64) -> Figure {
     let [floor_open, hit_open, logged_open] = open.each_ref().map(Contender::latency);
-    report.figures.push(Figure {
+    Figure {
         title: "Latency of hits",
         caption: format!(
             "All at {rate:.0} checks per second, half of what the slowest reached, counted from when a call was due. Read \
@@ -73,11 +86,7 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
             ("Stockade, hits", &hit_open),
             ("Stockade, hits, every decision logged", &logged_open),
         ])
-    });
-    for server in [floor, sampled, logged] {
-        server.stop().await?;
     }
-    Ok(report)
 }
 
 fn rps(series: &Series) -> f64 {

@@ -69,8 +69,27 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
     }
     let timeline = pushed.follow().await?;
     let lead = pushed.lead_time().await?;
+    let findings = findings(stage, [&quiet, &during], &fates, lead, pushed.rate);
+    let (without, with) = (latency(&quiet.samples), latency(&during.samples));
+    pushed.server.stop().await?;
+    Ok(Report {
+        findings,
+        rows: vec![Row::new(&quiet, None), Row::new(&during, None)],
+        figures: vec![
+            timeline,
+            Figure {
+                title: "Latency around a push",
+                caption: "The same load without a push, and in the time that begins with one.".into(),
+                ..latencies([("without a push", &without), ("with a push", &with)])
+            },
+        ],
+        ..Report::default()
+    })
+}
 
-    let mut faults = failures([&quiet, &during]);
+/// What was kept, and what callers noticed.
+fn findings(stage: &Stage, [quiet, during]: [&Series; 2], fates: &[Fate], lead: f64, rate: f64) -> Vec<Finding> {
+    let mut faults = failures([quiet, during]);
     let all: f64 = fates.iter().map(|fate| fate.promoted + fate.changed).fold(f64::INFINITY, f64::min);
     if all < shop::KEYS as f64 {
         faults.push(format!("only {all} of {} entries were looked at again", shop::KEYS));
@@ -86,30 +105,13 @@ pub(crate) async fn run(stage: &Stage) -> anyhow::Result<Report> {
     let p99 = format!(
         "p99 {:.0} us without, {:.0} us in the {:.1} s that begin with the push; {:.0} checks per second, a quarter of what the \
          server reaches; it compiles on the same core",
-        micros(&quiet),
-        micros(&during),
+        micros(quiet),
+        micros(during),
         stage.shape.duration.as_secs_f64(),
-        pushed.rate
+        rate
     );
-    let p99_ratios = ratios(&during, &quiet, |sample| Some(sample.p99_us));
-    let (without, with) = (latency(&quiet.samples), latency(&during.samples));
-    pushed.server.stop().await?;
-    Ok(Report {
-        findings: vec![
-            Finding::new(&KEPT, kept, evidence, faults.clone()),
-            Finding::new(&PUSH_P99, p99_ratios, p99, faults),
-        ],
-        rows: vec![Row::new(&quiet, None), Row::new(&during, None)],
-        figures: vec![
-            timeline,
-            Figure {
-                title: "Latency around a push",
-                caption: "The same load without a push, and in the time that begins with one.".into(),
-                ..latencies([("without a push", &without), ("with a push", &with)])
-            },
-        ],
-        ..Report::default()
-    })
+    let p99_ratios = ratios(during, quiet, |sample| Some(sample.p99_us));
+    vec![Finding::new(&KEPT, kept, evidence, faults.clone()), Finding::new(&PUSH_P99, p99_ratios, p99, faults)]
 }
 
 impl<'a> Pushed<'a> {

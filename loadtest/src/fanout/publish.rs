@@ -42,23 +42,12 @@ pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
         leads.extend(own.into_durations());
         sleep(PAUSE).await;
     }
-    let leads = Spread::of(leads);
-    let slowest = Spread::of(slowest);
-    let evidence = format!(
-        "{} lead times: {sidecars} sidecars in {rounds} rounds, each with a changed bundle of {policies} policies that is uploaded \
-         before the clock starts; the slowest sidecar of each round: {}",
-        leads.count(),
-        slowest.shown(),
-    );
-    let at = |percent| leads.percentile(percent).map(millis);
-    let each = cpu.as_secs_f64() * 1e3 / leads.count() as f64;
+    let each = cpu.as_secs_f64() * 1e3 / leads.len() as f64;
+    let mut findings = lead_times(Spread::of(leads), Spread::of(slowest), stage, site.nats.faults());
     let rss = mebibytes(site.nats.pid.rss()?);
     let sidecar_rss: Vec<_> = fleet.sidecars.iter().map(|own| own.pid.rss()).collect::<anyhow::Result<_>>()?;
     let sidecar_rss = mebibytes(sidecar_rss.iter().sum::<u64>()) / sidecars as f64;
-    Ok(vec![
-        found(&PUBLISH_P99, at(99), evidence, site.nats.faults()),
-        found(&PUBLISH_P50, at(50), format!("of the same {} lead times", leads.count()), Vec::new()),
-        found(&PUBLISH_MAX, at(100), format!("of the same {} lead times", leads.count()), Vec::new()),
+    findings.extend([
         found(
             &PUBLISH_CPU,
             Some(each),
@@ -79,5 +68,22 @@ pub(super) async fn run(stage: &FanOut) -> anyhow::Result<Vec<Finding>> {
             format!("over {} s: two beacons a second to {sidecars} sidecars, written to disk at once", LOOK.as_secs()),
             Vec::new(),
         ),
-    ])
+    ]);
+    Ok(findings)
+}
+
+fn lead_times(leads: Spread, slowest: Spread, stage: &FanOut, faults: Vec<String>) -> Vec<Finding> {
+    let FanOut { sidecars, rounds, policies, .. } = stage;
+    let evidence = format!(
+        "{} lead times: {sidecars} sidecars in {rounds} rounds, each with a changed bundle of {policies} policies that is uploaded \
+         before the clock starts; the slowest sidecar of each round: {}",
+        leads.count(),
+        slowest.shown(),
+    );
+    let at = |percent| leads.percentile(percent).map(millis);
+    vec![
+        found(&PUBLISH_P99, at(99), evidence, faults),
+        found(&PUBLISH_P50, at(50), format!("of the same {} lead times", leads.count()), Vec::new()),
+        found(&PUBLISH_MAX, at(100), format!("of the same {} lead times", leads.count()), Vec::new()),
+    ]
 }

@@ -14,6 +14,7 @@
     clippy::indexing_slicing,
     reason = "a test that cannot be set up fails"
 )]
+#![allow(clippy::new_without_default, reason = "each key is another one, which is no default")]
 #![allow(clippy::disallowed_macros, reason = "what Envoy writes goes the way of a test's own output")]
 
 pub mod certificates;
