@@ -56,22 +56,39 @@ pub(crate) async fn policies(stage: &Stage) -> anyhow::Result<Report> {
     for own in contenders.iter().filter(|own| own.series.target == "stockade") {
         faults.extend(own.done().await?.not_misses(&own.series.scenario));
     }
+    let mut report = by_policies(&contenders, &faults);
+    if let Some(floor) = contenders.last() {
+        let measured = POLICIES.iter().zip(&contenders).map(|(count, own)| (*count, cost(&own.series)));
+        let lines = vec![
+            line("a check that misses, with transport", measured),
+            line("the floor: transport and decoding", POLICIES.iter().map(|count| (*count, cost(&floor.series)))),
+        ];
+        report.figures.push(figure(lines, &plain_costs(stage)?));
+    }
+    for server in servers.into_iter().chain([floor]) {
+        server.stop().await?;
+    }
+    Ok(report)
+}
+
+/// What is found of contenders with [`POLICIES`], and the floor after them.
+fn by_policies(contenders: &[Contender<'_>], faults: &[String]) -> Report {
     let costs: Vec<_> = contenders.iter().map(|own| micros(&own.series)).collect();
     let mut report = Report { rows: contenders.iter().map(|own| own.row(None)).collect(), ..Report::default() };
-    let [few, .., many, floor_series] = contenders.as_slice() else { return Ok(report) };
+    let [few, .., many, floor_series] = contenders else { return report };
     let evidence = format!(
         "CPU per check at {}; the floor, which only decodes, {}; requests that were never made before, every one a miss; a \
          policy of each half is a candidate",
-        sizes
+        POLICIES
             .iter()
             .zip(&costs)
-            .map(|((count, _), cost)| format!("{count} policies {cost}"))
+            .map(|(count, cost)| format!("{count} policies {cost}"))
             .collect::<Vec<_>>()
             .join(", "),
         micros(&floor_series.series)
     );
     let growth = ratios(&many.series, &few.series, cpu);
-    report.findings.push(Finding::new(&MISS_GROWTH, growth, evidence, faults.clone()));
+    report.findings.push(Finding::new(&MISS_GROWTH, growth, evidence, faults.to_vec()));
     let evidence = format!(
         "user and system time of the process, so all of transport, decoding, metrics and logging is in it; the floor needs {} \
          for transport and decoding",
@@ -81,20 +98,9 @@ pub(crate) async fn policies(stage: &Stage) -> anyhow::Result<Report> {
         &MISS_COST,
         many.series.samples.iter().filter_map(cpu).collect(),
         evidence,
-        faults,
+        faults.to_vec(),
     ));
-    let lines = vec![
-        line(
-            "a check that misses, with transport",
-            sizes.iter().zip(&contenders).map(|((count, _), own)| (*count, cost(&own.series))),
-        ),
-        line("the floor: transport and decoding", sizes.iter().map(|(count, _)| (*count, cost(&floor_series.series)))),
-    ];
-    report.figures.push(figure(lines, &plain_costs(stage)?));
-    for server in servers.into_iter().chain([floor]) {
-        server.stop().await?;
-    }
-    Ok(report)
+    report
 }
 
 /// What evaluation alone takes with so many scoped policies: the engine's, and plain Cedar's.
