@@ -282,6 +282,72 @@ fn entities_fit_the_schema_and_stand_once() {
     assert!(found[0].contains("cycle"), "{found:#?}");
 }
 
+/// `routes.yaml`, and what is wrong with it.
+const BAD_ROUTES: [(&str, &[&str]); 10] = [
+    (
+        "routes: [{match: GET /a, action: lsit}]",
+        &["shop/routes.yaml:1:18: route `GET /a` leads to Action::\"lsit\", which no schema declares (did you mean \
+           `list`?)"],
+    ),
+    // Without an action, the text of `match` names it.
+    (
+        "routes: [{match: grpc a.B/C}]",
+        &["shop/routes.yaml:1:18: route `grpc a.B/C` leads to Action::\"a.B/C\", which no schema declares (known \
+           here: `CONNECT`, `DELETE`, `GET`, `HEAD`, `OPTIONS`, `PATCH`, `POST`, `PUT`, `TRACE`, `list`, `read`, `view`, `write`)"],
+    ),
+    (
+        "routes: [{match: 'GET /b/{id}', action: view, resource: 'Book::\"{book}\"'}]",
+        &["shop/routes.yaml:1:19: the resource of route `GET /b/{id}` names `{book}`, which its path has not (it \
+           has id)"],
+    ),
+    (
+        "routes: [{match: GET /b, action: view, resource: 'Book::\"{id}\"'}]",
+        &[
+            "shop/routes.yaml:1:18: the resource of route `GET /b` names `{id}`, which its path has not (it has \
+             none)",
+            "shop/routes.yaml:1:18: Action::\"view\" needs `context.params.id`, which route `GET /b` has not (put \
+             `{id}` into the path, or make it optional in the schema)",
+        ],
+    ),
+    (
+        "routes: [{match: 'GET /b/{id}', action: view, resource: 'Shelf::\"{id}\"'}]",
+        &["shop/routes.yaml:1:19: route `GET /b/{id}` leads to Action::\"view\", which does not take `Shelf` (add \
+           the type to `resource` of the action in the schema)"],
+    ),
+    (
+        "routes: [{match: 'GET /b/{a}', action: list}, {match: 'GET /b/{b}', action: list}]",
+        &["shop/routes.yaml:1:56: route `GET /b/{b}` of bundle `shop` conflicts with `GET /b/{a}` of bundle `shop` \
+           (one of the two has to go: they match the same requests)"],
+    ),
+    (
+        "routes: [{match: grpc a.B/C, action: list}, {match: grpc a.B/C, action: list}]",
+        &["shop/routes.yaml:1:18: route `grpc a.B/C` of bundle `shop` conflicts with `grpc a.B/C` of bundle `shop` \
+           (one of the two has to go: they match the same requests)"],
+    ),
+    (
+        "routes: [{match: 'GET /b/{a', action: list}, {match: get /x, action: list}, {mach: GET /y}]",
+        &[
+            "shop/routes.yaml:1:18: `routes[0].match`: `GET /b/{a` is not a route: its braces do not match \
+             (`{name}`, each on its own)",
+            "shop/routes.yaml:1:54: `routes[1].match`: `get /x` is not a route: `get` is no method (`GET`: methods \
+             are written in capitals)",
+            "shop/routes.yaml:1:78: `routes[2]`: unknown key `mach` (did you mean `match`?)",
+            "shop/routes.yaml:1:77: `routes[2]`: `match` is missing",
+        ],
+    ),
+    // Without one, the resource is the service; and an action that is a group of others takes none at all.
+    (
+        "routes: [{match: 'GET /b/{id}', action: view}]",
+        &["shop/routes.yaml:1:19: route `GET /b/{id}` leads to Action::\"view\", which does not take `Service` \
+           (give the route a `resource`)"],
+    ),
+    (
+        "routes: [{match: GET /b, action: read}]",
+        &["shop/routes.yaml:1:18: route `GET /b` leads to Action::\"read\", which does not take `Service` (give \
+           the route a `resource`)"],
+    ),
+];
+
 #[test]
 fn routes_are_checked_against_the_schema_and_each_other() {
     let schema = r#"
@@ -292,80 +358,7 @@ fn routes_are_checked_against_the_schema_and_each_other() {
         action "list" appliesTo { principal: [User], resource: [Service], context: {} };
     "#;
     let routes = |text: &str| shop(&[PERMIT, ("s.cedarschema", schema), ("routes.yaml", text)]);
-    refused([
-        (
-            routes("routes: [{match: GET /a, action: lsit}]"),
-            &[
-                "shop/routes.yaml:1:18: route `GET /a` leads to Action::\"lsit\", which no schema declares (did you mean \
-               `list`?)",
-            ],
-        ),
-        // Without an action, the text of `match` names it.
-        (
-            routes("routes: [{match: grpc a.B/C}]"),
-            &["shop/routes.yaml:1:18: route `grpc a.B/C` leads to Action::\"a.B/C\", which no schema declares (known \
-               here: `CONNECT`, `DELETE`, `GET`, `HEAD`, `OPTIONS`, `PATCH`, `POST`, `PUT`, `TRACE`, `list`, `read`, `view`, `write`)"],
-        ),
-        (
-            routes("routes: [{match: 'GET /b/{id}', action: view, resource: 'Book::\"{book}\"'}]"),
-            &["shop/routes.yaml:1:19: the resource of route `GET /b/{id}` names `{book}`, which its path has not (it \
-               has id)"],
-        ),
-        (
-            routes("routes: [{match: GET /b, action: view, resource: 'Book::\"{id}\"'}]"),
-            &[
-                "shop/routes.yaml:1:18: the resource of route `GET /b` names `{id}`, which its path has not (it has \
-                 none)",
-                "shop/routes.yaml:1:18: Action::\"view\" needs `context.params.id`, which route `GET /b` has not (put \
-                 `{id}` into the path, or make it optional in the schema)",
-            ],
-        ),
-        (
-            routes("routes: [{match: 'GET /b/{id}', action: view, resource: 'Shelf::\"{id}\"'}]"),
-            &[
-                "shop/routes.yaml:1:19: route `GET /b/{id}` leads to Action::\"view\", which does not take `Shelf` (add \
-               the type to `resource` of the action in the schema)",
-            ],
-        ),
-        (
-            routes("routes: [{match: 'GET /b/{a}', action: list}, {match: 'GET /b/{b}', action: list}]"),
-            &[
-                "shop/routes.yaml:1:56: route `GET /b/{b}` of bundle `shop` conflicts with `GET /b/{a}` of bundle `shop` \
-               (one of the two has to go: they match the same requests)",
-            ],
-        ),
-        (
-            routes("routes: [{match: grpc a.B/C, action: list}, {match: grpc a.B/C, action: list}]"),
-            &[
-                "shop/routes.yaml:1:18: route `grpc a.B/C` of bundle `shop` conflicts with `grpc a.B/C` of bundle `shop` \
-               (one of the two has to go: they match the same requests)",
-            ],
-        ),
-        (
-            routes("routes: [{match: 'GET /b/{a', action: list}, {match: get /x, action: list}, {mach: GET /y}]"),
-            &[
-                "shop/routes.yaml:1:18: `routes[0].match`: `GET /b/{a` is not a route: its braces do not match \
-                 (`{name}`, each on its own)",
-                "shop/routes.yaml:1:54: `routes[1].match`: `get /x` is not a route: `get` is no method (`GET`: methods \
-                 are written in capitals)",
-                "shop/routes.yaml:1:78: `routes[2]`: unknown key `mach` (did you mean `match`?)",
-                "shop/routes.yaml:1:77: `routes[2]`: `match` is missing",
-            ],
-        ),
-    ]);
-    // Without one, the resource is the service; and an action that is a group of others takes none at all.
-    refused([
-        (
-            routes("routes: [{match: 'GET /b/{id}', action: view}]"),
-            &["shop/routes.yaml:1:19: route `GET /b/{id}` leads to Action::\"view\", which does not take `Service` \
-               (give the route a `resource`)"],
-        ),
-        (
-            routes("routes: [{match: GET /b, action: read}]"),
-            &["shop/routes.yaml:1:18: route `GET /b` leads to Action::\"read\", which does not take `Service` (give \
-               the route a `resource`)"],
-        ),
-    ]);
+    refused(BAD_ROUTES.map(|(text, problems)| (routes(text), problems)));
 }
 
 #[test]

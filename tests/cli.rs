@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
-use crate::support::{binary, repository};
+use testkit::{binary, repository};
 
 /// What a command came to.
 #[derive(Debug)]

@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 #[cfg(feature = "nats")]
-use crate::support::nats;
-use crate::support::{binary, repository};
+use testkit::nats;
+use testkit::{binary, copy_folder, repository};
 
 /// Languages of blocks that people type or paste.
 const SHELLS: [&str; 4] = ["sh", "bash", "shell", "console"];
@@ -127,23 +127,11 @@ fn with_waiting(script: &str) -> String {
     whole
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &to),
-            false => _ = fs::copy(entry.path(), to).unwrap(),
-        }
-    }
-}
-
 /// A copy of what blocks work on, and what they call.
 fn desk() -> TempDir {
     let desk = TempDir::new().unwrap();
     for part in ["policies", "envoy", "k8s"] {
-        copy(&repository(part), &desk.path().join(part));
+        copy_folder(&repository(part), &desk.path().join(part));
     }
     let bin = desk.path().join("bin");
     fs::create_dir(&bin).unwrap();

@@ -5,7 +5,7 @@ use stockade::policy::Hits;
 
 use crate::cli::{Ran, dir, run};
 use crate::fixture::{compile, lines, shop};
-use crate::support::repository;
+use testkit::repository;
 
 const SCHEMA: &str = r#"
 entity Book;

@@ -7,7 +7,6 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
@@ -15,9 +14,9 @@ use serde_json::Value as Json;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::process::{ChildStdout, Command};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use crate::support::{PATIENCE, Stockade, binary, config, get, skipped};
+use testkit::{PATIENCE, Stockade, binary, config, get, skipped, until};
 
 /// A sidecar that must not decide unlogged.
 struct Pod {
@@ -126,12 +125,8 @@ impl Pod {
 
     /// Whatever it was is over: it finds out by itself, and all that could not be written is there.
     async fn is_well_again(&mut self) {
-        let ready = async {
-            while self.sidecar.admin("/readyz").await.0 != 200 {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        timeout(PATIENCE, ready).await.expect("it finds out that it can write again");
+        let ready = async || (self.sidecar.admin("/readyz").await.0 == 200).then_some(());
+        until("it finds out that it can write again", ready).await;
         self.undecided = 0;
         for _ in 0..2 {
             assert!(matches!(self.ask_a_file().await, Answer::Allowed(_)));

@@ -13,7 +13,7 @@ use crate::cli::{dir, run};
 use crate::fixture::{
     Court, EVERYTHING, by_token, compile, frame, holds, lines, metadata, raw, request, shop, sound, with,
 };
-use crate::support::Stockade;
+use testkit::Stockade;
 
 const GATEWAY: &str = "spiffe://cluster.local/ns/edge/sa/gateway";
 

@@ -3,7 +3,6 @@
 #![allow(clippy::disallowed_macros, reason = "a test that fails says what it saw")]
 
 mod fixture;
-mod support;
 
 mod accepted;
 mod bundles;

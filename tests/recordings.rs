@@ -8,7 +8,7 @@ use stockade::proto::json::check_request;
 use stockade::proto::wire::CheckRequest;
 
 use crate::fixture::{Court, EVERYTHING, shop, shown};
-use crate::support::repository;
+use testkit::repository;
 
 /// Everything that the recordings have, in the types that fit them.
 const ALL: &str = r#"
@@ -87,8 +87,8 @@ fn destination(port: u16, labels: Json) -> Json {
     json!({"record": {"address": {"ipaddr": "127.0.0.1"}, "port": port, "labels": {"record": labels}}})
 }
 
-#[test]
-fn every_recording_maps_to_its_query_or_is_refused_by_name() {
+/// The number of a recording, the schema, and the query that it maps to or the reason why there is none.
+fn mappings() -> Vec<(u32, String, Result<Json, String>)> {
     let curl = |more: Json| {
         let mut headers = json!({"accept": ["*/*"], "user-agent": "curl/7.88.1"});
         for (name, value) in more.as_object().unwrap() {
@@ -97,11 +97,11 @@ fn every_recording_maps_to_its_query_or_is_refused_by_name() {
         json!({"record": headers})
     };
     let refused = |kind_and_detail: &str| Err(kind_and_detail.to_owned());
-    let table: [(u32, &str, Result<Json, String>); 12] = [
+    vec![
         // Repeated headers and query parameters are sets where the schema says so.
         (
             1,
-            ALL,
+            ALL.to_owned(),
             Ok(query(
                 "GET",
                 json!({
@@ -117,20 +117,20 @@ fn every_recording_maps_to_its_query_or_is_refused_by_name() {
         // The same header as one value: `a,b` is neither of the two that the client sent.
         (
             1,
-            LONE,
+            LONE.to_owned(),
             refused(
                 "attribute: the header `x-dup` has a comma, so it may have been repeated; Envoy's \
                  `encode_raw_headers: true` tells",
             ),
         ),
         // `//admin/people` slipped past a prefix rule of Envoy's own RBAC filter.
-        (2, ALL, refused("path: the path is in a form that is refused: double_slash")),
+        (2, ALL.to_owned(), refused("path: the path is in a form that is refused: double_slash")),
         // `/a/../b/%2Fadmin%2fsecret/./;v=1`
-        (3, ALL, refused("path: the path is in a form that is refused: encoded_slash")),
+        (3, ALL.to_owned(), refused("path: the path is in a form that is refused: encoded_slash")),
         // A body as text.
         (
             4,
-            ALL,
+            ALL.to_owned(),
             Ok(query(
                 "POST",
                 json!({
@@ -145,7 +145,7 @@ fn every_recording_maps_to_its_query_or_is_refused_by_name() {
         // Only the beginning of a body: it is there, and nobody can read it.
         (
             5,
-            ALL,
+            ALL.to_owned(),
             Err("attribute: `context.body` is there and cannot be read: only its beginning is here; it is larger than \
                  Envoy's `max_request_bytes`"
                 .to_owned()),
@@ -153,7 +153,7 @@ fn every_recording_maps_to_its_query_or_is_refused_by_name() {
         // A body as bytes (`pack_as_bytes`).
         (
             6,
-            ALL,
+            ALL.to_owned(),
             Ok(query(
                 "POST",
                 json!({
@@ -168,7 +168,7 @@ fn every_recording_maps_to_its_query_or_is_refused_by_name() {
         // nothing.
         (
             7,
-            ALL,
+            ALL.to_owned(),
             Ok(query(
                 "GET",
                 json!({
@@ -180,20 +180,20 @@ fn every_recording_maps_to_its_query_or_is_refused_by_name() {
             )),
         ),
         // `caf\xe9`, as the client sent it.
-        (7, LONE, refused("attribute: the header `x-bin` is not UTF-8")),
+        (7, LONE.to_owned(), refused("attribute: the header `x-bin` is not UTF-8")),
         // The same header without `encode_raw_headers`: Envoy has replaced the byte, and nothing can tell.
         (
             8,
-            LONE,
+            LONE.to_owned(),
             Err("attribute: the header `x-bin` has a `!`, so it may not have been UTF-8; Envoy's `encode_raw_headers: true` \
                  tells"
                 .to_owned()),
         ),
         // A gRPC call over HTTP/2, whose body Envoy has not sent along.
-        (9, ALL, Err("attribute: `context.body` is there and cannot be read: Envoy has not sent it along; it does with `with_request_body`".to_owned())),
+        (9, ALL.to_owned(), Err("attribute: `context.body` is there and cannot be read: Envoy has not sent it along; it does with `with_request_body`".to_owned())),
         (
             9,
-            &ALL.replace("body?: { a?: Long, b?: String, firstname?: String },", ""),
+            ALL.replace("body?: { a?: Long, b?: String, firstname?: String },", ""),
             Ok(query(
                 "POST",
                 json!({
@@ -204,9 +204,13 @@ fn every_recording_maps_to_its_query_or_is_refused_by_name() {
                 }),
             )),
         ),
-    ];
-    for (number, schema, expected) in table {
-        assert_eq!(mapped(schema, number), expected, "recording {number:02}");
+    ]
+}
+
+#[test]
+fn every_recording_maps_to_its_query_or_is_refused_by_name() {
+    for (number, schema, expected) in mappings() {
+        assert_eq!(mapped(&schema, number), expected, "recording {number:02}");
     }
 }
 

@@ -6,8 +6,6 @@ use saphyr::{LoadableYamlNode, Yaml};
 use serde_json::Value;
 use stockade::config::Config;
 
-use crate::support;
-
 /// The keys of a document, as paths. Lists count as one: their items are examples.
 fn keys(yaml: &Yaml<'_>, path: &str, found: &mut BTreeSet<String>) {
     match yaml {
@@ -25,7 +23,7 @@ fn keys(yaml: &Yaml<'_>, path: &str, found: &mut BTreeSet<String>) {
 
 #[test]
 fn the_configuration_page_has_every_key_with_its_default() {
-    let page = std::fs::read_to_string(support::repository("docs/configuration.md")).unwrap();
+    let page = std::fs::read_to_string(testkit::repository("docs/configuration.md")).unwrap();
     let block = page.split("<!-- reference -->").nth(1).expect("the reference");
     let block = block.split("```yaml").nth(1).unwrap().split("```").next().unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -51,7 +49,7 @@ fn the_configuration_page_has_every_key_with_its_default() {
 
 #[test]
 fn the_page_of_the_store_has_every_key_with_its_default() {
-    let page = std::fs::read_to_string(support::repository("docs/store.md")).unwrap();
+    let page = std::fs::read_to_string(testkit::repository("docs/store.md")).unwrap();
     let block = page.split("<!-- reference -->").nth(1).expect("the reference");
     let block = block.split("```yaml").nth(1).unwrap().split("```").next().unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -89,7 +87,7 @@ fn the_page_of_the_store_has_every_key_with_its_default() {
 #[test]
 fn pages_name_tests_that_are_there() {
     for (page, least) in [("docs/limits.md", 15), ("docs/threat-model.md", 30)] {
-        let text = std::fs::read_to_string(support::repository(page)).unwrap();
+        let text = std::fs::read_to_string(testkit::repository(page)).unwrap();
         let named: Vec<&str> =
             text.split('`').filter(|word| word.contains("::") && !word.contains([' ', '"', '|'])).collect();
         let tests = named.iter().filter(|name| name.chars().next().is_some_and(char::is_lowercase));
@@ -98,7 +96,7 @@ fn pages_name_tests_that_are_there() {
             let (module, test) = name.rsplit_once("::").unwrap();
             // Some stand beside the code.
             let beside = ["feed::", "ext_authz::"].iter().any(|prefix| module.starts_with(prefix));
-            let folder = support::repository(if beside { "src" } else { "tests" });
+            let folder = testkit::repository(if beside { "src" } else { "tests" });
             let file = folder.join(module.replace("::", "/")).with_extension("rs");
             let text = std::fs::read_to_string(&file).unwrap_or_else(|_| panic!("{page}: no file of `{name}`"));
             assert!(text.contains(&format!("fn {test}(")), "{page}: no test `{name}`");

@@ -31,7 +31,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-use crate::support::{PATIENCE, Stockade, binary, config, get, repository, request};
+use testkit::{PATIENCE, Stockade, binary, config, get, repository, request};
 
 const SERVICE: &str = "envoy.service.auth.v3.Authorization";
 pub(crate) const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
@@ -66,23 +66,19 @@ fn cannot_start(config: &str) -> Output {
     let dir = TempDir::new().unwrap();
     bundle(&dir.path().join("bundle"), ALLOW);
     fs::write(dir.path().join("stockade.yaml"), config).unwrap();
-    let mut child = Command::new(binary())
+    let child = Command::new(binary())
         .arg("serve")
         .current_dir(dir.path())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let start = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if start.elapsed() > PATIENCE {
-            child.kill().unwrap();
-            panic!("it started");
-        }
-        // Nothing tells of the end of a process but the process.
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    child.wait_with_output().unwrap()
+    let (pid, (sender, ended)) = (child.id(), std::sync::mpsc::channel());
+    std::thread::spawn(move || sender.send(child.wait_with_output().unwrap()));
+    ended.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        testkit::process::signal(pid, "KILL");
+        panic!("it started");
+    })
 }
 
 pub(crate) async fn channel(stockade: &Stockade) -> Channel {

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -22,8 +21,8 @@ use crate::serve::{
     ALLOW, CHECK, Raw, answer, bundle, channel, code, comes_to, decisions, enforced, frame, logged, metadata, metric,
     sidecar, start, status,
 };
-use crate::support::certificates::Authority;
-use crate::support::{PATIENCE, Stockade, binary, config, get, http_get, request};
+use testkit::certificates::Authority;
+use testkit::{PATIENCE, Stockade, binary, config, get, http_get, request};
 
 fn closed(listener: &str, reason: &str) -> String {
     format!("stockade_connections_closed_total{{listener=\"{listener}\",reason=\"{reason}\"}}")
@@ -312,15 +311,15 @@ async fn open_streams_keep_nobody_out() {
     // Beyond the bound, those that have waited longest make room.
     let mut raw = Raw::connect(&stockade).await;
     held.push(leave_open(&mut raw, 1000, &Bytes::new()).await);
-    let shed = async {
-        while metric(&stockade, "stockade_messages_shed_total").await < 1000.0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, shed).await.expect("the oldest are shed");
+    reaches(&stockade, "stockade_messages_shed_total", 1000.0).await;
     assert!(metric(&stockade, "stockade_messages_waiting").await < 4097.0);
     still_decides(&stockade).await;
     still_decides_large(&stockade).await;
+}
+
+/// Waits until a counter has come so far.
+async fn reaches(stockade: &Stockade, series: &str, least: f64) {
+    testkit::until(series, async || (metric(stockade, series).await >= least).then_some(())).await;
 }
 
 /// `VmRSS` of a process, in MiB.
@@ -344,12 +343,7 @@ async fn half_sent_messages_take_no_more_than_their_budget() {
         connections.push(raw);
     }
     // A buffer grows by doubling, so eight of them are the budget.
-    let shed = async {
-        while metric(&stockade, "stockade_messages_shed_total").await < 390.0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, shed).await.expect("the oldest are shed");
+    reaches(&stockade, "stockade_messages_shed_total", 390.0).await;
     assert!(metric(&stockade, "stockade_messages_waiting_bytes").await <= f64::from(8 << 20));
     still_decides(&stockade).await;
     still_decides_large(&stockade).await;
@@ -528,24 +522,16 @@ async fn requests_to_the_admin_endpoint_are_over_soon_or_make_room() {
     }
     assert_eq!(stockade.admin("/readyz").await.0, 200);
     // Some were shed, some had their five seconds while the test got here.
-    let over = async {
-        while metric(&stockade, &closed("admin", "shed")).await
-            + metric(&stockade, &closed("admin", "request_timeout")).await
-            < 300.0 - 32.0
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, over).await.expect("all but a few are closed");
+    testkit::until("all but a few are closed", async || {
+        let shed = metric(&stockade, &closed("admin", "shed")).await;
+        let over = metric(&stockade, &closed("admin", "request_timeout")).await;
+        (shed + over >= 300.0 - 32.0).then_some(())
+    })
+    .await;
     still_decides(&stockade).await;
     // The last ones were not in anybody's way, and still have an end.
     is_closed(half_open.last_mut().unwrap()).await;
-    let ended = async {
-        while metric(&stockade, &closed("admin", "request_timeout")).await < 1.0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, ended).await.expect("counted");
+    reaches(&stockade, &closed("admin", "request_timeout"), 1.0).await;
 }
 
 /// Those that have sent their head, and no more, have 30 seconds.

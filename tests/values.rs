@@ -432,7 +432,10 @@ fn bytes_that_are_not_utf8_are_refused_in_every_form() {
     assert!(is_mapped(declared, &raw(&[("one", b"caf!")])));
     assert!(is_mapped(declared, &joined(&[("other", "caf!")])));
     assert!(is_mapped(declared, &raw(&[("other", b"caf\xe9")])));
+}
 
+#[test]
+fn bytes_of_a_body_that_are_not_utf8_are_refused_in_every_form() {
     let body = |text: Option<&str>, bytes: &[u8]| {
         with_http(|http| {
             http.method = "POST".into();
@@ -455,7 +458,10 @@ fn bytes_that_are_not_utf8_are_refused_in_every_form() {
     }
     assert!(is_mapped(declared, &body(Some("{\"note\":\"hello!\",\"s\":\"a\"}"), b"")));
     assert!(is_mapped(declared, &body(None, b"{\"s\":\"a!\"}")));
+}
 
+#[test]
+fn a_field_that_may_not_have_been_utf8_is_refused() {
     // `allowed_headers` may leave out the raw line that tells `!` from other bytes; a lone field never tells.
     for (headers, good) in [(&[(":path", &b"/a!b"[..])][..], true), (&[("accept", b"*/*")], false), (&[], false)] {
         let target = |path: &'static str| {
@@ -474,8 +480,10 @@ fn bytes_that_are_not_utf8_are_refused_in_every_form() {
     let sni = |sni: &'static str| with(|own| own.tls_session = Some(TlsSession { sni: sni.into() }));
     refused("tls?: { sni?: String }", &sni("a!.example"), "has a `!`");
     assert!(is_mapped("tls?: { sni?: String }", &sni("a.example")));
+}
 
-    // Everywhere else they are as they came.
+#[test]
+fn bytes_that_come_as_they_are_and_are_not_utf8_are_refused() {
     let bad = Bytes::from_static(b"/\xff");
     assert!(!is_mapped("", &with_http(|http| http.path = bad.clone())));
     assert!(!is_mapped("", &with_http(|http| http.method = bad.clone())));

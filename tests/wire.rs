@@ -21,7 +21,7 @@ use stockade::proto::{view, wire};
 
 use crate::fixture::{Court, holds, sound};
 use crate::recordings::{recording, sort};
-use crate::support::repository;
+use testkit::repository;
 
 // === both decode alike ===
 
@@ -556,86 +556,95 @@ fn hostile_metadata() -> BoxedStrategy<wire::Metadata> {
         .boxed()
 }
 
+// What comes often stands there several times.
+const METHODS: &[&[u8]] = &[
+    b"GET", b"GET", b"GET", b"GET", b"GET", b"GET", b"GET", b"GET", b"POST", b"POST", b"POST", b"OPTIONS", b"CONNECT",
+    b"get", b"", b"G ET",
+];
+
+const PATHS: &[&[u8]] = &[
+    b"/",
+    b"/",
+    b"/",
+    b"/",
+    b"/",
+    b"/a?x-n=1",
+    b"/a?x-n=1",
+    b"/users",
+    b"/users",
+    b"/things/7",
+    b"/things/7",
+    b"/files/a/b",
+    b"/svc.Foo/Bar",
+    b"/things/x",
+    b"/users",
+    b"/files/a/b",
+    b"/svc.Foo/Bar",
+    b"/a?x-n=1",
+    b"/a?x-b=true&x-b=true",
+    b"/a?x-n=%zz",
+    b"*",
+    b"",
+    b"//a",
+    b"/a/../b",
+    b"/a;b",
+    b"/%2e%2e/",
+    b"/%2f",
+    b"/%5C",
+    b"/%00",
+    b"/%252f",
+    b"/%zz",
+    b"/caf\xe9",
+    b"/a#b",
+    b"http://evil.example/",
+    b"/%",
+    b"/%F0%9F",
+    b"?",
+    b"/\xff?\xff",
+];
+
+const HOSTS: &[&[u8]] = &[
+    b"shop.example",
+    b"shop.example",
+    b"shop.example",
+    b"shop.example",
+    b"shop.example",
+    b"shop.example",
+    b"nobody",
+    b"SHOP.example.:80",
+    b"[::1]:80",
+    b"nobody",
+    b"",
+    b"a,b",
+    b"[",
+    b"a:b:c",
+    b"[::1",
+];
+
+const BODIES: &[&[u8]] = &[
+    b"",
+    b"{}",
+    b"{\"x-n\":1}",
+    b"{\"x-n\":9}",
+    b"{\"x-n\":1,\"x-n\":2}",
+    b"{\"x-rec\":{\"x-ip\":\"1.2.3.4\"}}",
+    b"[]",
+    b"\"secret\"",
+    b"{\"x-n\":1e400}",
+    b"{\"x-s\":\"\\ud800\"}",
+    b"x-n=1&x-b=true",
+    b"x-n=%",
+    b"[[[[[[[[[[[[",
+    b"nul",
+];
+
 fn hostile_http() -> BoxedStrategy<wire::HttpRequest> {
-    let method = like(&[
-        b"GET", b"GET", b"GET", b"GET", b"GET", b"GET", b"GET", b"GET", b"POST", b"POST", b"POST", b"OPTIONS",
-        b"CONNECT", b"get", b"", b"G ET",
-    ]);
-    let path = like(&[
-        b"/",
-        b"/",
-        b"/",
-        b"/",
-        b"/",
-        b"/a?x-n=1",
-        b"/a?x-n=1",
-        b"/users",
-        b"/users",
-        b"/things/7",
-        b"/things/7",
-        b"/files/a/b",
-        b"/svc.Foo/Bar",
-        b"/things/x",
-        b"/users",
-        b"/files/a/b",
-        b"/svc.Foo/Bar",
-        b"/a?x-n=1",
-        b"/a?x-b=true&x-b=true",
-        b"/a?x-n=%zz",
-        b"*",
-        b"",
-        b"//a",
-        b"/a/../b",
-        b"/a;b",
-        b"/%2e%2e/",
-        b"/%2f",
-        b"/%5C",
-        b"/%00",
-        b"/%252f",
-        b"/%zz",
-        b"/caf\xe9",
-        b"/a#b",
-        b"http://evil.example/",
-        b"/%",
-        b"/%F0%9F",
-        b"?",
-        b"/\xff?\xff",
-    ]);
-    let host = like(&[
-        b"shop.example",
-        b"shop.example",
-        b"shop.example",
-        b"shop.example",
-        b"shop.example",
-        b"shop.example",
-        b"nobody",
-        b"SHOP.example.:80",
-        b"[::1]:80",
-        b"nobody",
-        b"",
-        b"a,b",
-        b"[",
-        b"a:b:c",
-        b"[::1",
-    ]);
+    let method = like(METHODS);
+    let path = like(PATHS);
+    let host = like(HOSTS);
     let scheme = like(&[b"http", b"HTTPS", b""]);
     let protocol = like(&[b"HTTP/1.1", b"HTTP/2", b""]);
-    let body = like(&[
-        b"",
-        b"{}",
-        b"{\"x-n\":1}",
-        b"{\"x-n\":9}",
-        b"{\"x-n\":1,\"x-n\":2}",
-        b"{\"x-rec\":{\"x-ip\":\"1.2.3.4\"}}",
-        b"[]",
-        b"\"secret\"",
-        b"{\"x-n\":1e400}",
-        b"{\"x-s\":\"\\ud800\"}",
-        b"x-n=1&x-b=true",
-        b"x-n=%",
-        b"[[[[[[[[[[[[",
-        b"nul",
-    ]);
+    let body = like(BODIES);
     let raw = headers().prop_map(|lines| wire::HeaderMap {
         headers: lines
             .into_iter()

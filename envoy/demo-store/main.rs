@@ -6,27 +6,23 @@
 #![allow(clippy::disallowed_macros, clippy::disallowed_methods, reason = "it prints what it made itself")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-#[path = "../demo/style.rs"]
-mod style;
-#[path = "../../tests/support/mod.rs"]
-#[allow(dead_code, reason = "the tests' harness, of which a tour needs a part")]
-mod support;
+#[path = "../demo/narrator.rs"]
+mod narrator;
 
-use std::path::Path;
+use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use narrator::Narrator;
 use serde_json::{Value, json};
-use style::Style;
-use support::Stockade;
-use support::envoy::{Envoy, Places, shipped};
-use support::http::Request;
-use support::nats::NatsServer;
-use support::token::Issuer;
-use support::upstream::Upstream;
 use tempfile::TempDir;
+use testkit::envoy::{Envoy, Places, shipped};
+use testkit::http::Request;
+use testkit::nats::NatsServer;
+use testkit::token::Issuer;
+use testkit::upstream::Upstream;
+use testkit::{Stockade, copy_folder};
 use tokio::process::{Child, Command};
-use tokio::time::{sleep, timeout};
 
 const SIDECARS: usize = 3;
 
@@ -35,31 +31,26 @@ const ROLES: [&str; 3] = ["publish", "overlay", "beacon"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let mut tour = Tour::start(Style(std::io::IsTerminal::is_terminal(&std::io::stdout()))).await;
+    let mut tour = Tour::start().await;
+    tour.opens().await;
     tour.publishes().await;
     tour.denies().await;
     tour.survives().await;
-    match tour.surprises {
-        0 => {
-            println!("\nEverything came out as the tour says.");
-            ExitCode::SUCCESS
-        }
-        surprises => {
-            println!("\n{}", tour.style.red(&format!("{surprises} things did not come out as the tour says.")));
-            ExitCode::FAILURE
-        }
-    }
+    tour.restarts_without_the_store().await;
+    tour.recovers().await;
+    tour.narrator.end()
 }
 
 struct Tour {
-    style: Style,
-    step: u32,
-    surprises: u32,
+    narrator: Narrator,
     issuer: Issuer,
     home: TempDir,
     nats: NatsServer,
     /// The public keys, for the commands that read.
     trust: String,
+    /// The same with their roles, as a sidecar is configured with them.
+    keys: String,
+    app: SocketAddr,
     pods: Vec<Pod>,
     /// It ends with the tour.
     _beacon: Child,
@@ -75,13 +66,12 @@ struct Pod {
 }
 
 impl Tour {
-    async fn start(style: Style) -> Self {
+    async fn start() -> Self {
         let (home, issuer, app) = (TempDir::new().unwrap(), Issuer::new(), Upstream::start().await.address);
         let nats = NatsServer::start().await;
-        println!(
-            "{}\n",
-            style.bold("Stockade: a tour of the central store, with the real nats-server and the real Envoy")
-        );
+        let narrator = Narrator::new();
+        let about = "Stockade: a tour of the central store, with the real nats-server and the real Envoy";
+        println!("{}\n", narrator.bold(about));
         println!("  nats-server  {}", nats.url());
         let (mut keys, mut trust) = (Vec::new(), Vec::new());
         for role in ROLES {
@@ -95,26 +85,13 @@ impl Tour {
         let beacon = command(&["beacon", "--key", &home.path().join("beacon.key").display().to_string()], &nats.url())
             .spawn()
             .unwrap();
-        copy(&support::repository("policies/bookstore"), &home.path().join("bookstore"));
+        copy_folder(&testkit::repository("policies/bookstore"), &home.path().join("bookstore"));
         std::fs::write(home.path().join("jwks.json"), issuer.jwks()).unwrap();
-        let trust = trust.join(",");
-        let mut tour =
-            Self { style, step: 0, surprises: 0, issuer, home, nats, trust, pods: Vec::new(), _beacon: beacon };
-        tour.title("The first bundle, before there is anyone to enforce it");
-        tour.store(&["publish", &tour.bundle(), "--message", "the bookstore opens"], "publish").await;
-        tour.title("Three pods: each a sidecar that follows the store, and an Envoy that asks it");
-        for number in 1..=SIDECARS {
-            let name = format!("bookstore-{number}");
-            let pod = tour.pod(&name, &keys.join(", "), app).await;
-            println!("   {name}: envoy at http://{}", pod.envoy.listener("ingress"));
-            tour.pods.push(pod);
-        }
-        tour.all_are("fresh").await;
-        tour.store(&["status"], "").await;
-        tour
+        let (trust, keys) = (trust.join(","), keys.join(", "));
+        Self { narrator, issuer, home, nats, trust, keys, app, pods: Vec::new(), _beacon: beacon }
     }
 
-    async fn pod(&self, name: &str, keys: &str, app: std::net::SocketAddr) -> Pod {
+    async fn pod(&self, name: &str) -> Pod {
         let own = self.home.path().join(name);
         std::fs::create_dir(&own).unwrap();
         let config = format!(
@@ -133,10 +110,11 @@ store:
 nats: {{servers: [\"{url}\"]}}
 ",
             home = own.display(),
+            keys = self.keys,
             url = self.nats.url(),
         );
         let stockade = sidecar(&config).await;
-        let places = Places { app, etc: self.home.path(), stockade: &stockade.addresses[0] };
+        let places = Places { app: self.app, etc: self.home.path(), stockade: &stockade.addresses[0] };
         let envoy = Envoy::start(&shipped("jwt.yaml", &places)).await;
         Pod { name: name.to_owned(), config, stockade: Some(stockade), envoy }
     }
@@ -147,25 +125,41 @@ nats: {{servers: [\"{url}\"]}}
 
     // === the steps ===
 
+    async fn opens(&mut self) {
+        self.narrator.title("The first bundle, before there is anyone to enforce it");
+        self.store(&["publish", &self.bundle(), "--message", "the bookstore opens"], "publish").await;
+        self.narrator.title("Three pods: each a sidecar that follows the store, and an Envoy that asks it");
+        for number in 1..=SIDECARS {
+            let name = format!("bookstore-{number}");
+            let pod = self.pod(&name).await;
+            println!("   {name}: envoy at http://{}", pod.envoy.listener("ingress"));
+            self.pods.push(pod);
+        }
+        self.all_are("fresh").await;
+        self.store(&["status"], "").await;
+    }
+
     async fn publishes(&mut self) {
         self.ask("alice", "GET /books", 200).await;
-        self.title("Stocktaking: one more policy, published; the command returns when every sidecar enforces it");
+        self.narrator
+            .title("Stocktaking: one more policy, published; the command returns when every sidecar enforces it");
         let closed = "@id(\"stocktaking\")\n@status(\"503\")\n@message(\"closed for stocktaking\")\nforbid (\n    principal,\n    \
                       action == Action::\"listBooks\",\n    resource\n);\n";
-        self.quote(closed);
+        self.narrator.quote(closed);
         std::fs::write(self.home.path().join("bookstore/policies/stocktaking.cedar"), closed).unwrap();
         let bundle = self.bundle();
         self.store(&["publish", &bundle, "--message", "stocktaking", "--wait", "100%"], "publish").await;
         self.ask("alice", "GET /books", 503).await;
 
-        self.title("Back to the bundle before: a new version that names the old bundle");
+        self.narrator.title("Back to the bundle before: a new version that names the old bundle");
         self.store(&["rollback", "--message", "we are done counting", "--wait", "100%"], "publish").await;
         self.ask("alice", "GET /books", 200).await;
         self.store(&["history"], "").await;
     }
 
     async fn denies(&mut self) {
-        self.title("Mallory's laptop was stolen: an emergency denial, which overtakes everything and ends by itself");
+        self.narrator
+            .title("Mallory's laptop was stolen: an emergency denial, which overtakes everything and ends by itself");
         self.ask("mallory", "GET /books", 200).await;
         let deny = ["deny", "User::\"mallory\"", "--for", "2h", "--reason", "stolen laptop", "--wait", "100%"];
         self.store(&deny, "overlay").await;
@@ -175,14 +169,19 @@ nats: {{servers: [\"{url}\"]}}
     }
 
     async fn survives(&mut self) {
-        self.title("The store is killed (SIGKILL): the sidecars decide as before, and know that they are stale");
+        self.narrator
+            .title("The store is killed (SIGKILL): the sidecars decide as before, and know that they are stale");
         self.nats.kill().await;
         let begun = Instant::now();
         self.all_are("stale").await;
         println!("   all three say that they are stale {:.1?} after the kill", begun.elapsed());
         self.ask("alice", "GET /books", 200).await;
         self.ask("mallory", "GET /books", 403).await;
-        self.title("A sidecar is killed and started meanwhile: it comes up from its copy on disk, and says so");
+    }
+
+    async fn restarts_without_the_store(&mut self) {
+        self.narrator
+            .title("A sidecar is killed and started meanwhile: it comes up from its copy on disk, and says so");
         let pod = &mut self.pods[0];
         if let Some(mut stockade) = pod.stockade.take() {
             stockade.signal("KILL");
@@ -196,13 +195,15 @@ nats: {{servers: [\"{url}\"]}}
         let said = said.map(str::to_owned);
         pod.stockade = Some(stockade);
         match said {
-            Some(said) => println!("   {}", self.style.dim(&said)),
-            None => self.surprise("it to say so"),
+            Some(said) => println!("   {}", self.narrator.dim(&said)),
+            None => self.narrator.surprise("it to say so"),
         }
         self.ask("alice", "GET /books", 200).await;
         self.ask("mallory", "GET /books", 403).await;
+    }
 
-        self.title("The store is started again");
+    async fn recovers(&mut self) {
+        self.narrator.title("The store is started again");
         self.nats.start_again().await;
         let begun = Instant::now();
         self.all_are("fresh").await;
@@ -212,60 +213,30 @@ nats: {{servers: [\"{url}\"]}}
     }
 
     /// Waits until the store knows again what each sidecar enforces, which it keeps in memory.
-    async fn reported(&mut self) {
+    async fn reported(&self) {
         let begun = Instant::now();
-        let known = async {
-            loop {
-                let output = command(&["status", "--json"], &self.nats.url()).output().await.unwrap();
-                let text = String::from_utf8_lossy(&output.stdout).into_owned();
-                if self.pods.iter().all(|pod| text.contains(&pod.name)) {
-                    return;
-                }
-                sleep(Duration::from_millis(100)).await;
-            }
-        };
-        match timeout(support::PATIENCE, known).await {
-            Ok(()) => println!("   the store knows again who enforces what, {:.1?} later", begun.elapsed()),
-            Err(_) => self.surprise("the sidecars to report"),
-        }
+        testkit::until("all sidecars have reported", async || {
+            let output = command(&["status", "--json"], &self.nats.url()).output().await.unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            self.pods.iter().all(|pod| text.contains(&pod.name)).then_some(())
+        })
+        .await;
+        println!("   the store knows again who enforces what, {:.1?} later", begun.elapsed());
     }
 
     /// Waits until each sidecar says that it is in this state.
-    async fn all_are(&mut self, freshness: &str) {
-        let all = async {
-            for pod in &self.pods {
-                loop {
-                    let (_, text) = pod.stockade.as_ref().unwrap().admin("/snapshot").await;
-                    let snapshot: Value = serde_json::from_str(&text).unwrap();
-                    if snapshot["store"]["freshness"] == freshness {
-                        break;
-                    }
-                    sleep(Duration::from_millis(20)).await;
-                }
-            }
-        };
-        if timeout(support::PATIENCE, all).await.is_err() {
-            self.surprise(&format!("all sidecars {freshness}"));
+    async fn all_are(&self, freshness: &str) {
+        for pod in &self.pods {
+            testkit::until(&format!("{} is {freshness}", pod.name), async || {
+                let (_, text) = pod.stockade.as_ref().unwrap().admin("/snapshot").await;
+                let snapshot: Value = serde_json::from_str(&text).unwrap();
+                (snapshot["store"]["freshness"] == freshness).then_some(())
+            })
+            .await;
         }
     }
 
     // === telling ===
-
-    fn title(&mut self, text: &str) {
-        self.step += 1;
-        println!("\n{}", self.style.bold(&format!("{}. {text}", self.step)));
-    }
-
-    fn quote(&self, policy: &str) {
-        for line in policy.lines() {
-            println!("   {}", self.style.dim(line));
-        }
-    }
-
-    fn surprise(&mut self, expected: &str) {
-        self.surprises += 1;
-        println!("   {}", self.style.red(&format!("a surprise: expected {expected}")));
-    }
 
     /// Runs a command against the store, with the key of a role if it signs, and shows it with what it said.
     async fn store(&mut self, arguments: &[&str], role: &str) {
@@ -276,15 +247,15 @@ nats: {{servers: [\"{url}\"]}}
         }
         let home = self.home.path().display().to_string();
         let shown: Vec<String> = all.iter().map(|word| quoted(&word.replace(&format!("{home}/"), ""))).collect();
-        println!("   {}", self.style.bold(&format!("$ stockade {}", shown.join(" "))));
+        println!("   {}", self.narrator.bold(&format!("$ stockade {}", shown.join(" "))));
         let begun = Instant::now();
         let output = command(&all, &self.nats.url()).env("STOCKADE_TRUST", &self.trust).output().await.unwrap();
         for bytes in [&output.stderr, &output.stdout] {
             String::from_utf8_lossy(bytes).lines().for_each(|line| println!("   {line}"));
         }
-        println!("   {}", self.style.dim(&format!("in {:.0?}", begun.elapsed())));
+        println!("   {}", self.narrator.dim(&format!("in {:.0?}", begun.elapsed())));
         if !output.status.success() {
-            self.surprise("the command to succeed");
+            self.narrator.surprise("the command to succeed");
         }
     }
 
@@ -299,10 +270,10 @@ nats: {{servers: [\"{url}\"]}}
         }
         let shown = statuses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let good = statuses.iter().all(|status| *status == expected);
-        let shown = if good && expected == 200 { self.style.green(&shown) } else { self.style.red(&shown) };
+        let shown = if good && expected == 200 { self.narrator.green(&shown) } else { self.narrator.red(&shown) };
         println!("   {who}: {line}  ->  {shown}");
         if !good {
-            self.surprise(&format!("{expected} from each"));
+            self.narrator.surprise(&format!("{expected} from each"));
         }
     }
 }
@@ -310,13 +281,13 @@ nats: {{servers: [\"{url}\"]}}
 /// A sidecar that is ready.
 async fn sidecar(config: &str) -> Stockade {
     let mut stockade = Stockade::start(config, TempDir::new().unwrap()).await;
-    stockade.log_line(|line| line["message"] == "ready").await;
+    stockade.ready().await;
     stockade
 }
 
 /// `stockade` with these arguments, for the store at this address.
 fn command(arguments: &[&str], store: &str) -> Command {
-    let mut command = Command::new(support::binary());
+    let mut command = Command::new(testkit::binary());
     command.args(arguments).env("STOCKADE_STORE", store).kill_on_drop(true);
     command.stdin(std::process::Stdio::null());
     if arguments.first() == Some(&"beacon") {
@@ -335,16 +306,4 @@ async fn run(arguments: &[&str]) -> String {
 fn quoted(word: &str) -> String {
     let plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./%:".contains(c));
     if plain { word.to_owned() } else { format!("'{word}'") }
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).unwrap()),
-        }
-    }
 }

@@ -6,51 +6,48 @@
 #![allow(clippy::disallowed_macros, clippy::disallowed_methods, reason = "it prints what it made itself")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
-mod style;
-#[path = "../../tests/support/mod.rs"]
-#[allow(dead_code, reason = "the tests' harness, of which a tour needs a part")]
-mod support;
+mod narrator;
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use narrator::Narrator;
 use serde_json::{Value, json};
-use style::Style;
-use support::Stockade;
-use support::envoy::{Envoy, Places, shipped};
-use support::http::{Answer, Request};
-use support::token::Issuer;
-use support::upstream::Upstream;
 use tempfile::TempDir;
+use testkit::envoy::{Envoy, Places, shipped};
+use testkit::http::{Answer, Request};
+use testkit::token::Issuer;
+use testkit::upstream::Upstream;
+use testkit::{Stockade, copy_folder};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let interactive = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    let mut tour = Tour::start(Style(std::io::stdout().is_terminal())).await;
-    tour.requests().await;
-    tour.changes().await;
-    tour.say("");
-    match tour.surprises {
-        0 => tour.say("Everything answered as the tour says."),
-        surprises => tour.say(&tour.style.red(&format!("{surprises} answers were not what the tour says."))),
-    }
-    let surprises = tour.surprises;
+    let mut tour = Tour::start().await;
+    tour.permits().await;
+    tour.proves_who_asks().await;
+    tour.forbids().await;
+    tour.sees_what_the_app_gets().await;
+    tour.takes_a_change().await;
+    tour.refuses_a_mistake().await;
+    tour.goes_back().await;
+    let end = tour.narrator.end();
     if interactive {
+        tour.invite();
         tour.stay().await;
     }
-    if surprises == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    end
 }
 
 /// Who sends a request.
-#[derive(Clone, Copy)]
-enum Who<'a> {
+enum Who {
     Nobody,
     /// A name for the tour, and a token.
-    Person(&'a str, &'a str),
+    Person(&'static str, String),
 }
 
 /// What the tour says that comes back.
@@ -63,21 +60,43 @@ struct Says<'a> {
 }
 
 struct Tour {
-    style: Style,
-    /// Steps that have been told.
-    step: u32,
-    surprises: u32,
+    narrator: Narrator,
     issuer: Issuer,
     upstream: SocketAddr,
     stockade: Stockade,
     envoy: Envoy,
+    /// The policies of readers, before the tour changes them.
+    readers: String,
+    /// The revision at the start.
+    first: Value,
 }
 
+/// The client is told so where no policy says anything else.
+const MESSAGE: &str = "you may not do this; ask the bookstore team";
+
+/// A policy that is added on the way.
+const FREE: &str = r#"
+@id("free-reading-day")
+permit (
+    principal is Anonymous,
+    action == Action::"viewBook",
+    resource in Shelf::"public"
+);
+"#;
+
+/// A policy that is not accepted.
+const TYPO: &str = r#"
+@id("embargoed-edits")
+forbid (principal, action == Action::"editBook", resource) when {
+    resource has embargoed && resource.embargod
+};
+"#;
+
 impl Tour {
-    async fn start(style: Style) -> Self {
+    async fn start() -> Self {
         let (dir, issuer, upstream) = (TempDir::new().unwrap(), Issuer::new(), Upstream::start().await.address);
         for bundle in ["bookstore", "guardrails"] {
-            copy(&support::repository("policies").join(bundle), &dir.path().join("policies").join(bundle));
+            copy_folder(&testkit::repository("policies").join(bundle), &dir.path().join("policies").join(bundle));
         }
         std::fs::write(dir.path().join("jwks.json"), issuer.jwks()).unwrap();
         let home = dir.path().display();
@@ -93,16 +112,19 @@ log: {{format: json}}
 "
         );
         let mut stockade = Stockade::start(&config, dir).await;
-        stockade.log_line(|line| line["message"] == "ready").await;
+        stockade.ready().await;
+        let readers = std::fs::read_to_string(readers(&stockade)).unwrap();
         let places = Places { app: upstream, etc: stockade.dir.path(), stockade: &stockade.addresses[0] };
         let envoy = Envoy::start(&shipped("jwt.yaml", &places)).await;
-        let tour = Self { style, step: 0, surprises: 0, issuer, upstream, stockade, envoy };
-        tour.say(&style.bold("Stockade: a tour with the real Envoy"));
-        tour.say("");
-        tour.say(&format!("  envoy      http://{}, as in envoy/jwt.yaml", tour.ingress()));
-        tour.say(&format!("  stockade   {}", tour.stockade.addresses[0]));
-        tour.say(&format!("  policies   {}", tour.policies().display()));
-        tour.say(&format!("  app        http://{}, which answers with what it got", tour.upstream));
+        let first = Value::Null;
+        let narrator = Narrator::new();
+        println!("{}\n", narrator.bold("Stockade: a tour with the real Envoy"));
+        let mut tour = Self { narrator, issuer, upstream, stockade, envoy, readers, first };
+        tour.first = tour.snapshot().await["snapshot"]["revision"]["id"].clone();
+        println!("  envoy      http://{}, as in envoy/jwt.yaml", tour.ingress());
+        println!("  stockade   {}", tour.stockade.addresses[0]);
+        println!("  policies   {}", tour.policies().display());
+        println!("  app        http://{}, which answers with what it got", tour.upstream);
         tour
     }
 
@@ -114,21 +136,20 @@ log: {{format: json}}
         self.stockade.dir.path().join("policies")
     }
 
-    fn say(&self, text: &str) {
-        println!("{text}");
+    fn person(&self, name: &'static str, groups: &[&str], claims: Value) -> Who {
+        let subject = name.split_once(',').map_or(name, |(subject, _)| subject);
+        Who::Person(name, self.issuer.token(subject, groups, claims))
     }
 
-    fn title(&mut self, text: &str) {
-        self.step += 1;
-        self.say("");
-        self.say(&self.style.bold(&format!("{}. {text}", self.step)));
+    fn alice(&self) -> Who {
+        self.person("alice, of the readers", &["readers"], json!({"email": "alice@example.com"}))
     }
 
     /// Sends a request, and tells what became of it and why.
-    async fn send(&mut self, request: Request, line: &str, who: Who<'_>, says: Says<'_>) {
+    async fn send(&mut self, request: Request, line: &str, who: Who, says: Says<'_>) {
         let (request, who) = match who {
             Who::Nobody => (request, "without a token"),
-            Who::Person(name, token) => (request.bearer(token), name),
+            Who::Person(name, token) => (request.bearer(&token), name),
         };
         let answer = request.send(self.ingress()).await;
         let logged = self.envoy.logged().await;
@@ -136,147 +157,112 @@ log: {{format: json}}
         let through = answer.header("x-upstream").is_some();
 
         let status = format!("{}", answer.status);
-        let status = if through { self.style.green(&status) } else { self.style.red(&status) };
-        self.say(&format!("   {status}  {line:<28} {}", self.style.dim(who)));
-        self.say(&format!("        {}", verdict(&logged)));
+        let status = if through { self.narrator.green(&status) } else { self.narrator.red(&status) };
+        println!("   {status}  {line:<28} {}", self.narrator.dim(who));
+        println!("        {}", verdict(&logged));
         let shown = shown(&answer);
         for line in &shown {
-            self.say(&format!("        {}", self.style.dim(line)));
+            println!("        {}", self.narrator.dim(line));
         }
         let missing = says.with.iter().find(|part| !shown.iter().any(|line| line.contains(**part)));
         if answer.status != says.status || why != says.why || missing.is_some() {
             let missing = missing.map_or_else(String::new, |part| format!(", with `{part}`"));
-            self.surprise(&format!("{} {}{missing}", says.status, says.why));
+            self.narrator.surprise(&format!("{} {}{missing}", says.status, says.why));
         }
     }
 
-    fn surprise(&mut self, expected: &str) {
-        self.surprises += 1;
-        self.say(&self.style.red(&format!("        but the tour says: {expected}")));
+    async fn get(&mut self, path: &str, who: Who, says: Says<'_>) {
+        self.send(Request::get(path), &format!("GET {path}"), who, says).await;
     }
 
-    async fn requests(&mut self) {
-        let get = |path: &str| Request::get(path);
-        let alice = self.issuer.token("alice", &["readers"], json!({"email": "alice@example.com"}));
-        let alice = Who::Person("alice, of the readers", &alice);
-        let eve = self.issuer.token("eve", &["editors"], json!({}));
-        let eve = Who::Person("eve, of the editors", &eve);
-        let eve_mfa = self.issuer.token("eve", &["editors"], json!({"mfa": true}));
-        let eve_mfa = Who::Person("eve, with a second factor", &eve_mfa);
-        let mallory = self.issuer.token("mallory", &["readers", "revoked"], json!({}));
-        let mallory = Who::Person("mallory, of the readers and the revoked", &mallory);
+    // === the steps ===
 
-        self.title("A policy permits; what none permits is denied, and so is what no route names");
-        let says = Says { status: 200, why: json!(["allow", "policy", ["bookstore/anyone-lists"]]), with: &[] };
-        self.send(get("/books"), "GET /books", Who::Nobody, says).await;
-        let message = "you may not do this; ask the bookstore team";
-        let says = Says { status: 403, why: json!(["deny", "default_deny", []]), with: &[message] };
-        self.send(get("/books/1"), "GET /books/1", Who::Nobody, says).await;
-        let says = Says { status: 403, why: json!(["deny", "unrouted", []]), with: &[message] };
-        self.send(get("/admin"), "GET /admin", alice, says).await;
+    async fn permits(&mut self) {
+        self.narrator.title("A policy permits; what none permits is denied, and so is what no route names");
+        self.get("/books", Who::Nobody, allowed("bookstore/anyone-lists", &[])).await;
+        self.get(
+            "/books/1",
+            Who::Nobody,
+            Says { status: 403, why: json!(["deny", "default_deny", []]), with: &[MESSAGE] },
+        )
+        .await;
+        let says = Says { status: 403, why: json!(["deny", "unrouted", []]), with: &[MESSAGE] };
+        self.get("/admin", self.alice(), says).await;
+    }
 
-        self.title("Envoy verifies the token, its groups are roles, and the app learns who it was");
+    async fn proves_who_asks(&mut self) {
+        self.narrator.title("Envoy verifies the token, its groups are roles, and the app learns who it was");
         let with: &[&str] = &["x-stockade-principal: User::\"alice\"", "x-stockade-email: alice@example.com"];
-        let viewed = |with| Says { status: 200, why: json!(["allow", "policy", ["bookstore/readers-view"]]), with };
-        self.send(get("/books/1"), "GET /books/1", alice, viewed(with)).await;
-        self.say("   The same, and the client itself says x-stockade-principal: User::\"root\"");
-        let forged = get("/books/1").header("x-stockade-principal", "User::\"root\"");
-        self.send(forged, "GET /books/1", alice, viewed(with)).await;
+        self.get("/books/1", self.alice(), allowed("bookstore/readers-view", with)).await;
+        println!("   The same, and the client itself says x-stockade-principal: User::\"root\"");
+        let forged = Request::get("/books/1").header("x-stockade-principal", "User::\"root\"");
+        self.send(forged, "GET /books/1", self.alice(), allowed("bookstore/readers-view", with)).await;
+    }
 
-        self.title("A forbid wins over every permit, and says how the denial looks");
-        let says = Says {
-            status: 451,
-            why: json!(["deny", "policy", ["bookstore/embargo"]]),
-            with: &["not before publication day"],
-        };
-        self.send(get("/books/3"), "GET /books/3", alice, says).await;
-        let says = Says {
-            status: 401,
-            why: json!(["deny", "policy", ["bookstore/edits-need-mfa"]]),
-            with: &["www-authenticate", "insufficient_user_authentication"],
-        };
-        self.send(Request::new("PUT", "/books/1"), "PUT /books/1", eve, says).await;
-        let says = Says { status: 200, why: json!(["allow", "policy", ["bookstore/editors-edit"]]), with: &[] };
-        self.send(Request::new("PUT", "/books/1"), "PUT /books/1", eve_mfa, says).await;
+    async fn forbids(&mut self) {
+        self.narrator.title("A forbid wins over every permit, and says how the denial looks");
+        let says = denied(451, "bookstore/embargo", &["not before publication day"]);
+        self.get("/books/3", self.alice(), says).await;
+        let put = || Request::new("PUT", "/books/1");
+        let eve = self.person("eve, of the editors", &["editors"], json!({}));
+        let with: &[&str] = &["www-authenticate", "insufficient_user_authentication"];
+        self.send(put(), "PUT /books/1", eve, denied(401, "bookstore/edits-need-mfa", with)).await;
+        let eve = self.person("eve, with a second factor", &["editors"], json!({"mfa": true}));
+        self.send(put(), "PUT /books/1", eve, allowed("bookstore/editors-edit", &[])).await;
 
-        self.title("Guardrails of the platform team hold for every app team");
-        let says = Says {
-            status: 403,
-            why: json!(["deny", "policy", ["guardrails/revoked"]]),
-            with: &["this identity is revoked"],
-        };
-        self.send(get("/books/1"), "GET /books/1", mallory, says).await;
+        self.narrator.title("Guardrails of the platform team hold for every app team");
+        let mallory = self.person("mallory, of the readers and the revoked", &["readers", "revoked"], json!({}));
+        self.get("/books/1", mallory, denied(403, "guardrails/revoked", &["this identity is revoked"])).await;
+    }
 
-        self.title(
+    async fn sees_what_the_app_gets(&mut self) {
+        self.narrator.title(
             "What policies see is what the app gets: Envoy resolves, Stockade refuses what can be read in two ways",
         );
-        self.send(get("/books/3/../1"), "GET /books/3/../1", alice, viewed(&["the app got GET /books/1 "])).await;
+        let with: &[&str] = &["the app got GET /books/1 "];
+        self.get("/books/3/../1", self.alice(), allowed("bookstore/readers-view", with)).await;
         for (path, form) in [("/books/1;v=3", "path_parameters"), ("/books/%252e%252e/admin", "double_encoding")] {
             let says = Says { status: 400, why: json!(["deny", "path", []]), with: &[form] };
-            self.send(get(path), &format!("GET {path}"), alice, says).await;
+            self.get(path, self.alice(), says).await;
         }
     }
 
-    async fn changes(&mut self) {
-        let file = self.policies().join("bookstore/policies/readers.cedar");
-        let before = std::fs::read_to_string(&file).unwrap();
-        let free = r#"
-@id("free-reading-day")
-permit (
-    principal is Anonymous,
-    action == Action::"viewBook",
-    resource in Shelf::"public"
-);
-"#;
-        self.title("Policies change under the running sidecar: bookstore/policies/readers.cedar gets a new one");
-        self.quote(free);
-        let first = self.snapshot().await["snapshot"]["revision"]["id"].clone();
+    async fn takes_a_change(&mut self) {
+        self.narrator
+            .title("Policies change under the running sidecar: bookstore/policies/readers.cedar gets a new one");
+        self.narrator.quote(FREE);
         let saved = Instant::now();
-        std::fs::write(&file, format!("{before}{free}")).unwrap();
-        let snapshot = self.wait(|snapshot| snapshot["snapshot"]["revision"]["id"] != first).await;
-        let revision = &snapshot["snapshot"]["revision"]["id"];
-        self.say(&format!(
-            "   in force after {:.0?}: revision {} -> {}",
-            saved.elapsed(),
-            text(&first),
-            text(revision)
-        ));
-        let free_day =
-            || Says { status: 200, why: json!(["allow", "policy", ["bookstore/free-reading-day"]]), with: &[] };
-        self.send(Request::get("/books/1"), "GET /books/1", Who::Nobody, free_day()).await;
+        std::fs::write(readers(&self.stockade), format!("{}{FREE}", self.readers)).unwrap();
+        let snapshot = self.wait(|snapshot| snapshot["snapshot"]["revision"]["id"] != self.first).await;
+        let (took, now) = (saved.elapsed(), text(&snapshot["snapshot"]["revision"]["id"]));
+        println!("   in force after {took:.0?}: revision {} -> {now}", text(&self.first));
+        self.get("/books/1", Who::Nobody, allowed("bookstore/free-reading-day", &[])).await;
+    }
 
-        self.title("A mistake is not put in force: the last good policies stay");
-        let typo = r#"
-@id("embargoed-edits")
-forbid (principal, action == Action::"editBook", resource) when {
-    resource has embargoed && resource.embargod
-};
-"#;
-        self.quote(typo);
-        std::fs::write(&file, format!("{before}{free}{typo}")).unwrap();
+    async fn refuses_a_mistake(&mut self) {
+        self.narrator.title("A mistake is not put in force: the last good policies stay");
+        self.narrator.quote(TYPO);
+        let before = self.snapshot().await["snapshot"]["revision"]["id"].clone();
+        std::fs::write(readers(&self.stockade), format!("{}{FREE}{TYPO}", self.readers)).unwrap();
         let snapshot = self.wait(|snapshot| !snapshot["rejection"].is_null()).await;
-        self.say("   /snapshot says:");
+        println!("   /snapshot says:");
         for problem in snapshot["rejection"]["problems"].as_array().into_iter().flatten() {
             let problem = text(problem).replace(&format!("{}/", self.policies().display()), "");
-            self.say(&format!("        {}", self.style.dim(&problem)));
+            println!("        {}", self.narrator.dim(&problem));
         }
-        if snapshot["snapshot"]["revision"]["id"] != *revision {
-            self.surprise(&format!("revision {}", text(revision)));
+        if snapshot["snapshot"]["revision"]["id"] != before {
+            self.narrator.surprise(&format!("revision {}", text(&before)));
         }
-        self.send(Request::get("/books/1"), "GET /books/1", Who::Nobody, free_day()).await;
-
-        self.title("The file as it was");
-        std::fs::write(&file, &before).unwrap();
-        let snapshot = self.wait(|snapshot| snapshot["snapshot"]["revision"]["id"] == first).await;
-        self.say(&format!("   revision {}", text(&snapshot["snapshot"]["revision"]["id"])));
-        let says = Says { status: 403, why: json!(["deny", "default_deny", []]), with: &[] };
-        self.send(Request::get("/books/1"), "GET /books/1", Who::Nobody, says).await;
+        self.get("/books/1", Who::Nobody, allowed("bookstore/free-reading-day", &[])).await;
     }
 
-    fn quote(&self, policy: &str) {
-        for line in policy.trim().lines() {
-            self.say(&format!("   {}", self.style.dim(&format!("| {line}"))));
-        }
+    async fn goes_back(&mut self) {
+        self.narrator.title("The file as it was");
+        std::fs::write(readers(&self.stockade), &self.readers).unwrap();
+        let snapshot = self.wait(|snapshot| snapshot["snapshot"]["revision"]["id"] == self.first).await;
+        println!("   revision {}", text(&snapshot["snapshot"]["revision"]["id"]));
+        let says = Says { status: 403, why: json!(["deny", "default_deny", []]), with: &[] };
+        self.get("/books/1", Who::Nobody, says).await;
     }
 
     async fn snapshot(&self) -> Value {
@@ -285,44 +271,38 @@ forbid (principal, action == Action::"editBook", resource) when {
 
     /// Polls `/snapshot` until it is as wanted.
     async fn wait(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        let poll = async {
-            loop {
-                let snapshot = self.snapshot().await;
-                if wanted(&snapshot) {
-                    return snapshot;
-                }
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        tokio::time::timeout(support::PATIENCE, poll).await.expect("a change in time")
+        testkit::until("the change is in force", async || {
+            Some(self.snapshot().await).filter(|snapshot| wanted(snapshot))
+        })
+        .await
     }
 
-    /// Stays up until Ctrl-C, and tells what becomes of the requests that come.
-    async fn stay(mut self) {
+    /// Tells what can be tried.
+    fn invite(&self) {
         let url = format!("http://{}", self.ingress());
-        self.say("");
-        self.say(&self.style.bold("It stays up. Try, in another terminal:"));
+        println!("\n{}", self.narrator.bold("It stays up. Try, in another terminal:"));
         for (name, groups, claims) in
             [("alice", ["readers"], json!({"email": "alice@example.com"})), ("eve", ["editors"], json!({"mfa": true}))]
         {
-            self.say(&format!("\n  {}={}", name.to_uppercase(), self.issuer.token(name, &groups, claims)));
+            println!("\n  {}={}", name.to_uppercase(), self.issuer.token(name, &groups, claims));
         }
-        self.say(&format!("\n  curl -i {url}/books"));
-        self.say(&format!("  curl -i {url}/books/1 -H \"authorization: Bearer $ALICE\""));
-        self.say(&format!("  curl -i {url}/books/3 -H \"authorization: Bearer $ALICE\""));
-        self.say(&format!("  curl -i -X PUT {url}/books/1 -H \"authorization: Bearer $EVE\""));
-        self.say(&format!("  curl -i --path-as-is \"{url}/books/1;v=3\""));
-        self.say("");
-        self.say(&format!("  policies, to edit     {}", self.policies().display()));
-        self.say(&format!("  decision log          {}/decisions.jsonl", self.stockade.dir.path().display()));
-        self.say(&format!("  stockade's admin page http://{}/", self.stockade.admin_address()));
-        self.say(&format!("  envoy's admin page    http://{}/", self.envoy.admin));
-        self.say("");
-        self.say(&self.style.bold("What comes in is shown here. Ctrl-C ends it."));
-        self.say("");
-        // However it is told to go, also by a terminal that is closed: whoever is dropped takes along what it started.
+        println!("\n  curl -i {url}/books");
+        println!("  curl -i {url}/books/1 -H \"authorization: Bearer $ALICE\"");
+        println!("  curl -i {url}/books/3 -H \"authorization: Bearer $ALICE\"");
+        println!("  curl -i -X PUT {url}/books/1 -H \"authorization: Bearer $EVE\"");
+        println!("  curl -i --path-as-is \"{url}/books/1;v=3\"\n");
+        println!("  policies, to edit     {}", self.policies().display());
+        println!("  decision log          {}/decisions.jsonl", self.stockade.dir.path().display());
+        println!("  stockade's admin page http://{}/", self.stockade.admin_address());
+        println!("  envoy's admin page    http://{}/\n", self.envoy.admin);
+        println!("{}\n", self.narrator.bold("What comes in is shown here. Ctrl-C ends it."));
+    }
+
+    /// Stays up until Ctrl-C, and shows what becomes of the requests that come.
+    async fn stay(mut self) {
+        // However it is ended, also by a terminal that is closed: what is dropped ends the processes that it started.
         let mut closed = signal(SignalKind::hangup()).unwrap();
-        let mut told = signal(SignalKind::terminate()).unwrap();
+        let mut terminated = signal(SignalKind::terminate()).unwrap();
         loop {
             tokio::select! {
                 line = self.envoy.follow() => match line {
@@ -334,7 +314,7 @@ forbid (principal, action == Action::"editBook", resource) when {
                 },
                 _ = tokio::signal::ctrl_c() => return,
                 _ = closed.recv() => return,
-                _ = told.recv() => return,
+                _ = terminated.recv() => return,
             }
         }
     }
@@ -367,14 +347,17 @@ fn shown(answer: &Answer) -> Vec<String> {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
-    for entry in walkdir::WalkDir::new(from) {
-        let entry = entry.unwrap();
-        let target = to.join(entry.path().strip_prefix(from).unwrap());
-        if entry.file_type().is_dir() {
-            std::fs::create_dir_all(target).unwrap();
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
+/// The file that the tour changes.
+fn readers(stockade: &Stockade) -> PathBuf {
+    stockade.dir.path().join("policies/bookstore/policies/readers.cedar")
+}
+
+/// Through, by this policy.
+fn allowed<'a>(policy: &str, with: &'a [&'a str]) -> Says<'a> {
+    Says { status: 200, why: json!(["allow", "policy", [policy]]), with }
+}
+
+/// Denied by this policy.
+fn denied<'a>(status: u16, policy: &str, with: &'a [&'a str]) -> Says<'a> {
+    Says { status, why: json!(["deny", "policy", [policy]]), with }
 }

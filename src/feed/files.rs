@@ -85,6 +85,10 @@ pub fn read(directory: &Path, limits: &Limits) -> Result<Files, Vec<Problem>> {
             Err(Failure::Problems(problems)) => return Err(problems),
             Err(Failure::Torn(how)) => torn = how,
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "on a thread for blocking; a directory has no event that says that it is whole"
+        )]
         thread::sleep(PAUSE);
     }
     let problem = Problem::error(format!("`{}` kept changing while it was read: {torn}", directory.display()));
@@ -493,6 +497,7 @@ mod tests {
             while !reader.is_finished() {
                 swap("v2");
                 swap("v1");
+                #[expect(clippy::disallowed_methods, reason = "the pace of one who swaps the directory")]
                 thread::sleep(Duration::from_micros(200));
             }
         });

@@ -259,20 +259,81 @@ pub struct World {
 #[derive(Debug, Clone)]
 struct Theme {
     conditions: Vec<&'static Condition>,
-    /// Kinds of changes, as [`World::change`] counts them.
-    changes: Vec<usize>,
+    changes: Vec<Change>,
 }
 
-/// Changes that are best seen among themselves: of policies, of templates and links, of entities, of overlays; and of
-/// everything.
-const FAMILIES: [(usize, usize); 6] = [(0, 10), (11, 16), (17, 25), (17, 25), (BUNDLE, CHANGES - 1), (0, CHANGES - 1)];
+/// A kind of change.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    AddRule,
+    RemoveRule,
+    AlterRule,
+    Restyle,
+    Annotate,
+    AddTemplate,
+    AlterTemplate,
+    RemoveTemplate,
+    Link,
+    Unlink,
+    Doc,
+    Folder,
+    Group,
+    User,
+    Schema,
+    Route,
+    Denial,
+    Overlay,
+}
+
+/// Changes that are best seen among themselves, the likelier ones several times.
+const OF_RULES: [Change; 11] = [
+    Change::AddRule,
+    Change::AddRule,
+    Change::AddRule,
+    Change::AddRule,
+    Change::AddRule,
+    Change::RemoveRule,
+    Change::RemoveRule,
+    Change::AlterRule,
+    Change::AlterRule,
+    Change::Restyle,
+    Change::Annotate,
+];
+const OF_TEMPLATES: [Change; 6] =
+    [Change::AddTemplate, Change::AlterTemplate, Change::RemoveTemplate, Change::Link, Change::Link, Change::Unlink];
+const OF_ENTITIES: [Change; 9] = [
+    Change::Doc,
+    Change::Doc,
+    Change::Folder,
+    Change::Folder,
+    Change::Group,
+    Change::Group,
+    Change::User,
+    Change::User,
+    Change::User,
+];
+const OF_THE_REST: [Change; 3] = [Change::Schema, Change::Route, Change::Denial];
+const OF_OVERLAYS: [Change; 4] = [Change::Overlay; 4];
+
+/// All changes of a bundle.
+fn of_bundles() -> Vec<Change> {
+    [&OF_RULES[..], &OF_TEMPLATES, &OF_ENTITIES, &OF_THE_REST].concat()
+}
+
+/// All changes there are.
+fn of_everything() -> Vec<Change> {
+    [&of_bundles()[..], &OF_OVERLAYS].concat()
+}
 
 impl Theme {
     fn new(dice: &mut Dice, deep: bool) -> Self {
         let mut conditions: Vec<_> = (0..3).map(|_| dice.pick(&DOC_CONDITIONS)).collect();
         conditions.extend(DEEP.iter().filter(|_| deep));
-        let (first, last) = *dice.pick(&FAMILIES);
-        Self { conditions, changes: (0..3).map(|_| first + dice.roll(last - first + 1)).collect() }
+        let all = of_everything();
+        // Entities twice: most of what can go wrong is about them.
+        let families: [&[Change]; 6] = [&OF_RULES, &OF_TEMPLATES, &OF_ENTITIES, &OF_ENTITIES, &OF_OVERLAYS, &all];
+        let family = *dice.pick(&families);
+        Self { conditions, changes: (0..3).map(|_| *dice.pick(family)).collect() }
     }
 
     fn condition(&self, dice: &mut Dice) -> &'static Condition {
@@ -467,10 +528,6 @@ impl Shape {
     }
 }
 
-/// How many kinds of changes of bundles there are, the likelier ones counted several times; and of overlays as well.
-const BUNDLE: usize = 29;
-const CHANGES: usize = 33;
-
 impl World {
     pub fn new(dice: &mut Dice, deep: bool) -> Self {
         let mut world = Self {
@@ -488,9 +545,9 @@ impl World {
             theme: Theme::new(dice, deep),
         };
         // Overlays are the exception. Where there are some, they hide what else goes on.
-        let kinds = if dice.roll(3) == 0 { CHANGES } else { BUNDLE };
+        let kinds = if dice.roll(3) == 0 { of_everything() } else { of_bundles() };
         for _ in 0..48 {
-            let kind = dice.roll(kinds);
+            let kind = *dice.pick(&kinds);
             world.change_of(kind, dice);
         }
         world.routes = [Route::To(0), Route::To(1)];
@@ -499,88 +556,34 @@ impl World {
 
     /// Adds, alters or removes something. Afterwards it is a good bundle again.
     pub fn change(&mut self, dice: &mut Dice) -> Touches {
-        let kind = if dice.roll(8) > 0 { *dice.pick(&self.theme.changes) } else { dice.roll(CHANGES) };
+        let kind = if dice.roll(8) > 0 { *dice.pick(&self.theme.changes) } else { *dice.pick(&of_everything()) };
         self.change_of(kind, dice)
     }
 
-    fn change_of(&mut self, kind: usize, dice: &mut Dice) -> Touches {
+    fn change_of(&mut self, kind: Change, dice: &mut Dice) -> Touches {
         match kind {
-            0..=4 => {
-                let rule = Rule::new(dice, &self.theme);
-                let id = self.rule_id(dice);
-                self.rules.insert(id, rule);
-            }
-            5 | 6 => {
-                let id = self.rule_id(dice);
-                self.rules.remove(&id);
-            }
-            7 | 8 => {
-                let (id, other) = (self.rule_id(dice), Rule::new(dice, &self.theme));
-                if let Some(rule) = self.rules.get_mut(&id) {
-                    rule.alter(dice, other);
-                }
-            }
-            9 => return self.restyle(dice),
-            10 => self.annotate(dice),
-            11 => {
-                let template = Rule::template(dice, &self.theme);
-                self.templates.insert(dice.roll(2), template);
-            }
-            12 => {
-                let other = Rule::template(dice, &self.theme);
-                if let Some(template) = self.templates.get_mut(&dice.roll(2)) {
-                    template.alter(dice, other);
-                }
-            }
-            13 => {
-                let template = dice.roll(2);
-                if dice.roll(3) == 0 && self.templates.remove(&template).is_some() {
-                    self.links.retain(|_, link| link.template != template);
-                }
-            }
-            14 | 15 => {
+            Change::AddRule | Change::RemoveRule | Change::AlterRule => self.change_rule(kind, dice),
+            Change::Restyle => return self.restyle(dice),
+            Change::Annotate => self.annotate(dice),
+            Change::AddTemplate | Change::AlterTemplate | Change::RemoveTemplate => self.change_template(kind, dice),
+            Change::Link => {
                 let link = Link { template: dice.roll(2), principal: dice.roll(3), resource: dice.roll(3) };
                 if self.templates.contains_key(&link.template) {
                     self.links.insert(dice.roll(4), link);
                 }
             }
-            16 => {
-                self.links.remove(&dice.roll(4));
-            }
-            17 | 18 => {
-                let folder = (dice.roll(4) > 0).then(|| dice.roll(3));
-                let owner = (dice.roll(4) > 0).then(|| dice.roll(3));
-                let doc = (folder, owner, dice.roll(4), dice.maybe(2, |dice| dice.roll(2)));
-                let at = dice.roll(4);
-                match (self.docs.get_mut(&at), dice.roll(8)) {
-                    (Some(_), 0) => drop(self.docs.remove(&at)),
-                    // One thing, and nothing else.
-                    (Some(known), 1) => known.0 = doc.0,
-                    (Some(known), 2) => known.1 = doc.1,
-                    (Some(known), 3..=5) => known.3 = if known.3 == Some(1) { doc.3 } else { Some(1) },
-                    _ => drop(self.docs.insert(at, doc)),
-                }
-            }
-            19 | 20 => raise(&mut self.folders, dice),
-            21 | 22 => raise(&mut self.groups, dice),
-            23..=25 => {
-                let dept = dice.maybe(2, |dice| *dice.pick(&["eng", "ops"]));
-                let groups = dice.maybe(2, |dice| dice.roll(3)).into_iter().collect();
-                let at = dice.roll(3);
-                match (self.users.get_mut(&at), dice.roll(4)) {
-                    (Some(_), 0) => drop(self.users.remove(&at)),
-                    (Some(known), 1) => known.1 = groups,
-                    (Some(known), 2) => known.0 = dept,
-                    _ => drop(self.users.insert(at, (dept, groups))),
-                }
-            }
-            26 => match dice.roll(8) {
+            Change::Unlink => drop(self.links.remove(&dice.roll(4))),
+            Change::Doc => self.change_doc(dice),
+            Change::Folder => raise(&mut self.folders, dice),
+            Change::Group => raise(&mut self.groups, dice),
+            Change::User => self.change_user(dice),
+            Change::Schema => match dice.roll(8) {
                 0 | 1 => self.shape.grouped = !self.shape.grouped,
                 2 | 3 => self.shape.anonymous = !self.shape.anonymous,
                 4 | 5 => self.shape.v = *dice.pick(&["Long", "String", "Set<String>", "Set<Long>"]),
                 _ => self.shape.remark += 1,
             },
-            27 => {
+            Change::Route => {
                 let path = dice.roll(2);
                 self.routes[path] = match dice.roll(6) {
                     0 => Route::None,
@@ -589,13 +592,81 @@ impl World {
                 };
                 return Touches::Path(path);
             }
-            28 => {
+            Change::Denial => {
                 self.denial = dice.maybe(3, |dice| dice.roll(3));
                 return Touches::Denials;
             }
-            _ => return self.except(dice),
+            Change::Overlay => return self.except(dice),
         }
         Touches::Anything
+    }
+
+    fn change_rule(&mut self, kind: Change, dice: &mut Dice) {
+        match kind {
+            Change::AddRule => {
+                let rule = Rule::new(dice, &self.theme);
+                let id = self.rule_id(dice);
+                self.rules.insert(id, rule);
+            }
+            Change::RemoveRule => {
+                let id = self.rule_id(dice);
+                self.rules.remove(&id);
+            }
+            _ => {
+                let (id, other) = (self.rule_id(dice), Rule::new(dice, &self.theme));
+                if let Some(rule) = self.rules.get_mut(&id) {
+                    rule.alter(dice, other);
+                }
+            }
+        }
+    }
+
+    fn change_template(&mut self, kind: Change, dice: &mut Dice) {
+        match kind {
+            Change::AddTemplate => {
+                let template = Rule::template(dice, &self.theme);
+                self.templates.insert(dice.roll(2), template);
+            }
+            Change::AlterTemplate => {
+                let other = Rule::template(dice, &self.theme);
+                if let Some(template) = self.templates.get_mut(&dice.roll(2)) {
+                    template.alter(dice, other);
+                }
+            }
+            _ => {
+                let template = dice.roll(2);
+                if dice.roll(3) == 0 && self.templates.remove(&template).is_some() {
+                    self.links.retain(|_, link| link.template != template);
+                }
+            }
+        }
+    }
+
+    fn change_doc(&mut self, dice: &mut Dice) {
+        let folder = (dice.roll(4) > 0).then(|| dice.roll(3));
+        let owner = (dice.roll(4) > 0).then(|| dice.roll(3));
+        let doc = (folder, owner, dice.roll(4), dice.maybe(2, |dice| dice.roll(2)));
+        let at = dice.roll(4);
+        match (self.docs.get_mut(&at), dice.roll(8)) {
+            (Some(_), 0) => drop(self.docs.remove(&at)),
+            // One thing, and nothing else.
+            (Some(known), 1) => known.0 = doc.0,
+            (Some(known), 2) => known.1 = doc.1,
+            (Some(known), 3..=5) => known.3 = if known.3 == Some(1) { doc.3 } else { Some(1) },
+            _ => drop(self.docs.insert(at, doc)),
+        }
+    }
+
+    fn change_user(&mut self, dice: &mut Dice) {
+        let dept = dice.maybe(2, |dice| *dice.pick(&["eng", "ops"]));
+        let groups = dice.maybe(2, |dice| dice.roll(3)).into_iter().collect();
+        let at = dice.roll(3);
+        match (self.users.get_mut(&at), dice.roll(4)) {
+            (Some(_), 0) => drop(self.users.remove(&at)),
+            (Some(known), 1) => known.1 = groups,
+            (Some(known), 2) => known.0 = dept,
+            _ => drop(self.users.insert(at, (dept, groups))),
+        }
     }
 
     /// An overlay that denies everything to everybody.

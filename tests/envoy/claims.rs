@@ -4,10 +4,10 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use super::lab::{Lab, Listener, bundle, jwt_authn};
-use crate::support::Stockade;
-use crate::support::http::Request;
-use crate::support::token::Issuer;
-use crate::support::upstream::Upstream;
+use testkit::Stockade;
+use testkit::http::Request;
+use testkit::token::Issuer;
+use testkit::upstream::Upstream;
 
 /// The filter, with a provider that writes this into the metadata, and this requirement.
 fn filter(issuer: &Issuer, writes: &Value, requires: Value) -> Value {

@@ -5,12 +5,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::certificates::Authority;
-use crate::support::envoy::{Envoy, Places, shipped, validate};
-use crate::support::http::Request;
-use crate::support::token::Issuer;
-use crate::support::upstream::Upstream;
-use crate::support::{self, Stockade};
+use testkit::Stockade;
+use testkit::certificates::Authority;
+use testkit::envoy::{Envoy, Places, shipped, validate};
+use testkit::http::Request;
+use testkit::token::Issuer;
+use testkit::upstream::Upstream;
 
 /// All of them. `jwt.yaml` and `mtls.yaml` are tested by what they prove, in `identity.rs`.
 const ALL: [&str; 7] = [
@@ -26,7 +26,7 @@ const ALL: [&str; 7] = [
 /// The bookstore, listening there.
 async fn bookstore(listen: &str) -> Stockade {
     let more = format!("listen: [\"{listen}\"]\nupstream_headers: {{x-stockade-principal: principal}}\n");
-    Stockade::with_bundle(&support::repository("policies/bookstore"), &more).await
+    Stockade::with_bundle(&testkit::repository("policies/bookstore"), &more).await
 }
 
 fn socket(dir: &TempDir) -> String {
@@ -40,7 +40,7 @@ async fn start(name: &str, upstream: &Upstream, stockade: &str) -> Envoy {
 
 #[tokio::test]
 async fn envoy_takes_every_configuration() {
-    let mut files: Vec<String> = std::fs::read_dir(support::repository("envoy"))
+    let mut files: Vec<String> = std::fs::read_dir(testkit::repository("envoy"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         // Stockade's own, beside sidecar-tcp.yaml.
@@ -51,13 +51,13 @@ async fn envoy_takes_every_configuration() {
     all.sort();
     assert_eq!(files, all, "a configuration that no test knows, or a test without one");
 
-    let readme = std::fs::read_to_string(support::repository("envoy/README.md")).unwrap();
+    let readme = std::fs::read_to_string(testkit::repository("envoy/README.md")).unwrap();
     let etc = TempDir::new().unwrap();
     std::fs::write(etc.path().join("jwks.json"), Issuer::new().jwks()).unwrap();
     Authority::new().write_server(&etc.path().join("tls"));
     for name in ALL {
         // As it stands, but for the files that it names: keys and certificates are the operator's.
-        let text = std::fs::read_to_string(support::repository("envoy").join(name)).unwrap();
+        let text = std::fs::read_to_string(testkit::repository("envoy").join(name)).unwrap();
         let file = etc.path().join(name);
         std::fs::write(&file, text.replace("/etc/envoy", &etc.path().display().to_string())).unwrap();
         validate(&file).await.unwrap_or_else(|log| panic!("envoy/{name}: {log}"));
@@ -69,7 +69,7 @@ async fn envoy_takes_every_configuration() {
 #[tokio::test]
 async fn no_configuration_lets_headers_with_underscores_through() {
     let mut files = Vec::new();
-    for entry in walkdir::WalkDir::new(support::repository(".")).into_iter().filter_entry(|entry| {
+    for entry in walkdir::WalkDir::new(testkit::repository(".")).into_iter().filter_entry(|entry| {
         let name = entry.file_name().to_string_lossy();
         !(entry.depth() > 0 && (name == "target" || name.starts_with('.')))
     }) {
@@ -145,9 +145,9 @@ async fn the_recommended_one_says_in_its_access_log_what_was_decided() {
 async fn the_least_one_works_on_a_port() {
     let upstream = Upstream::start().await;
     // Stockade's side as it is shipped, too.
-    let own = std::fs::read_to_string(support::repository("envoy/stockade.yaml")).unwrap();
+    let own = std::fs::read_to_string(testkit::repository("envoy/stockade.yaml")).unwrap();
     let own = own.replace("127.0.0.1:9191", "127.0.0.1:0");
-    let own = own.replace("../policies", support::repository("policies").to_str().unwrap());
+    let own = own.replace("../policies", testkit::repository("policies").to_str().unwrap());
     let own = format!("{own}\nadmin: {{listen: 'tcp://127.0.0.1:0'}}\nlog: {{format: json}}\n");
     let mut stockade = Stockade::start(&own, TempDir::new().unwrap()).await;
     stockade.log_line(|line| line["message"] == "ready").await;

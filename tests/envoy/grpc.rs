@@ -5,8 +5,8 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Status};
 
 use super::lab::{Lab, Listener, bundle};
-use crate::support::upstream::Upstream;
-use crate::support::{self, Stockade};
+use testkit::Stockade;
+use testkit::upstream::Upstream;
 
 const ROUTES: &str = "
 routes:
@@ -44,7 +44,7 @@ async fn grpc_clients_get_grpc_statuses() {
     let good = bundle(&[("routes.yaml", ROUTES), ("schema.cedarschema", SCHEMA), ("policies/all.cedar", POLICIES)]);
     let broken = bundle(&[("policies/broken.cedar", "permit")]);
     let ready = Stockade::with_bundle(good.path(), "").await;
-    let undecided = Stockade::start(&support::config(broken.path(), ""), tempfile::TempDir::new().unwrap()).await;
+    let undecided = Stockade::start(&testkit::config(broken.path(), ""), tempfile::TempDir::new().unwrap()).await;
     let upstream = Upstream::start().await;
     let mut envoy = Lab::new(&upstream)
         .sidecar("ready", &ready.addresses[0])
@@ -94,7 +94,7 @@ async fn call(address: std::net::SocketAddr, method: &str) -> Status {
     client.ready().await.unwrap();
     let path = PathAndQuery::try_from(format!("/lab.v1.Lab/{method}")).unwrap();
     let call = client.unary(Request::new(()), path, Empty);
-    tokio::time::timeout(support::PATIENCE, call).await.expect("an answer in time").expect_err("no gRPC upstream")
+    tokio::time::timeout(testkit::PATIENCE, call).await.expect("an answer in time").expect_err("no gRPC upstream")
 }
 
 /// Messages without fields.

@@ -3,10 +3,10 @@
 use serde_json::json;
 
 use super::lab::{Lab, Listener, bundle, jwt_authn};
-use crate::support::Stockade;
-use crate::support::http::Request;
-use crate::support::token::Issuer;
-use crate::support::upstream::Upstream;
+use testkit::Stockade;
+use testkit::http::Request;
+use testkit::token::Issuer;
+use testkit::upstream::Upstream;
 
 const OURS: [&str; 7] = [
     "x-stockade-principal",

@@ -4,17 +4,17 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-use crate::support::certificates::Authority;
-use crate::support::envoy::{Envoy, Places, shipped};
-use crate::support::http::Request;
-use crate::support::token::Issuer;
-use crate::support::upstream::Upstream;
-use crate::support::{self, Stockade};
+use testkit::Stockade;
+use testkit::certificates::Authority;
+use testkit::envoy::{Envoy, Places, shipped};
+use testkit::http::Request;
+use testkit::token::Issuer;
+use testkit::upstream::Upstream;
 
 /// The bookstore on a Unix socket in this directory.
 async fn bookstore(dir: &TempDir, more: &str) -> Stockade {
     let listen = format!("listen: [\"unix://{}/authz.sock\"]\n{more}", dir.path().display());
-    Stockade::with_bundle(&support::repository("policies/bookstore"), &listen).await
+    Stockade::with_bundle(&testkit::repository("policies/bookstore"), &listen).await
 }
 
 #[tokio::test]

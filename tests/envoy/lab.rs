@@ -6,9 +6,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::envoy::Envoy;
-use crate::support::token::Issuer;
-use crate::support::upstream::Upstream;
+use testkit::envoy::Envoy;
+use testkit::token::Issuer;
+use testkit::upstream::Upstream;
 
 /// A configuration in the making.
 pub struct Lab {

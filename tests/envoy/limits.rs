@@ -11,10 +11,10 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::lab::{Lab, Listener, bundle};
-use crate::support::envoy::{Envoy, Places, shipped};
-use crate::support::http::Request;
-use crate::support::upstream::Upstream;
-use crate::support::{self, Stockade};
+use testkit::Stockade;
+use testkit::envoy::{Envoy, Places, shipped};
+use testkit::http::Request;
+use testkit::upstream::Upstream;
 
 const ONLY_OPEN: &str = r#"
 @id("all") permit (principal, action, resource);
@@ -196,7 +196,7 @@ fn the_defaults_exceed_what_the_shipped_configurations_let_in() {
     let limits = stockade::ext_authz::service::Config::default();
     let http2 = stockade::ext_authz::server::Config::default();
     let mut seen = 0;
-    for file in std::fs::read_dir(support::repository("envoy")).unwrap() {
+    for file in std::fs::read_dir(testkit::repository("envoy")).unwrap() {
         let path = file.unwrap().path();
         let Some("yaml") = path.extension().and_then(|extension| extension.to_str()) else { continue };
         let text = std::fs::read_to_string(&path).unwrap();

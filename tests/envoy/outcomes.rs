@@ -1,14 +1,15 @@
 //! Every outcome, as the client sees it and as Envoy counts it, with `failure_mode_allow` off and on.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::lab::{Lab, Listener, bundle};
-use crate::support::http::{Answer, Request};
-use crate::support::upstream::Upstream;
-use crate::support::{self, Stockade};
+use testkit::Stockade;
+use testkit::http::{Answer, Request};
+use testkit::upstream::{Seen, Upstream};
 
 const SCHEMA: &str = r#"
 action "usersOnly" appliesTo { principal: [User], resource: [Service], context: {} };
@@ -74,46 +75,11 @@ enum Comes {
 }
 use Comes::{Denied, Through, Undecided};
 
-#[tokio::test]
-async fn every_outcome_in_both_failure_modes() {
-    let good = lab_bundle();
-    let broken = bundle(&[("policies/broken.cedar", "permit (principal, action")]);
-    let upstream = Upstream::start().await;
-
-    let ready = Stockade::with_bundle(good.path(), "").await;
-    let small = Stockade::with_bundle(good.path(), "limits: {message: 2KiB}\n").await;
-    let silent = Stockade::with_bundle(good.path(), "").await;
-    let undecided = Stockade::start(&support::config(broken.path(), ""), TempDir::new().unwrap()).await;
-    let by_status = support::config(broken.path(), "undecided: grpc_status\n");
-    let by_status = Stockade::start(&by_status, TempDir::new().unwrap()).await;
-    // Takes connections and never answers.
-    silent.signal("STOP");
-
-    let down = format!("unix://{}", good.path().join("nobody.sock").display());
-    let sidecars = [
-        ("ready", ready.addresses[0].clone()),
-        ("small", small.addresses[0].clone()),
-        ("silent", silent.addresses[0].clone()),
-        ("undecided", undecided.addresses[0].clone()),
-        ("by_status", by_status.addresses[0].clone()),
-        ("down", down),
-    ];
-    let mut lab = Lab::new(&upstream);
-    for (name, address) in &sidecars {
-        lab = lab.sidecar(name, address);
-        for (mode, allow) in [("closed", false), ("open", true)] {
-            let mut authz = json!({"failure_mode_allow": allow, "failure_mode_allow_header_add": true});
-            if *name == "silent" {
-                authz["grpc_service"] = json!({"timeout": "0.2s", "envoy_grpc": {"cluster_name": name}});
-            }
-            lab = lab.listener(&format!("{name}-{mode}"), name, Listener { authz, ..Listener::default() });
-        }
-    }
-    let mut envoy = lab.start().await;
-
+/// The sidecar that is asked, the request, what it comes to, and the decision, reason and policies in Envoy's metadata.
+fn outcomes() -> Vec<(&'static str, Request, Comes, Value)> {
     let large = Request::get("/open").header("x-large", "x".repeat(4096));
     let get = |target: &str| Request::get(target);
-    let table: [(&str, Request, Comes, Value); 20] = [
+    vec![
         // The policies decide.
         ("ready", get("/open"), Through, json!(["allow", "policy", ["lab/all"]])),
         ("ready", Request::new("POST", "/x"), Through, json!(["allow", "policy", ["lab/all"]])),
@@ -154,36 +120,91 @@ async fn every_outcome_in_both_failure_modes() {
         ("by_status", get("/open"), Undecided(""), Value::Null),
         ("down", get("/open"), Undecided(""), Value::Null),
         ("silent", get("/open"), Undecided(""), Value::Null),
+    ]
+}
+
+/// Envoy with two listeners for each sidecar: one that fails closed, and one that fails open.
+fn both_modes(upstream: &Upstream, sidecars: &[(&str, &str)]) -> Lab {
+    let mut lab = Lab::new(upstream);
+    for (name, address) in sidecars {
+        lab = lab.sidecar(name, address);
+        for (mode, allow) in [("closed", false), ("open", true)] {
+            let mut authz = json!({"failure_mode_allow": allow, "failure_mode_allow_header_add": true});
+            if *name == "silent" {
+                authz["grpc_service"] = json!({"timeout": "0.2s", "envoy_grpc": {"cluster_name": name}});
+            }
+            lab = lab.listener(&format!("{name}-{mode}"), name, Listener { authz, ..Listener::default() });
+        }
+    }
+    lab
+}
+
+/// Compares an answer, and what the upstream saw, with what it should have come to. What Envoy says of it: details and flags of
+/// the access log, and the counters that grew.
+fn compared(
+    comes: Comes,
+    fails_open: bool,
+    answer: &Answer,
+    seen: &[Seen],
+    case: &str,
+) -> (&'static str, &'static str, &'static [&'static str]) {
+    match (comes, fails_open) {
+        (Through, _) => {
+            assert_eq!((answer.status, seen.len()), (200, 1), "{case}: {answer:?}");
+            assert!(seen[0].header("x-envoy-auth-failure-mode-allowed").is_empty(), "{case}");
+            ("via_upstream", "-", &["ok"])
+        }
+        (Denied(status, body), _) => {
+            assert_eq!((answer.status, &*answer.body, seen.len()), (status, body, 0), "{case}");
+            ("ext_authz_denied", "UAEX", &["denied"])
+        }
+        (Undecided(body), false) => {
+            assert_eq!((answer.status, &*answer.body, seen.len()), (503, body, 0), "{case}");
+            ("ext_authz_error", "UAEX", &["error"])
+        }
+        (Undecided(_), true) => {
+            assert_eq!((answer.status, seen.len()), (200, 1), "{case}: {answer:?}");
+            assert_eq!(seen[0].header("x-envoy-auth-failure-mode-allowed"), ["true"], "{case}");
+            ("via_upstream", "-", &["error", "failure_mode_allowed"])
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_outcome_in_both_failure_modes() {
+    let good = lab_bundle();
+    let broken = bundle(&[("policies/broken.cedar", "permit (principal, action")]);
+    let upstream = Upstream::start().await;
+
+    let ready = Stockade::with_bundle(good.path(), "").await;
+    let small = Stockade::with_bundle(good.path(), "limits: {message: 2KiB}\n").await;
+    let silent = Stockade::with_bundle(good.path(), "").await;
+    let undecided = Stockade::start(&testkit::config(broken.path(), ""), TempDir::new().unwrap()).await;
+    let by_status = testkit::config(broken.path(), "undecided: grpc_status\n");
+    let by_status = Stockade::start(&by_status, TempDir::new().unwrap()).await;
+    // Takes connections and never answers.
+    silent.signal("STOP");
+
+    let down = format!("unix://{}", good.path().join("nobody.sock").display());
+    let sidecars = [
+        ("ready", &*ready.addresses[0]),
+        ("small", &small.addresses[0]),
+        ("silent", &silent.addresses[0]),
+        ("undecided", &undecided.addresses[0]),
+        ("by_status", &by_status.addresses[0]),
+        ("down", &down),
     ];
+    let mut envoy = both_modes(&upstream, &sidecars).start().await;
 
     let mut expected_stats: BTreeMap<String, u64> = BTreeMap::new();
-    for (sidecar, request, comes, metadata) in table {
+    for (sidecar, request, comes, metadata) in outcomes() {
         for mode in ["closed", "open"] {
             let listener = format!("{sidecar}-{mode}");
             let case = format!("{listener}: {request:?}");
             let answer = request.send(envoy.listener(&listener)).await;
             let line = envoy.logged().await;
             let seen = upstream.take();
-            let (details, flags, stats): (_, _, &[&str]) = match (comes, mode) {
-                (Through, _) => {
-                    assert_eq!((answer.status, seen.len()), (200, 1), "{case}: {answer:?}");
-                    assert!(seen[0].header("x-envoy-auth-failure-mode-allowed").is_empty(), "{case}");
-                    ("via_upstream", "-", &["ok"])
-                }
-                (Denied(status, body), _) => {
-                    assert_eq!((answer.status, &*answer.body, seen.len()), (status, body, 0), "{case}");
-                    ("ext_authz_denied", "UAEX", &["denied"])
-                }
-                (Undecided(body), "closed") => {
-                    assert_eq!((answer.status, &*answer.body, seen.len()), (503, body, 0), "{case}");
-                    ("ext_authz_error", "UAEX", &["error"])
-                }
-                (Undecided(_), _) => {
-                    assert_eq!((answer.status, seen.len()), (200, 1), "{case}: {answer:?}");
-                    assert_eq!(seen[0].header("x-envoy-auth-failure-mode-allowed"), ["true"], "{case}");
-                    ("via_upstream", "-", &["error", "failure_mode_allowed"])
-                }
-            };
+            let (details, flags, stats) = compared(comes, mode == "open", &answer, &seen, &case);
             assert_eq!((&line["details"], &line["flags"]), (&json!(details), &json!(flags)), "{case}: {line}");
             let said = &line["metadata"];
             let said = json!([said["decision"], said["reason"], said["determining_policies"]]);
@@ -198,14 +219,19 @@ async fn every_outcome_in_both_failure_modes() {
         assert_eq!(envoy.stat(&stat).await, expected, "{stat}");
     }
 
+    shapes_of_denials(envoy.listener("ready-closed")).await;
+}
+
+/// What a policy says of how its denial looks comes to the client.
+async fn shapes_of_denials(listener: SocketAddr) {
     let headers = |answer: &Answer, name: &str| {
         let all = answer.headers.iter().filter(|(key, _)| key == name).map(|(_, value)| value.clone());
         all.collect::<Vec<_>>()
     };
-    let shaped = get("/forbidden/shaped").send(envoy.listener("ready-closed")).await;
+    let shaped = Request::get("/forbidden/shaped").send(listener).await;
     assert_eq!(headers(&shaped, "x-why"), ["because"]);
     assert_eq!(headers(&shaped, "set-cookie"), ["a=1", "b=2"]);
     assert_eq!(headers(&shaped, "content-type"), ["text/plain"]);
-    let redirected = get("/forbidden/login").send(envoy.listener("ready-closed")).await;
+    let redirected = Request::get("/forbidden/login").send(listener).await;
     assert_eq!(headers(&redirected, "location"), ["https://login.example/"]);
 }

@@ -5,16 +5,16 @@ use std::path::Path;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::envoy::{Envoy, Places, shipped};
-use crate::support::http::Request;
-use crate::support::upstream::Upstream;
-use crate::support::{self, Stockade};
+use testkit::Stockade;
+use testkit::envoy::{Envoy, Places, shipped};
+use testkit::http::Request;
+use testkit::upstream::Upstream;
 
 #[tokio::test]
 async fn a_restarted_sidecar_is_found_again() {
     let (dir, upstream) = (TempDir::new().unwrap(), Upstream::start().await);
     let listen = format!("listen: [\"unix://{}/authz.sock\"]\n", dir.path().display());
-    let start = async || Stockade::with_bundle(&support::repository("policies/bookstore"), &listen).await;
+    let start = async || Stockade::with_bundle(&testkit::repository("policies/bookstore"), &listen).await;
     let mut stockade = start().await;
     let places = Places { app: upstream.address, etc: Path::new("/nowhere"), stockade: &stockade.addresses[0] };
     let mut envoy = Envoy::start(&shipped("sidecar-uds.yaml", &places)).await;

@@ -20,8 +20,8 @@ use tokio::time::timeout;
 
 use super::{blob, follow, prod, store, until};
 use crate::cli::{Ran, run};
-use crate::support::nats::NatsServer;
-use crate::support::{PATIENCE, binary};
+use testkit::nats::NatsServer;
+use testkit::{PATIENCE, binary};
 
 /// A server, a key, and bundles to publish.
 struct Desk {

@@ -12,7 +12,7 @@ use stockade::store::layout::PIECE;
 use stockade::store::statement::{Blob, Kind, Status, Timestamp};
 
 use super::{NOTICED, blob, config, follow, prod, store, until, write};
-use crate::support::nats::NatsServer;
+use testkit::nats::NatsServer;
 
 fn statement(kind: Kind, text: &str) -> Event {
     Event::Statement(kind, Bytes::copy_from_slice(text.as_bytes()))

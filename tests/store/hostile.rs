@@ -12,8 +12,8 @@ use tokio::task::spawn_blocking;
 
 use super::{config, prod, store, write};
 use crate::cli::{Ran, run};
-use crate::support::nats::NatsServer;
 use crate::terminal::{HOSTILE, is_text};
+use testkit::nats::NatsServer;
 
 async fn command(server: &NatsServer, dir: &TempDir, args: &[&str]) -> Ran {
     let mut args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();

@@ -18,9 +18,10 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use testkit::nats::NatsServer;
+use testkit::{PATIENCE, Stockade};
+
 use super::{config, prod, store};
-use crate::support::nats::NatsServer;
-use crate::support::{self, PATIENCE, Stockade};
 
 /// How often a beacon is said.
 pub const BEAT: Duration = Duration::from_millis(500);
@@ -73,7 +74,7 @@ impl Lab {
         let path = file.path().join("key");
         std::fs::write(&path, &text).unwrap();
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-        let beacon = Command::new(support::binary())
+        let beacon = Command::new(testkit::binary())
             .args(["beacon", "--interval", "500ms", "--name", "prod", "--key"])
             .arg(&path)
             .args(["--store", &server.url(), "--trust", &key.public().to_string()])
@@ -305,7 +306,7 @@ async fn ask(address: String, answers: Arc<Mutex<Vec<Answer>>>) {
     let mut client = AuthorizationClient::connect(format!("http://{address}")).await.unwrap();
     loop {
         let sent = Instant::now();
-        let answer = match client.check(support::get("/books")).await {
+        let answer = match client.check(testkit::get("/books")).await {
             Ok(answer) => answer.into_inner(),
             Err(error) => {
                 println!("a check failed: {error}");

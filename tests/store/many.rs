@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::lab::Lab;
 use super::{config, prod};
-use crate::support::PATIENCE;
+use testkit::PATIENCE;
 
 const FEEDS: usize = 1100;
 

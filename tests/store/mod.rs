@@ -23,8 +23,8 @@ use stockade::store::statement::{Blob, Kind};
 use stockade::store::{Digest, StoreName};
 use tokio::time::timeout;
 
-use crate::support::PATIENCE;
-use crate::support::nats::NatsServer;
+use testkit::PATIENCE;
+use testkit::nats::NatsServer;
 
 /// The store of the tests.
 pub fn prod() -> StoreName {

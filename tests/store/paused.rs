@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
 use super::lab::Lab;
-use crate::support::{PATIENCE, Stockade, request};
+use testkit::{PATIENCE, Stockade, request};
 
 /// How many checks wait for the sidecar to go on.
 const WAITING: usize = 8;
@@ -64,12 +64,7 @@ async fn a_grant_that_ended_during_a_pause_allows_nothing_after_it() {
     let now = SystemTime::now();
     let until = now + Duration::from_secs(3);
     lab.issue(vec![overlay("g", OverlayEffect::Grant, "POST", now - Duration::from_secs(1), until)]).await;
-    let granted = async {
-        while code(&sidecar, post()).await != 0 {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, granted).await.expect("the grant is in force");
+    testkit::until("the grant is in force", async || (code(&sidecar, post()).await == 0).then_some(())).await;
     // The next one is remembered.
     assert_eq!(code(&sidecar, post()).await, 0);
     assert!(SystemTime::now() < until, "this machine is too slow for a grant of three seconds");
@@ -90,12 +85,11 @@ async fn a_denial_that_began_during_a_pause_is_in_force_after_it() {
         overlay("now", OverlayEffect::Deny, "OPTIONS", begin, begin + hour),
     ])
     .await;
-    let heard = async {
-        while code(&sidecar, request("OPTIONS", "/books", &[])).await == 0 || !sidecar_lists(&sidecar, "now").await {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, heard).await.expect("the denials are known");
+    testkit::until("the denials are known", async || {
+        let denied = code(&sidecar, request("OPTIONS", "/books", &[])).await != 0;
+        (denied && sidecar_lists(&sidecar, "now").await).then_some(())
+    })
+    .await;
     assert_eq!(code(&sidecar, get()).await, 0);
     assert_eq!(code(&sidecar, get()).await, 0);
     assert!(SystemTime::now() < from, "this machine is too slow for a denial in two seconds");

@@ -11,7 +11,7 @@ use stockade::store::layout::Layout;
 use stockade::store::statement::{Kind, Status, Timestamp};
 
 use super::{blob, config, until};
-use crate::support::nats::NatsServer;
+use testkit::nats::NatsServer;
 
 fn name() -> StoreName {
     StoreName::try_from_text("default".to_owned()).unwrap()
@@ -237,7 +237,7 @@ async fn the_one_who_tidies_up_writes_no_statements() {
     let admin = cli(&server, "admin").await;
     let [own] = <[String; 1]>::try_from(admin.blobs().await.unwrap()).unwrap();
     assert_eq!(own, blob(b"bundle").digest.hex());
-    assert!(admin.blob_age(&own).await.unwrap() < crate::support::PATIENCE);
+    assert!(admin.blob_age(&own).await.unwrap() < testkit::PATIENCE);
     admin.remove_blob(&own).await.unwrap();
     assert!(admin.blobs().await.unwrap().is_empty());
     assert_eq!(admin.history(Kind::Manifest, 1).await.unwrap().len(), 1);

@@ -4,10 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use stockade::publish::presence::{Presence, Sidecar};
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
 
 use super::lab::Lab;
-use crate::support::{PATIENCE, Stockade};
+use testkit::Stockade;
 
 async fn sidecar(lab: &Lab) -> Stockade {
     let config = lab.sidecar_config(&lab.server.url(), "");
@@ -18,16 +17,10 @@ async fn sidecar(lab: &Lab) -> Stockade {
 
 /// Waits until the store has heard of the one sidecar, and returns what.
 async fn heard(lab: &Lab, since: SystemTime) -> Sidecar {
-    let heard = async {
-        loop {
-            let found = lab.store.sidecars().await.unwrap();
-            if let Some(own) = found.into_iter().find(|own| own.heard >= since) {
-                return own;
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, heard).await.expect("it says what it enforces")
+    testkit::until("it says what it enforces", async || {
+        lab.store.sidecars().await.unwrap().into_iter().find(|own| own.heard >= since)
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

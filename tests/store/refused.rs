@@ -8,11 +8,10 @@ use stockade::publish::streams::Settings;
 use stockade::store::Kind;
 use stockade::store::statement::{OverlayEffect, OverlayEntry, Overlays, Timestamp, Version};
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
 
 use super::lab::{Lab, Pod};
 use super::prod;
-use crate::support::{PATIENCE, Stockade};
+use testkit::Stockade;
 
 fn dir() -> TempDir {
     TempDir::new().unwrap()
@@ -50,16 +49,11 @@ async fn denies(pod: &Pod) {
 }
 
 async fn snapshot(sidecar: &Stockade, wanted: impl Fn(&Json) -> bool) -> Json {
-    let found = async {
-        loop {
-            let json: Json = serde_json::from_str(&sidecar.admin("/snapshot").await.1).unwrap();
-            if wanted(&json["store"]) {
-                return json["store"].clone();
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, found).await.expect("in time")
+    testkit::until("/snapshot says so", async || {
+        let json: Json = serde_json::from_str(&sidecar.admin("/snapshot").await.1).unwrap();
+        wanted(&json["store"]).then(|| json["store"].clone())
+    })
+    .await
 }
 
 #[tokio::test]

@@ -17,8 +17,8 @@ use stockade::store::statement::Kind;
 use tokio::time::timeout;
 
 use super::{blob, config, write};
-use crate::support::nats::NatsServer;
-use crate::support::{PATIENCE, repository};
+use testkit::nats::NatsServer;
+use testkit::{PATIENCE, repository};
 
 /// An account of the configuration.
 #[derive(Debug, Default, Clone)]
@@ -261,89 +261,91 @@ fn matches(pattern: &str, subject: &str) -> bool {
     }
 }
 
+/// Requests to JetStream about a stream.
+const OF_STREAMS: &[&str] = &[
+    "STREAM.CREATE",
+    "STREAM.UPDATE",
+    "STREAM.INFO",
+    "STREAM.DELETE",
+    "STREAM.PURGE",
+    "STREAM.SNAPSHOT",
+    "STREAM.RESTORE",
+    "STREAM.MSG.DELETE",
+    "STREAM.MSG.GET",
+    "STREAM.PEER.REMOVE",
+    "STREAM.LEADER.STEPDOWN",
+    "STREAM.TEMPLATE.CREATE",
+    "STREAM.TEMPLATE.DELETE",
+    "CONSUMER.CREATE",
+    "CONSUMER.LIST",
+    "CONSUMER.NAMES",
+    "DIRECT.GET",
+];
+
+/// Requests to JetStream about a consumer.
+const OF_CONSUMERS: &[&str] = &[
+    "CONSUMER.CREATE",
+    "CONSUMER.DURABLE.CREATE",
+    "CONSUMER.DELETE",
+    "CONSUMER.INFO",
+    "CONSUMER.MSG.NEXT",
+    "CONSUMER.PAUSE",
+    "CONSUMER.LEADER.STEPDOWN",
+    "CONSUMER.UNPIN",
+    "DIRECT.GET",
+];
+
+/// Subjects of a store.
+const OF_STORES: &[&str] = &[
+    "head.manifest",
+    "head.overlays",
+    "head.beacon",
+    "head.other",
+    "event.manifest",
+    "event.overlays",
+    "event.beacon",
+    "status.shop.victim",
+    "status.bank.victim",
+    "blob.x.0",
+];
+
+/// What belongs to no store.
+const OF_THE_SERVER: &[&str] = &[
+    "_INBOX.victim",
+    "$JS.API.INFO",
+    "$JS.API.STREAM.NAMES",
+    "$JS.API.STREAM.LIST",
+    "$JS.API.META.LEADER.STEPDOWN",
+    "$JS.API.SERVER.REMOVE",
+    "$JS.API.ACCOUNT.PURGE.STORE",
+    "$JS.API.ACCOUNT.PURGE.STATUSES",
+    "$SYS.REQ.SERVER.PING",
+    "$SYS.REQ.SERVER.PING.CONNZ",
+    "$SYS.REQ.ACCOUNT.STORE.INFO",
+    "$SYS.REQ.USER.INFO",
+    "$SYS.REQ.SERVER.test.RELOAD",
+    "$SYS.REQ.SERVER.test.KICK",
+    "$SYS.ACCOUNT.STORE.CONNECT",
+    "$KV.other.key",
+    "$O.other.C.x",
+    "$O.other.M.x",
+    "_R_.x.y",
+];
+
 /// Where an answer could do harm, in this store, in another, and to the server.
 fn harmful() -> Vec<String> {
-    let mut all: Vec<String> = Vec::new();
+    let mut all: Vec<String> = OF_THE_SERVER.iter().map(ToString::to_string).collect();
     for stream in ["STOCKADE_default", "STOCKADE_default_STATUS", "STOCKADE_other", "KV_other"] {
-        for verb in [
-            "STREAM.CREATE",
-            "STREAM.UPDATE",
-            "STREAM.INFO",
-            "STREAM.DELETE",
-            "STREAM.PURGE",
-            "STREAM.SNAPSHOT",
-            "STREAM.RESTORE",
-            "STREAM.MSG.DELETE",
-            "STREAM.MSG.GET",
-            "STREAM.PEER.REMOVE",
-            "STREAM.LEADER.STEPDOWN",
-            "STREAM.TEMPLATE.CREATE",
-            "STREAM.TEMPLATE.DELETE",
-            "CONSUMER.CREATE",
-            "CONSUMER.LIST",
-            "CONSUMER.NAMES",
-            "DIRECT.GET",
-        ] {
-            all.push(format!("$JS.API.{verb}.{stream}"));
-        }
-        for verb in [
-            "CONSUMER.CREATE",
-            "CONSUMER.DURABLE.CREATE",
-            "CONSUMER.DELETE",
-            "CONSUMER.INFO",
-            "CONSUMER.MSG.NEXT",
-            "CONSUMER.PAUSE",
-            "CONSUMER.LEADER.STEPDOWN",
-            "CONSUMER.UNPIN",
-            "DIRECT.GET",
-        ] {
-            all.push(format!("$JS.API.{verb}.{stream}.trap"));
-        }
+        all.extend(OF_STREAMS.iter().map(|verb| format!("$JS.API.{verb}.{stream}")));
+        all.extend(OF_CONSUMERS.iter().map(|verb| format!("$JS.API.{verb}.{stream}.trap")));
         all.push(format!("$JS.ACK.{stream}.trap.1.1.1.1.1"));
         all.push(format!("$JS.FC.{stream}.trap.x"));
     }
     for store in ["default", "other"] {
-        for what in [
-            "head.manifest",
-            "head.overlays",
-            "head.beacon",
-            "head.other",
-            "event.manifest",
-            "event.overlays",
-            "event.beacon",
-            "status.shop.victim",
-            "status.bank.victim",
-            "blob.x.0",
-        ] {
-            all.push(format!("stockade.{store}.{what}"));
-        }
+        all.extend(OF_STORES.iter().map(|what| format!("stockade.{store}.{what}")));
         all.push(format!("stockade.{store}.blob.{}.0", blob(b"bundle").digest.hex()));
     }
     all.extend(["cli", "sidecar", "beacon"].map(|kind| format!("_INBOX_stockade_{kind}.victim")));
-    all.extend(
-        [
-            "_INBOX.victim",
-            "$JS.API.INFO",
-            "$JS.API.STREAM.NAMES",
-            "$JS.API.STREAM.LIST",
-            "$JS.API.META.LEADER.STEPDOWN",
-            "$JS.API.SERVER.REMOVE",
-            "$JS.API.ACCOUNT.PURGE.STORE",
-            "$JS.API.ACCOUNT.PURGE.STATUSES",
-            "$SYS.REQ.SERVER.PING",
-            "$SYS.REQ.SERVER.PING.CONNZ",
-            "$SYS.REQ.ACCOUNT.STORE.INFO",
-            "$SYS.REQ.USER.INFO",
-            "$SYS.REQ.SERVER.test.RELOAD",
-            "$SYS.REQ.SERVER.test.KICK",
-            "$SYS.ACCOUNT.STORE.CONNECT",
-            "$KV.other.key",
-            "$O.other.C.x",
-            "$O.other.M.x",
-            "_R_.x.y",
-        ]
-        .map(ToOwned::to_owned),
-    );
     all
 }
 

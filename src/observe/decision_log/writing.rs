@@ -60,6 +60,7 @@ impl Writing {
                 self.account(before, result);
                 let linger = self.keeping.is_none() && self.queue.max_capacity() >= Self::LINGER_FROM;
                 if linger && !self.queue.is_closed() {
+                    #[expect(clippy::disallowed_methods, reason = "a thread of its own, which nobody waits for")]
                     thread::sleep(Self::LINGER);
                 }
             }
@@ -87,6 +88,10 @@ impl Writing {
             if self.queue.is_closed() {
                 return false;
             }
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a thread of its own; no event says that a disk has room again"
+            )]
             thread::sleep(Self::RETRY);
             batch.append(&mut keeping.failed);
         }

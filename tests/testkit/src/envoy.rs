@@ -4,28 +4,19 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::http::Request;
-use super::{PATIENCE, repository};
+use crate::http::Request;
+use crate::{PATIENCE, installed, process, repository};
 
-/// The Envoy that `make envoy` installs, or the one that `STOCKADE_ENVOY` names. Whoever lacks one does not test: a test
-/// that passes without what it tests would be worse than none.
+/// The Envoy that `make envoy` installs, or the one that `STOCKADE_ENVOY` names.
 pub fn binary() -> PathBuf {
-    let binary = std::env::var_os("STOCKADE_ENVOY").map_or_else(|| repository(".tools/envoy/envoy"), PathBuf::from);
-    assert!(
-        binary.is_file(),
-        "there is no Envoy at `{}`: run `make envoy`, or name one in STOCKADE_ENVOY",
-        binary.display()
-    );
-    binary
+    installed("Envoy", "STOCKADE_ENVOY", ".tools/envoy/envoy", "make envoy").unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Where the parts of a configuration in `envoy/` are in a test.
@@ -93,32 +84,21 @@ impl Envoy {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let mut access_lines = lines(child.stdout.take().unwrap());
+        let mut access_lines = process::lines(child.stdout.take().unwrap());
         let (sender, access_log) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(line) = access_lines.recv().await {
                 // What Envoy writes beside its access log goes the way of a test's own output.
-                match serde_json::from_str(&line) {
+                match serde_json::from_str(&line.text) {
                     Ok(line) => _ = sender.send(line),
-                    Err(_) => println!("{line}"),
+                    Err(_) => println!("{}", line.text),
                 }
             }
         });
-        let mut log = lines(child.stderr.take().unwrap());
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let started = async {
-            while let Some(line) = log.recv().await {
-                let done = line.contains("starting workers");
-                seen.lock().unwrap().push(line);
-                if done {
-                    return true;
-                }
-            }
-            false
-        };
-        let started = timeout(PATIENCE, started).await.unwrap_or(false);
-        assert!(started, "envoy did not start; its log:\n{}", seen.lock().unwrap().join("\n"));
-        tokio::spawn(async move { while log.recv().await.is_some() {} });
+        let mut log = process::lines(child.stderr.take().unwrap());
+        let started =
+            process::first("envoy", &mut log, PATIENCE, |line| line.text.contains("starting workers").then_some(()));
+        started.await.unwrap_or_else(|error| panic!("{error}"));
         let admin = std::fs::read_to_string(&admin_file).unwrap();
         let admin = admin.parse().unwrap();
         let listeners = Request::get("/listeners?format=json").send(admin).await.body;
@@ -153,20 +133,6 @@ impl Envoy {
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         value.map_or(0, |value| value.parse().unwrap())
     }
-}
-
-/// The lines of a stream, read as they come so that nobody who writes them has to wait.
-fn lines(stream: impl AsyncRead + Unpin + Send + 'static) -> mpsc::UnboundedReceiver<String> {
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let mut lines = BufReader::new(stream).lines();
-    tokio::spawn(async move {
-        while let Ok(Some(line)) = lines.next_line().await {
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    receiver
 }
 
 /// Whether Envoy takes a configuration, and what it says if not.

@@ -1,26 +1,27 @@
-//! An HTTP/1.1 client that sends what it is told, however odd.
+//! An HTTP/1.1 client that sends anything, however odd.
 
-use std::fmt;
-use std::net::SocketAddr;
+use std::time::Duration;
+use std::{fmt, io};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::time::timeout;
 
-use super::PATIENCE;
-use super::upstream::{Seen, latin1};
+use crate::PATIENCE;
+use crate::upstream::{Seen, latin1};
 
 /// A request, in bytes.
 #[derive(Clone)]
 pub struct Request {
     line: Vec<u8>,
+    host: String,
     headers: Vec<u8>,
     body: Vec<u8>,
 }
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(latin1(&[&self.line[..], &self.headers, b"\r\n", &self.body].concat()).trim_end())
+        f.write_str(latin1(&self.bytes()).trim_end())
     }
 }
 
@@ -33,7 +34,13 @@ impl Request {
     /// Any method, any target.
     pub fn new(method: &str, target: impl AsRef<[u8]>) -> Self {
         let line = [method.as_bytes(), b" ", target.as_ref(), b" HTTP/1.1\r\n"].concat();
-        Self { line, headers: b"host: bookstore.example\r\nconnection: close\r\n".to_vec(), body: Vec::new() }
+        let headers = b"connection: close\r\n".to_vec();
+        Self { line, host: "bookstore.example".to_owned(), headers, body: Vec::new() }
+    }
+
+    /// For this host, in place of `bookstore.example`.
+    pub fn host(self, host: &str) -> Self {
+        Self { host: host.to_owned(), ..self }
     }
 
     /// One more header line.
@@ -62,23 +69,42 @@ impl Request {
     }
 
     /// Sends it on a connection of its own.
-    pub async fn send(&self, to: SocketAddr) -> Answer {
-        self.send_on(TcpStream::connect(to).await.unwrap()).await
+    pub async fn send(&self, to: impl ToSocketAddrs) -> Answer {
+        self.try_send(to, PATIENCE).await.unwrap()
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// If nothing listens there, or the answer takes longer.
+    pub async fn try_send(&self, to: impl ToSocketAddrs, limit: Duration) -> io::Result<Answer> {
+        timeout(limit, async { Ok(self.exchange(TcpStream::connect(to).await?).await) }).await?
     }
 
     /// Sends it on this connection, which ends with the answer.
-    pub async fn send_on(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Answer {
-        let bytes = [&self.line[..], &self.headers, b"\r\n", &self.body].concat();
-        let exchange = async {
-            // A server that refuses the head does not wait for the rest; what it said counts.
-            let _ = stream.write_all(&bytes).await;
-            let _ = stream.flush().await;
-            let mut answer = Vec::new();
-            while !Answer::is_complete(&answer) && stream.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {}
-            answer
-        };
-        Answer::parse(&timeout(PATIENCE, exchange).await.expect("an answer in time"))
+    pub async fn send_on(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> Answer {
+        timeout(PATIENCE, self.exchange(stream)).await.expect("an answer in time")
     }
+
+    async fn exchange(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Answer {
+        // A server that refuses the head does not wait for the rest; what it said counts.
+        let _ = stream.write_all(&self.bytes()).await;
+        let _ = stream.flush().await;
+        let mut answer = Vec::new();
+        while !Answer::is_complete(&answer) && stream.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {}
+        Answer::parse(&answer)
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let host = format!("host: {}\r\n", self.host);
+        [&self.line[..], host.as_bytes(), &self.headers, b"\r\n", &self.body].concat()
+    }
+}
+
+/// GETs `http://address/path`: status and body.
+pub async fn http_get(address: &str, path: &str) -> (u16, String) {
+    let answer = Request::get(path).host(address).send(address).await;
+    (answer.status, answer.text())
 }
 
 /// What came back.
@@ -88,7 +114,7 @@ pub struct Answer {
     pub status: u16,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body.
+    /// The body, each byte as the character of its number.
     pub body: String,
 }
 
@@ -118,6 +144,11 @@ impl Answer {
     /// The first value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The body as UTF-8.
+    pub fn text(&self) -> String {
+        String::from_utf8(self.body.chars().map(|c| u8::try_from(c).expect("a byte")).collect()).expect("UTF-8")
     }
 
     /// What the upstream got, if the answer is the upstream's.

@@ -1,26 +1,28 @@
 //! Starts the real NATS server, and does to it what happens to servers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Instant;
 
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::certificates::Authority;
-use super::{PATIENCE, repository};
+use crate::certificates::Authority;
+use crate::process::{self, Lines};
+use crate::{PATIENCE, installed, repository};
 
 /// The server that `make nats` installs, or the one that `STOCKADE_NATS_SERVER` names.
 pub fn binary() -> PathBuf {
-    let named = std::env::var_os("STOCKADE_NATS_SERVER");
-    let binary = named.map_or_else(|| repository(".tools/nats/nats-server"), PathBuf::from);
-    assert!(
-        binary.is_file(),
-        "there is no NATS server at `{}`: run `make nats`, or name one in STOCKADE_NATS_SERVER",
-        binary.display()
-    );
-    binary
+    try_binary().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The same.
+///
+/// # Errors
+/// If there is none.
+pub fn try_binary() -> Result<PathBuf, String> {
+    installed("NATS server", "STOCKADE_NATS_SERVER", ".tools/nats/nats-server", "make nats")
 }
 
 /// A running NATS server with JetStream, on a port of its own that it keeps when it is started again. Killed when dropped.
@@ -32,6 +34,9 @@ pub struct NatsServer {
     /// Its configuration, with `@PORT@` and `@DIR@` in the place of those two.
     config: String,
     child: Child,
+    /// When it last said that it is ready.
+    pub ready: Instant,
+    log: Lines,
 }
 
 /// The users of the shipped configuration, and where it takes their passwords from; the last one is of a namespace that tests add.
@@ -57,7 +62,7 @@ impl NatsServer {
         let limits = "max_file_store: 16GB, max_memory_store: 2GB";
         let jetstream = format!("jetstream {{ store_dir: \"@DIR@/data\", {limits} }}");
         let config = format!("listen: \"127.0.0.1:@PORT@\"\n{jetstream}\n{more}\n");
-        Self::launch(TempDir::new().unwrap(), config).await
+        Self::launch(config).await
     }
 
     /// As `k8s/nats/nats.conf` has it: TLS for `localhost`, by `ca.pem` in its directory, and the [`USERS`], each with a
@@ -85,12 +90,20 @@ impl NatsServer {
             assert!(config.contains(from), "k8s/nats/nats.conf has no `{from}` any more");
             config = config.replace(from, to);
         }
-        Self::launch(dir, edit(config)).await
+        Self::try_launch(dir, edit(config)).await.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    async fn launch(dir: TempDir, config: String) -> Self {
-        let (child, port) = launch(&dir, None, &config).await;
-        Self { port, dir, config, child }
+    async fn launch(config: String) -> Self {
+        Self::try_launch(TempDir::new().unwrap(), config).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// With this configuration and nothing else, in which `@PORT@` and `@DIR@` stand for its port and this directory.
+    ///
+    /// # Errors
+    /// With its log, if it does not start.
+    pub async fn try_launch(dir: TempDir, config: String) -> Result<Self, String> {
+        let Launched { child, log, port, ready } = launch(dir.path(), None, &config).await?;
+        Ok(Self { port, dir, config, child, ready, log })
     }
 
     /// `nats://127.0.0.1:PORT`
@@ -106,7 +119,27 @@ impl NatsServer {
 
     /// Starts it again, on the same port with what it kept, once it was killed.
     pub async fn start_again(&mut self) {
-        (self.child, _) = launch(&self.dir, Some(self.port), &self.config).await;
+        self.try_start_again().await.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// With its log, if it does not start.
+    pub async fn try_start_again(&mut self) -> Result<(), String> {
+        let Launched { child, log, ready, .. } = launch(self.dir.path(), Some(self.port), &self.config).await?;
+        (self.child, self.log, self.ready) = (child, log, ready);
+        Ok(())
+    }
+
+    /// The lines that it has logged since it was ready, or since this was last asked.
+    pub fn take_lines(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.log.try_recv().ok()).map(|line| line.text).collect()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("a running server")
     }
 
     /// Loses everything that it kept, while it is not running.
@@ -116,28 +149,31 @@ impl NatsServer {
 
     /// Stops it without ending it: connections stay open, and nothing is answered (SIGSTOP).
     pub fn freeze(&self) {
-        self.signal("STOP");
+        process::signal(self.pid(), "STOP");
     }
 
     /// Lets it go on (SIGCONT).
     pub fn thaw(&self) {
-        self.signal("CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.child.id().expect("a running server").to_string();
-        let status = std::process::Command::new("kill").args([&format!("-{signal}"), &pid]).status();
-        assert!(status.unwrap().success());
+        process::signal(self.pid(), "CONT");
     }
 }
 
-/// Starts it and waits until it is ready: the process and its port.
-async fn launch(dir: &TempDir, port: Option<u16>, config: &str) -> (Child, u16) {
+/// A process that is ready.
+struct Launched {
+    child: Child,
+    log: Lines,
+    port: u16,
+    ready: Instant,
+}
+
+/// Starts it and waits until it is ready.
+async fn launch(dir: &Path, port: Option<u16>, config: &str) -> Result<Launched, String> {
+    let binary = try_binary()?;
     let port = port.map_or_else(|| "-1".to_owned(), |port| port.to_string());
-    let file = dir.path().join("nats.conf");
-    let config = config.replace("@PORT@", &port).replace("@DIR@", &dir.path().display().to_string());
-    std::fs::write(&file, config).unwrap();
-    let mut child = Command::new(binary())
+    let file = dir.join("nats.conf");
+    let config = config.replace("@PORT@", &port).replace("@DIR@", &dir.display().to_string());
+    std::fs::write(&file, config).map_err(|error| format!("cannot write `{}`: {error}", file.display()))?;
+    let mut child = Command::new(&binary)
         .arg("--config")
         .arg(&file)
         .env("NATS_SERVER_NAME", "test")
@@ -147,26 +183,16 @@ async fn launch(dir: &TempDir, port: Option<u16>, config: &str) -> (Child, u16) 
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-    let mut seen = Vec::new();
-    let started = async {
-        let mut port = None;
-        while let Some(line) = log.next_line().await.unwrap() {
-            if let Some((_, address)) = line.split_once("Listening for client connections on ") {
-                port = address.trim().rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
-            }
-            let ready = line.contains("Server is ready");
-            seen.push(line);
-            if ready {
-                return port;
-            }
+        .map_err(|error| format!("cannot start `{}`: {error}", binary.display()))?;
+    let mut log = process::lines(child.stderr.take().expect("a pipe"));
+    let mut port = None;
+    let ready = process::first("the NATS server", &mut log, PATIENCE, |line| {
+        if let Some((_, address)) = line.text.split_once("Listening for client connections on ") {
+            port = address.trim().rsplit(':').next().and_then(|port| port.parse().ok());
         }
-        None
-    };
-    let Some(port) = timeout(PATIENCE, started).await.unwrap_or(None) else {
-        panic!("the NATS server did not start; its log:\n{}", seen.join("\n"));
-    };
-    tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
-    (child, port)
+        line.text.contains("Server is ready").then_some(line.at)
+    });
+    let ready = ready.await?;
+    let port = port.ok_or("the NATS server is ready, but its log has no port")?;
+    Ok(Launched { child, log, port, ready })
 }
