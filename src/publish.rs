@@ -19,9 +19,9 @@ use tokio::time::sleep;
 use crate::feed::jetstream::blob_of;
 use crate::nats::{self, Connection, Patience, Stored, code};
 use crate::store::layout::{Layout, PIECE};
-use crate::store::ledger::Believed;
 use crate::store::statement::{Blob, Kind, Manifest, Overlays, Status, StoreName};
-use crate::store::{Digest, Keyring, Ledger, Refusal};
+use crate::store::trusted::Believed;
+use crate::store::{Digest, Keyring, Refusal, TrustedStatements};
 use streams::{Desired, Settings};
 use table::Sidecar;
 
@@ -338,9 +338,9 @@ fn full(stream: &str) -> String {
 /// # Errors
 /// Why it is not believed, and what to do about it.
 pub fn read_manifest(store: &StoreName, keyring: &Keyring, bytes: &[u8]) -> Result<Believed<Manifest>, String> {
-    let mut ledger = Ledger::new(store.clone(), keyring.clone(), Duration::ZERO);
-    ledger.manifest(bytes).map_err(|refusal| unbelieved("manifest", &refusal))?;
-    ledger.manifest.ok_or_else(|| "no manifest".to_owned())
+    let mut trusted = TrustedStatements::new(store.clone(), keyring.clone(), Duration::ZERO);
+    trusted.manifest(bytes).map_err(|refusal| unbelieved("manifest", &refusal))?;
+    trusted.manifest.ok_or_else(|| "no manifest".to_owned())
 }
 
 /// Reads overlays, if one of these keys has signed them.
@@ -348,15 +348,15 @@ pub fn read_manifest(store: &StoreName, keyring: &Keyring, bytes: &[u8]) -> Resu
 /// # Errors
 /// Why they are not believed, and what to do about it.
 pub fn read_overlays(store: &StoreName, keyring: &Keyring, bytes: &[u8]) -> Result<Believed<Overlays>, String> {
-    let mut ledger = Ledger::new(store.clone(), keyring.clone(), Duration::ZERO);
-    ledger.overlays(bytes).map_err(|refusal| unbelieved("statement of overlays", &refusal))?;
-    ledger.overlays.ok_or_else(|| "no overlays".to_owned())
+    let mut trusted = TrustedStatements::new(store.clone(), keyring.clone(), Duration::ZERO);
+    trusted.overlays(bytes).map_err(|refusal| unbelieved("statement of overlays", &refusal))?;
+    trusted.overlays.ok_or_else(|| "no overlays".to_owned())
 }
 
 /// Whether a statement of overlays is not believed for its key alone: others may trust that.
 pub fn is_anothers(store: &StoreName, keyring: &Keyring, bytes: &[u8]) -> bool {
-    let mut ledger = Ledger::new(store.clone(), keyring.clone(), Duration::ZERO);
-    matches!(ledger.overlays(bytes), Err(Refusal::UnknownKey(_) | Refusal::Role(..)))
+    let mut trusted = TrustedStatements::new(store.clone(), keyring.clone(), Duration::ZERO);
+    matches!(trusted.overlays(bytes), Err(Refusal::UnknownKey(_) | Refusal::Role(..)))
 }
 
 fn unbelieved(what: &str, refusal: &Refusal) -> String {

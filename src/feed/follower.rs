@@ -37,7 +37,7 @@ use crate::observe::sparingly::Sparingly;
 use crate::policy::Files;
 use crate::problem::{Problem, one_line};
 use crate::store::statement::{Beacon, Head, Kind, Manifest};
-use crate::store::{Digest, Keyring, Ledger, Refusal, statement};
+use crate::store::{Digest, Keyring, Refusal, TrustedStatements, statement};
 
 /// How often what only time changes is looked at: overlays that begin or end, freshness, retries.
 const TICK: Duration = Duration::from_millis(200);
@@ -99,7 +99,7 @@ pub struct Follower<P, E: Engine> {
     events: Events,
     engine: Arc<E>,
     /// What was accepted.
-    ledger: Ledger,
+    trusted: TrustedStatements,
     proof: Arc<LastProof>,
     snapshots: watch::Sender<Option<Arc<E::Snapshot>>>,
     status: watch::Sender<Status>,
@@ -237,7 +237,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
         let now = Instant::now();
         status.send_modify(|status| status.store = Some(StoreStatus::default()));
         Self {
-            ledger: Ledger::new(config.name.clone(), keyring, config.max_clock_skew.0),
+            trusted: TrustedStatements::new(config.name.clone(), keyring, config.max_clock_skew.0),
             last_good: config.last_good.clone().map(LastGood::start),
             config,
             source: Arc::new(source),
@@ -352,8 +352,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
     /// Takes note of a statement. Whether it is one to believe, though there may be a newer one.
     fn statement(&mut self, kind: Kind, bytes: &Bytes) -> bool {
         let heard = match kind {
-            Kind::Manifest => self.ledger.manifest(bytes),
-            Kind::Overlays => self.ledger.overlays(bytes),
+            Kind::Manifest => self.trusted.manifest(bytes),
+            Kind::Overlays => self.trusted.overlays(bytes),
             Kind::Beacon => {
                 self.hear_beacon(bytes);
                 return true;
@@ -380,7 +380,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
 
     fn hear_beacon(&mut self, bytes: &Bytes) {
         let now = SystemTime::now();
-        match self.ledger.beacon(bytes, now) {
+        match self.trusted.beacon(bytes, now) {
             Ok(says) => {
                 // Two senders, and servers that repeat: the newest counts.
                 if self.beacon.as_ref().is_none_or(|own| own.says.sent_at < says.sent_at) {
@@ -395,7 +395,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
 
     /// What the newest beacon means for what was accepted.
     fn weigh(&mut self, beacon: &Beacon) {
-        match self.ledger.holds(beacon) {
+        match self.trusted.holds(beacon) {
             Ok(true) => {}
             Ok(false) => self.look_again = true,
             Err(_) if self.changed.elapsed() < OVERLAP => {}
@@ -450,7 +450,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
 
     /// Fetches and compiles what the newest manifest names, if that is not done.
     fn make_ready(&mut self) {
-        let Some(newest) = &self.ledger.manifest else { return };
+        let Some(newest) = &self.trusted.manifest else { return };
         let head = newest.head;
         let is_done = self.enforced.manifest.as_ref().is_some_and(|(own, _)| *own == head)
             || self.ready.as_ref().is_some_and(|ready| ready.head == head)
@@ -497,9 +497,9 @@ impl<P: Source, E: Engine> Follower<P, E> {
         }
         let now = SystemTime::now();
         let previous = self.snapshots.borrow().clone();
-        let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
+        let overlays = self.trusted.overlays.as_ref().map(|own| own.head);
         let is_other =
-            !self.ledger.active(now).eq(&self.enforced.active) || !self.ledger.later(now).eq(&self.enforced.later);
+            !self.trusted.active(now).eq(&self.enforced.active) || !self.trusted.later(now).eq(&self.enforced.later);
         let enforced = self.enforced.manifest.as_ref().map(|(head, _)| head.version);
         // What was overtaken on its way stays out.
         self.ready.take_if(|ready| enforced.is_some_and(|enforced| ready.head.version <= enforced));
@@ -541,7 +541,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
     fn prove(&mut self) {
         let now = Instant::now();
         if let Some(beacon) = &self.beacon
-            && self.ledger.holds(&beacon.says) == Ok(true)
+            && self.trusted.holds(&beacon.says) == Ok(true)
             && self.is_current(SystemTime::now())
         {
             self.proof.prove(beacon.at, beacon.age);
@@ -574,11 +574,11 @@ impl<P: Source, E: Engine> Follower<P, E> {
 
     /// Whether what is in force is what the newest statements say.
     fn is_current(&self, now: SystemTime) -> bool {
-        let newest = self.ledger.manifest.as_ref().map(|own| own.head);
+        let newest = self.trusted.manifest.as_ref().map(|own| own.head);
         let manifest = self.enforced.manifest.as_ref().map(|(head, _)| *head) == newest
             // What comes into force later is not in force now.
             || self.ready.as_ref().is_some_and(|ready| Some(ready.head) == newest && !is_due(&ready.says, now));
-        manifest && self.enforced.overlays == self.ledger.overlays.as_ref().map(|own| own.head)
+        manifest && self.enforced.overlays == self.trusted.overlays.as_ref().map(|own| own.head)
     }
 
     // === what came of it ===
@@ -669,8 +669,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
     /// There is no statement of a kind, though one was accepted: the store has lost it.
     fn weigh_absence(&mut self, kind: Kind) {
         let accepted = match kind {
-            Kind::Manifest => self.ledger.manifest.as_ref().map(|own| own.head.version),
-            Kind::Overlays => self.ledger.overlays.as_ref().map(|own| own.head.version),
+            Kind::Manifest => self.trusted.manifest.as_ref().map(|own| own.head.version),
+            Kind::Overlays => self.trusted.overlays.as_ref().map(|own| own.head.version),
             Kind::Beacon => None,
         };
         if let Some(accepted) = accepted {
@@ -681,7 +681,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
     fn after_making(&mut self, made: Made<E::Base>) {
         let Made { head, says, took, result } = made;
         self.making.take_if(|own| own.head == head);
-        let is_newest = self.ledger.manifest.as_ref().is_some_and(|own| own.head == head);
+        let is_newest = self.trusted.manifest.as_ref().is_some_and(|own| own.head == head);
         match result {
             Ok(base) => {
                 if self.failures > 0 {
@@ -720,7 +720,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
     /// The overlays that are in force at an instant, and those that will be. A snapshot is made with both: this loop may be late
     /// for the beginning of one and for its end, and decisions are not.
     fn standing(&self, now: SystemTime) -> (Vec<Overlay>, Vec<Overlay>) {
-        (self.ledger.active(now).cloned().collect(), self.ledger.later(now).cloned().collect())
+        (self.trusted.active(now).cloned().collect(), self.trusted.later(now).cloned().collect())
     }
 
     fn in_force(
@@ -743,7 +743,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
             self.status.send_modify(|status| status.rejection = None);
         }
         if overlays != self.enforced.overlays {
-            let own = self.ledger.overlays.as_ref().filter(|own| was_running && Some(own.head) == overlays);
+            let own = self.trusted.overlays.as_ref().filter(|own| was_running && Some(own.head) == overlays);
             self.enforced.overlays_lead_time = own.map(|own| own.says.published_at.age(now));
             self.enforced.overlays = overlays;
         }

@@ -22,12 +22,12 @@ impl<P: Source, E: Engine> Follower<P, E> {
             return warn!("the copy on disk is not used: it holds no overlays, and those of the store are refused");
         }
         let accepted = (|| {
-            self.ledger.manifest(&copy.manifest)?;
+            self.trusted.manifest(&copy.manifest)?;
             if let Some(overlays) = &copy.overlays {
-                self.ledger.overlays(overlays)?;
+                self.trusted.overlays(overlays)?;
             }
             // An old beacon is what the age counts from, so it may be as old as it is, but not from the future.
-            self.ledger.beacon(&copy.beacon, SystemTime::now())
+            self.trusted.beacon(&copy.beacon, SystemTime::now())
         })();
         let beacon = match accepted {
             Ok(beacon) => beacon,
@@ -35,14 +35,14 @@ impl<P: Source, E: Engine> Follower<P, E> {
         };
         // The copy may be newer than its beacon, which is written now and then: what it has was not out of date then. But a beacon that
         // names what the copy lacks says that the copy is old.
-        if !matches!(self.ledger.holds(&beacon), Ok(true) | Err(Refusal::Older { .. })) {
+        if !matches!(self.trusted.holds(&beacon), Ok(true) | Err(Refusal::Older { .. })) {
             return warn!("the copy on disk is not used: its parts do not belong together");
         }
         let age = beacon.sent_at.age(SystemTime::now());
         if age > disk.max_age() {
             return warn!(?age, max_age = ?disk.max_age(), "the copy on disk is too old to be used");
         }
-        let Some(own) = &self.ledger.manifest else { return };
+        let Some(own) = &self.trusted.manifest else { return };
         let (head, says) = (own.head, own.says.clone());
         let made = match verify(&says.bundle, copy.blob) {
             Ok(bytes) => {
@@ -57,7 +57,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
         // Said before anybody can see it in force.
         warn!(version = %head.version, ?age, "the store cannot be reached or believed: the copy on disk comes into force");
         self.snapshots.send_replace(Some(Arc::new(self.engine.succeed(None, base, &standing))));
-        let overlays = self.ledger.overlays.as_ref().map(|own| own.head);
+        let overlays = self.trusted.overlays.as_ref().map(|own| own.head);
         self.in_force(Some((head, says)), overlays, active, later);
         self.enforced.from_disk = true;
         self.proof.prove(Instant::now(), age);
@@ -70,11 +70,11 @@ impl<P: Source, E: Engine> Follower<P, E> {
     pub(super) fn save(&mut self, blob: Option<Bytes>) {
         let Some(disk) = &self.last_good else { return };
         let manifest = self
-            .ledger
+            .trusted
             .manifest
             .as_ref()
             .filter(|own| self.enforced.manifest.as_ref().is_some_and(|(head, _)| *head == own.head));
-        let overlays = self.ledger.overlays.as_ref().map(|own| own.bytes.clone().into());
+        let overlays = self.trusted.overlays.as_ref().map(|own| own.bytes.clone().into());
         let Some(manifest) = manifest else { return };
         // Were it to end half way, the digests would not fit, and the copy would not be used.
         let mut files = vec![(Kind::Manifest.as_str(), manifest.bytes.clone().into())];

@@ -73,7 +73,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
 
     /// Brings what the status says of versions up to date.
     pub(super) fn store_heads(&self) {
-        let newest = self.ledger.manifest.as_ref().map(|own| own.head.version);
+        let newest = self.trusted.manifest.as_ref().map(|own| own.head.version);
         let enforced = &self.enforced;
         self.store(|store| {
             store.newest = newest;

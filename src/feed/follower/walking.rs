@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 
 use super::{ANSWER, Bytes, Duration, Engine, Follower, Job, Source, SourceError, jittered};
 use crate::store::statement::Kind;
-use crate::store::{Digest, Keyring, Ledger, StoreName};
+use crate::store::{Digest, Keyring, StoreName, TrustedStatements};
 
 /// How many older statements are read by a sidecar that has none of the kind: all that a store keeps.
 const HISTORY: usize = 1024;
@@ -33,8 +33,8 @@ impl<P: Source, E: Engine> Follower<P, E> {
             return;
         }
         let has_one = match kind {
-            Kind::Manifest => self.ledger.manifest.is_some(),
-            Kind::Overlays | Kind::Beacon => self.ledger.overlays.is_some(),
+            Kind::Manifest => self.trusted.manifest.is_some(),
+            Kind::Overlays | Kind::Beacon => self.trusted.overlays.is_some(),
         };
         let steps = if has_one { RECENT } else { HISTORY };
         let (source, name) = (self.source.clone(), self.config.name.clone());
@@ -109,10 +109,10 @@ async fn believed(
         let found = found.unwrap_or_else(|_| Err(SourceError("no answer in time".to_owned())))?;
         let Some((at, bytes)) = found else { return Ok(None) };
         // One that has accepted nothing yet: whether it is news is for the follower's own to say.
-        let mut ledger = Ledger::new(name.clone(), keyring.clone(), Duration::ZERO);
+        let mut trusted = TrustedStatements::new(name.clone(), keyring.clone(), Duration::ZERO);
         let is_good = match kind {
-            Kind::Manifest => ledger.manifest(&bytes).is_ok(),
-            Kind::Overlays => ledger.overlays(&bytes).is_ok(),
+            Kind::Manifest => trusted.manifest(&bytes).is_ok(),
+            Kind::Overlays => trusted.overlays(&bytes).is_ok(),
             Kind::Beacon => false,
         };
         if is_good {
