@@ -34,6 +34,7 @@ pub mod descriptors;
 pub mod listener;
 pub mod shutdown;
 
+mod backoff;
 pub mod claim_path;
 pub mod problem;
 pub mod strict_json;

@@ -235,7 +235,7 @@ impl<S: Send + Sync + 'static> Directories<S> {
             None => "nothing is in force yet",
         };
         error!(problems = one_line(problems), "bundles refused: {consequence}");
-        self.status.send_modify(|status| status.rejected(problems));
+        self.status.send_modify(|status| status.rejected(problems, SystemTime::now()));
     }
 }
 
