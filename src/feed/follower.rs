@@ -274,7 +274,8 @@ fn no_answer() -> SourceError {
 
 /// The two clocks.
 fn now() -> Now {
-    Now { mono: Instant::now(), wall: SystemTime::now() }
+    // The monotonic clock of the runtime, which tests pause.
+    Now { mono: tokio::time::Instant::now().into_std(), wall: SystemTime::now() }
 }
 
 /// Waits until it is true; `false` if it never will be.

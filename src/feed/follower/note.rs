@@ -81,7 +81,10 @@ impl Log {
             Note::Connected => info!("connected to the store"),
             Note::Disconnected(reason) => warn!(reason, "not connected to the store; what is in force stays"),
             Note::Denied(reason) => {
-                error!(reason, "the store denied this sidecar an operation; check its NATS permissions (docs/store.md)");
+                error!(
+                    reason,
+                    "the store denied this sidecar an operation; check its NATS permissions (docs/store.md)"
+                );
             }
             // Someone may be attacking, or have restored an old copy. Once a minute for each kind and reason.
             Note::Refused(kind, refusal) => {
@@ -93,14 +96,12 @@ impl Log {
                     );
                 }
             }
-            Note::HistorySearched(kind, true) => warn!(
-                statement = kind.as_str(),
-                "the newest statement is refused; the newest that is trusted counts"
-            ),
-            Note::HistorySearched(kind, false) => error!(
-                statement = kind.as_str(),
-                "the newest statement is refused, and none before it is trusted"
-            ),
+            Note::HistorySearched(kind, true) => {
+                warn!(statement = kind.as_str(), "the newest statement is refused; the newest that is trusted counts")
+            }
+            Note::HistorySearched(kind, false) => {
+                error!(statement = kind.as_str(), "the newest statement is refused, and none before it is trusted")
+            }
             Note::OverlaysTrusted => info!("overlays are trusted again"),
             Note::Withheld(why) => error!(
                 why,

@@ -9,7 +9,9 @@ use super::Config;
 use crate::decision::freshness::{self, OnExpired};
 use crate::feed::Limits;
 use crate::store::keys::Trusted;
-use crate::store::statement::{Beacon, Blob, Manifest, OverlayEffect, OverlayEntry, Overlays, StoreName, Timestamp, Version};
+use crate::store::statement::{
+    Beacon, Blob, Manifest, OverlayEffect, OverlayEntry, Overlays, StoreName, Timestamp, Version,
+};
 use crate::store::{Digest, Head, Kind, Role, SecretKey, envelope};
 use crate::units::Span;
 

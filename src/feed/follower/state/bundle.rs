@@ -149,7 +149,11 @@ impl<B, S> State<B, S> {
             self.ready = Some(Ready { head, manifest, compiled: None, took: Duration::ZERO, copy: None });
             return;
         }
-        self.fetch(Fetch { head, manifest, origin: Origin::Store, urgent: self.enforced.manifest.is_none() }, attempts, now);
+        self.fetch(
+            Fetch { head, manifest, origin: Origin::Store, urgent: self.enforced.manifest.is_none() },
+            attempts,
+            now,
+        );
     }
 
     /// Fetches a bundle, and gives up one that is still being fetched.
@@ -247,7 +251,11 @@ impl<B, S> State<B, S> {
             (next.manifest, next.copy) = (Some((ready.head, ready.manifest)), ready.copy);
         }
         let published = next.manifest.as_ref().map(|(head, manifest)| published(*head, manifest));
-        self.actions.push(Action::Step { base, published, overlays: [next.active.clone(), next.later.clone()].concat() });
+        self.actions.push(Action::Step {
+            base,
+            published,
+            overlays: [next.active.clone(), next.later.clone()].concat(),
+        });
         self.step = Step::Running(Box::new(next));
     }
 
@@ -263,7 +271,8 @@ impl<B, S> State<B, S> {
     }
 
     fn overlays_differ(&self, now: Now) -> bool {
-        !self.trusted.active(now.wall).eq(&self.enforced.active) || !self.trusted.later(now.wall).eq(&self.enforced.later)
+        !self.trusted.active(now.wall).eq(&self.enforced.active)
+            || !self.trusted.later(now.wall).eq(&self.enforced.later)
     }
 
     pub(super) fn stepped(&mut self, snapshot: Option<(S, String)>, now: Now) {

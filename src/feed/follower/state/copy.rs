@@ -8,8 +8,8 @@ use super::super::super::last_good;
 use super::super::note::Note;
 use super::statements::{OverlaysKnown, ReceivedBeacon};
 use super::{Action, Fetch, Now, Origin, Proof, State};
-use crate::store::statement::{Beacon, Kind};
 use crate::store::Refusal;
+use crate::store::statement::{Beacon, Kind};
 
 /// The use of the copy on disk at a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +93,9 @@ impl<B, S> State<B, S> {
         // Were it to end half way, the digests would not fit, and the copy would not be used.
         let mut files = vec![(Kind::Manifest.as_str(), newest.bytes.clone().into())];
         files.extend(blob.map(|blob| (last_good::BLOB, blob)));
-        files.extend(self.trusted.overlays.as_ref().map(|newest| (Kind::Overlays.as_str(), newest.bytes.clone().into())));
+        files.extend(
+            self.trusted.overlays.as_ref().map(|newest| (Kind::Overlays.as_str(), newest.bytes.clone().into())),
+        );
         self.actions.push(Action::Save(files));
         // A beacon that names what is on disk is to follow soon.
         self.save_beacon_at = now.mono;

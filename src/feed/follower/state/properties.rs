@@ -12,18 +12,32 @@ use super::*;
 #[derive(Debug, Clone)]
 enum Op {
     /// Published, and heard or not; some bundles do not compile, and some are those of before.
-    Publish { bundle: u8, heard: bool },
+    Publish {
+        bundle: u8,
+        heard: bool,
+    },
     /// Issued, for so many seconds beside a denial that does not end.
-    Issue { seconds: u8, heard: bool },
+    Issue {
+        seconds: u8,
+        heard: bool,
+    },
     /// Put into the store by someone who has no key.
-    Rubbish { kind: Kind, heard: bool },
+    Rubbish {
+        kind: Kind,
+        heard: bool,
+    },
     /// Heard again, or late.
     Repeat(usize),
     /// Sent so many milliseconds ago.
-    Beacon { age: u16 },
+    Beacon {
+        age: u16,
+    },
     Event(Event),
     /// Some work ends.
-    End { at: usize, end: End },
+    End {
+        at: usize,
+        end: End,
+    },
     /// Milliseconds.
     Pass(u16),
     Jump(u16),

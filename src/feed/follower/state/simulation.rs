@@ -88,8 +88,7 @@ impl Simulation {
     pub(super) fn new() -> Self {
         let signer = Signer::new();
         let mut config = signer.config();
-        config.last_good =
-            Some(last_good::Config { directory: "unused".to_owned(), max_age: Span::seconds(3600) });
+        config.last_good = Some(last_good::Config { directory: "unused".to_owned(), max_age: Span::seconds(3600) });
         let now = Now { mono: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000) };
         Self {
             state: State::new(config.clone(), 1, now),

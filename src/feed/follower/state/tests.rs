@@ -200,12 +200,7 @@ type Table = (&'static str, &'static [(Do, &'static str)]);
 const TABLES: &[Table] = &[
     (
         "the first thing in force has its overlays",
-        &[
-            (Publishes("one"), "-"),
-            (Issues(&["deny-1"]), "-"),
-            (Beacons(0), "-"),
-            (Start, "7.1 one [deny-1] fresh"),
-        ],
+        &[(Publishes("one"), "-"), (Issues(&["deny-1"]), "-"), (Beacons(0), "-"), (Start, "7.1 one [deny-1] fresh")],
     ),
     (
         "what is published is in force, also the same bundle again, under its own number",
