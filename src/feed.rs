@@ -41,7 +41,6 @@ pub struct Status {
 impl Status {
     /// A version was put in force, which took so long.
     fn loaded(&mut self, took: Duration) {
-        self.rejection = None;
         self.loads += 1;
         self.last_load_duration = Some(took);
     }

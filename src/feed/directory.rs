@@ -217,7 +217,10 @@ impl<S: Send + Sync + 'static> Directories<S> {
     fn enforce(&mut self, snapshot: S, digest: [u8; 32], took: Duration) {
         self.enforced = Some(digest);
         retire(self.snapshots.send_replace(Some(Arc::new(snapshot))));
-        self.status.send_modify(|status| status.loaded(took));
+        self.status.send_modify(|status| {
+            status.rejection = None;
+            status.loaded(took);
+        });
         info!(took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "bundles loaded and put in force");
     }
 

@@ -10,9 +10,10 @@ use tempfile::TempDir;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
-use super::signer::{Signer, version};
+use super::signer::Signer;
 use super::*;
 use crate::feed::last_good;
+use crate::feed::source::Event;
 use crate::model::Freshness;
 use crate::store::statement::{Blob, Manifest};
 use crate::store::{Head, pack};
@@ -323,7 +324,7 @@ async fn a_denial_does_not_wait_for_a_bundle() {
     world.fake.slow.store(true, Ordering::SeqCst);
     world.publish("two").await;
     world.issue(&["deny-1"]).await;
-    let found = world.in_force("the denial", |own| own.overlays == ["deny-1"]);
+    let found = world.in_force("the denial", |own| own.overlays == ["deny-1"]).await;
     assert_eq!(found.text, "one", "the bundle is still on its way");
     world.fake.release.notify_one();
     let found = world.text("two").await;

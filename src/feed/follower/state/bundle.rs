@@ -279,7 +279,8 @@ impl<B, S> State<B, S> {
         let Step::Running(next) = std::mem::replace(&mut self.step, Step::Idle) else { return };
         let Some((snapshot, revision)) = snapshot else {
             self.step = Step::Panicked { until: now.mono + AFTER_A_PANIC };
-            return self.crashed(now);
+            // It has taken the bundle with it, which is fetched again.
+            return self.retry_bundle_after(AFTER_A_PANIC, now);
         };
         let Next { manifest, blob, overlays, active, later, took, copy } = *next;
         // Before anyone can see it in force: what the copy proves, and that a first snapshot is not ready until its first beacon.
@@ -320,7 +321,10 @@ impl<B, S> State<B, S> {
             (self.enforced.lead_time, self.enforced.since) = (lead_time, Some(now.wall));
             let publisher = manifest.publisher.clone();
             self.enforced.manifest = Some((head, manifest));
-            self.status.rejection = None;
+            // Unless it is a newer one that is refused.
+            if !matches!(self.bundle, Bundle::Refused { head: refused } if refused.version > head.version) {
+                self.status.rejection = None;
+            }
             self.log(Note::InForce { version: head.version, publisher, lead_time });
         }
         if overlays != self.enforced.overlays {
