@@ -161,6 +161,11 @@ impl Simulation {
         self.stored.iter().rev().filter(|stored| stored.kind == kind).find_map(|stored| stored.head)
     }
 
+    /// Whether a bundle does not compile.
+    pub(super) fn is_bad(&self, generation: u64) -> bool {
+        self.texts.get(&generation).is_some_and(|text| text.starts_with("bad"))
+    }
+
     /// The store loses everything.
     pub(super) fn wipe(&mut self) {
         self.stored.clear();
