@@ -180,7 +180,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
                     })
                 });
             }
-            Action::Fetch(fetch) => self.fetch(fetch),
+            Action::Fetch(fetch) => self.fetch(*fetch),
             Action::Step { base, published, overlays } => self.step(base, published, overlays),
             Action::PutInForce(snapshot) => retire(self.snapshots.send_replace(Some(snapshot))),
             Action::Prove(proof) => self.proof.prove(proof.at, proof.age),
@@ -216,7 +216,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
                 Origin::Copy(_, proof) => Some(proof),
             };
             let Fetch { head, manifest, .. } = wanted;
-            Input::Fetched(Fetched { head, manifest, copy, took: begun.elapsed(), result })
+            Input::Fetched(Box::new(Fetched { head, manifest, copy, took: begun.elapsed(), result }))
         });
         if let Some(given_up) = self.fetching.replace(job) {
             given_up.abort();

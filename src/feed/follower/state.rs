@@ -65,7 +65,7 @@ pub(super) enum Input<B, S> {
     /// What came of [`Action::ReadCopy`]; `None` if there is no complete copy.
     CopyRead(Option<last_good::Copy>),
     /// What came of [`Action::Fetch`].
-    Fetched(Fetched<B>),
+    Fetched(Box<Fetched<B>>),
     /// What came of [`Action::Step`]: a snapshot with its revision, or nothing if making it panicked.
     Stepped(Option<(S, String)>),
     /// What came of [`Action::Report`]: whether it said that this sidecar is leaving.
@@ -95,7 +95,7 @@ pub(super) enum Action<B, S> {
     /// Read the copy on disk.
     ReadCopy,
     /// Fetch, verify and compile a bundle. One that is still being fetched is given up.
-    Fetch(Fetch),
+    Fetch(Box<Fetch>),
     /// Make the next snapshot.
     Step {
         /// The bundle; `None` if the one in force stays.
@@ -317,7 +317,7 @@ impl<B, S> State<B, S> {
             Input::Looked(result) => self.looked(result, now),
             Input::HistorySearched(searched) => self.history_searched(searched, now),
             Input::CopyRead(copy) => self.copy_read(copy, now),
-            Input::Fetched(fetched) => self.fetched(fetched, now),
+            Input::Fetched(fetched) => self.fetched(*fetched, now),
             Input::Stepped(snapshot) => self.stepped(snapshot, now),
             Input::Reported(result) => self.reported(result, now),
             Input::Crashed => self.crashed(now),

@@ -159,7 +159,7 @@ impl<B, S> State<B, S> {
     /// Fetches a bundle, and gives up one that is still being fetched.
     pub(super) fn fetch(&mut self, fetch: Fetch, attempts: u32, now: Now) {
         self.bundle = Bundle::Fetching { head: fetch.head, since: now.mono, attempts };
-        self.actions.push(Action::Fetch(fetch));
+        self.actions.push(Action::Fetch(Box::new(fetch)));
     }
 
     pub(super) fn fetched(&mut self, fetched: Fetched<B>, now: Now) {

@@ -206,7 +206,7 @@ impl Simulation {
                 Action::ReadCopy => self.work.push(Work::ReadCopy),
                 Action::Fetch(fetch) => {
                     self.work.retain(|work| !matches!(work, Work::Fetch(_)));
-                    self.work.push(Work::Fetch(Box::new(fetch)));
+                    self.work.push(Work::Fetch(fetch));
                 }
                 Action::Step { base, published, overlays } => {
                     assert!(!self.work.iter().any(|work| matches!(work, Work::Step { .. })), "two steps at once");
@@ -257,7 +257,7 @@ impl Simulation {
                 Input::HistorySearched(Searched { kind, refused, found })
             }
             Work::ReadCopy => Input::CopyRead(if fails { None } else { self.copy(end) }),
-            Work::Fetch(fetch) => Input::Fetched(self.fetched(*fetch, end)),
+            Work::Fetch(fetch) => Input::Fetched(Box::new(self.fetched(*fetch, end))),
             Work::Step { base, published, overlays } => {
                 Input::Stepped((!fails).then(|| (self.step(base, published, &overlays), "revision".to_owned())))
             }

@@ -2,7 +2,6 @@
 //! proves itself; that none was missed is found out by looking: after every gap and reconnection, when a beacon names something else,
 //! and from time to time anyway.
 
-use std::collections::btree_map::Entry;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -217,11 +216,11 @@ impl<B, S> State<B, S> {
     /// Searches for an older statement that is trusted, unless that was done for this one.
     fn search_history(&mut self, kind: Kind, refused: &Bytes) {
         let statement = Digest::of(refused);
-        match self.refused.entry(kind) {
-            Entry::Occupied(entry) if *entry.get() == (Refused::Searched { statement }) => return,
-            Entry::Occupied(entry) if !entry.get().was_searched() => return,
-            entry => drop(entry.insert_entry(Refused::Searching { statement })),
-        }
+        match self.refused.get(&kind) {
+            Some(Refused::Searching { .. }) => return,
+            Some(Refused::Searched { statement: searched }) if *searched == statement => return,
+            Some(Refused::Searched { .. }) | None => self.refused.insert(kind, Refused::Searching { statement }),
+        };
         let has_one = match kind {
             Kind::Manifest => self.trusted.manifest.is_some(),
             Kind::Overlays | Kind::Beacon => self.trusted.overlays.is_some(),
