@@ -76,7 +76,7 @@ pub struct StoreStatus {
     pub overlays_lead_time: Option<Duration>,
     /// Whether the copy on disk is in force.
     pub from_disk: bool,
-    /// Whether the store was told that this sidecar is about to end.
+    /// Whether it was reported to the store that this sidecar is about to end.
     pub left: bool,
     /// How current what is in force is.
     pub freshness: Option<Freshness>,

@@ -249,7 +249,7 @@ impl<P: Source, E: Engine> Follower<P, E> {
         let within = if status.leaving { Duration::ZERO } else { REPORT_WITHIN };
         self.jobs.spawn(async move {
             sleep(within.mul_f64(fastrand::f64())).await;
-            let sent = timeout(ANSWER, source.tell(&status)).await.unwrap_or_else(|_| Err(no_answer()));
+            let sent = timeout(ANSWER, source.report(&status)).await.unwrap_or_else(|_| Err(no_answer()));
             Input::Reported(sent.map(|()| status.leaving))
         });
     }

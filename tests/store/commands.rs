@@ -106,7 +106,7 @@ impl Desk {
             leaving: false,
             at: Timestamp::now(),
         };
-        source.tell(&tell(&trusted, None)).await.unwrap();
+        source.report(&tell(&trusted, None)).await.unwrap();
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 let Event::Statement(kind, bytes) = event else { continue };
@@ -116,7 +116,7 @@ impl Desk {
                     Kind::Beacon => continue,
                 };
                 assert_eq!(news, Ok(true));
-                source.tell(&tell(&trusted, Some(kind))).await.unwrap();
+                source.report(&tell(&trusted, Some(kind))).await.unwrap();
             }
         })
     }

@@ -1,4 +1,4 @@
-//! What the operator is told of how following goes. The state says it as a value; here it becomes a line of the log.
+//! Log lines about following the store. The state makes them as values; here they are written.
 
 use std::time::Duration;
 
@@ -120,7 +120,7 @@ impl Log {
             Note::CopyInForce(version, age) => {
                 warn!(%version, ?age, "the store cannot be reached or trusted: the copy on disk comes into force");
             }
-            Note::ReportFailed(error) => debug!(error, "the store could not be told what is in force"),
+            Note::ReportFailed(error) => debug!(error, "what is in force could not be reported to the store"),
         }
     }
 }

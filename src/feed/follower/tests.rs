@@ -29,12 +29,12 @@ struct Fake {
     history: Mutex<Vec<(Kind, Bytes)>>,
     blobs: Mutex<BTreeMap<String, Bytes>>,
     events: mpsc::Sender<Event>,
-    told: Mutex<Vec<statement::Status>>,
+    reports: Mutex<Vec<statement::Status>>,
     /// Every question is answered with an error.
     down: AtomicBool,
     /// Blobs arrive damaged.
     damaged: AtomicBool,
-    /// Blobs arrive when told to.
+    /// Blobs arrive when they are released.
     slow: AtomicBool,
     release: Notify,
 }
@@ -68,9 +68,9 @@ impl Source for Arc<Fake> {
         Ok(found)
     }
 
-    async fn tell(&self, status: &statement::Status) -> Result<(), SourceError> {
+    async fn report(&self, status: &statement::Status) -> Result<(), SourceError> {
         self.answers()?;
-        self.told.lock().unwrap().push(status.clone());
+        self.reports.lock().unwrap().push(status.clone());
         Ok(())
     }
 }
@@ -82,7 +82,7 @@ impl Fake {
             history: Mutex::default(),
             blobs: Mutex::default(),
             events,
-            told: Mutex::default(),
+            reports: Mutex::default(),
             down: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
             slow: AtomicBool::new(false),
@@ -278,7 +278,7 @@ impl World {
         self.status(word, is_it).await;
     }
 
-    /// Waits for something that only looking can tell. The clock is paused, so it takes no longer than the thing itself.
+    /// Waits for something that shows only when it is looked at. The clock is paused, so it takes no longer than the thing itself.
     async fn until(what: &str, mut is_it: impl FnMut() -> bool) {
         let looks = async {
             while !is_it() {
@@ -305,7 +305,7 @@ async fn what_is_published_is_in_force_and_reported() {
             status.store.as_ref().and_then(|store| store.enforced).is_some_and(|version| version.generation == 3)
         })
         .await;
-    let last = || world.fake.told.lock().unwrap().last().cloned();
+    let last = || world.fake.reports.lock().unwrap().last().cloned();
     let newest = world.newest.get(&Kind::Manifest).copied();
     World::until("reported", || last().is_some_and(|report| report.manifest == newest)).await;
     assert_eq!(last().expect("a report").revision.as_deref(), Some("one"));
@@ -398,7 +398,7 @@ async fn a_restart_without_the_store_is_in_force_from_disk() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_goes_back_to_the_newest_statements_that_are_believed() {
+async fn a_start_goes_back_to_the_newest_statements_that_are_trusted() {
     let mut world = World::new();
     world.publish_silently("one");
     world.issue_silently(&["deny-1"]);

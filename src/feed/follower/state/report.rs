@@ -1,4 +1,4 @@
-//! What following says of itself: freshness, the status, and what the store is told.
+//! What is shown of following: freshness, the status, and the report to the store.
 
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ impl<B, S> State<B, S> {
         }
     }
 
-    /// From now on the store is told that this sidecar is about to end, at once if it was ever told anything.
+    /// From now on reports say that this sidecar is about to end, the first at once if there was ever one before.
     pub(super) fn leave(&mut self, now: Now) {
         self.leaving = true;
         self.report.by(now.mono);

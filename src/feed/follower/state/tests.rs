@@ -66,7 +66,7 @@ enum Store {
 use Do::*;
 use Store::*;
 
-/// A simulation that is told what to do.
+/// A simulation that does what the rows of a table say.
 struct Run {
     sim: Simulation,
     store: Store,
