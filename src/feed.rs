@@ -23,7 +23,7 @@ use crate::problem::Problem;
 use crate::store::statement::{Kind, Version};
 
 /// How following goes, for `/readyz`, `/snapshot` and the metrics. The snapshot itself travels in a channel of its own.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
     /// When the source was last read completely, whether it had changed or not.
     pub last_read: Option<SystemTime>,
@@ -42,21 +42,20 @@ pub struct Status {
 impl Status {
     /// A version was put in force, which took so long.
     fn loaded(&mut self, took: Duration) {
-        self.rejection = None;
         self.loads += 1;
         self.last_load_duration = Some(took);
     }
 
     /// A version was refused.
-    fn rejected(&mut self, problems: &[Problem]) {
+    fn rejected(&mut self, problems: &[Problem], at: SystemTime) {
         let problems = problems.iter().map(|problem| problem.to_string().replace('\n', " ")).collect();
-        self.rejection = Some(Rejection { at: SystemTime::now(), problems });
+        self.rejection = Some(Rejection { at, problems });
         self.rejections += 1;
     }
 }
 
 /// How following the central store goes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoreStatus {
     /// Whether it can be reached.
     pub connected: bool,
@@ -78,7 +77,7 @@ pub struct StoreStatus {
     pub overlays_lead_time: Option<Duration>,
     /// Whether the copy on disk is in force.
     pub from_disk: bool,
-    /// Whether the store was told that this sidecar is about to end.
+    /// Whether it was reported to the store that this sidecar is about to end.
     pub left: bool,
     /// How current what is in force is.
     pub freshness: Option<Freshness>,
@@ -91,7 +90,7 @@ pub struct StoreStatus {
 }
 
 /// A version that was refused.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     /// When.
     pub at: SystemTime,

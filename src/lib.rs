@@ -45,6 +45,7 @@ pub mod listener;
 #[cfg(feature = "server")]
 pub mod shutdown;
 
+mod backoff;
 pub mod claim_path;
 pub mod problem;
 pub mod strict_json;

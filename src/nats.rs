@@ -20,6 +20,8 @@ pub use api::{Error, Stored, code};
 pub use config::{Config, Domain, InboxPrefix, Server, Tls};
 pub use pieces::PiecesError;
 
+use crate::backoff::Backoff;
+
 /// How often the server is pinged. The third that it owes an answer ends the connection: a server that is stopped but
 /// connected is noticed after some five seconds, by this. The beacon notices sooner.
 const PING: Duration = Duration::from_secs(2);
@@ -29,8 +31,7 @@ const CONNECT: Duration = Duration::from_secs(3);
 
 /// The longest pause between two attempts to connect. Each is random below a limit that doubles (full jitter), so that a
 /// thousand sidecars do not come back in step.
-const LONGEST_PAUSE: Duration = Duration::from_secs(4);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const RETRY: Backoff = Backoff { base: Duration::from_millis(100), longest: Duration::from_secs(4) };
 
 /// How many messages of a subscription wait to be looked at. What comes beyond is dropped, and reported as [`Event::Dropped`].
 const SUBSCRIPTION: usize = 4096;
@@ -210,14 +211,8 @@ fn options(config: &Config, name: &str) -> ConnectOptions {
         .max_reconnects(None)
         .reconnect_delay_callback(move |attempt| match first.swap(false, Ordering::Relaxed) {
             true => Duration::ZERO,
-            false => longest_pause(attempt).mul_f64(fastrand::f64()),
+            false => RETRY.limit(u32::try_from(attempt).unwrap_or(u32::MAX)).mul_f64(fastrand::f64()),
         })
-}
-
-/// The limit of the pause before an attempt, counted from 1.
-fn longest_pause(attempt: usize) -> Duration {
-    let doublings = u32::try_from(attempt).unwrap_or(u32::MAX).min(16);
-    FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE)
 }
 
 /// What an event of the library means to us.
@@ -398,12 +393,6 @@ fn block<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_limit() {
-        let pauses: Vec<u128> = [1, 2, 3, 6, 7, 100, usize::MAX].map(|n| longest_pause(n).as_millis()).into();
-        assert_eq!(pauses, [200, 400, 800, 4000, 4000, 4000, 4000]);
-    }
 
     #[test]
     fn what_is_forbidden_is_told_from_what_is_broken() {

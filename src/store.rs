@@ -13,11 +13,11 @@
 pub mod envelope;
 pub mod keys;
 pub mod layout;
-pub mod ledger;
 pub mod pack;
 pub mod statement;
+pub mod trusted;
 
 pub use keys::{Keyring, PublicKey, Role, SecretKey};
-pub use ledger::{Ledger, Refusal};
 pub use pack::Digest;
 pub use statement::{Beacon, Head, Kind, Manifest, Overlays, Status, StoreName, Timestamp, Version};
+pub use trusted::{Refusal, TrustedStatements};

@@ -52,6 +52,15 @@ impl Default for Config {
 }
 
 impl Config {
+    /// How current what is in force is so long after it was last proved; `None` if it never was.
+    pub fn after(&self, age: Option<Duration>) -> Freshness {
+        match age {
+            Some(age) if age <= self.stale_after.0 => Freshness::Fresh,
+            Some(age) if age <= self.expired_after.0 => Freshness::Stale,
+            _ => Freshness::Expired,
+        }
+    }
+
     fn validate(self, location: ValuePointerRef<'_>) -> Result<Self, Faults> {
         match self.stale_after <= self.expired_after {
             true => Ok(self),
@@ -102,12 +111,7 @@ impl LastProof {
 
     /// How current what is in force is; `None` if that does not have to be proved.
     pub fn freshness(&self, now: Instant) -> Option<Freshness> {
-        let config = self.config?;
-        Some(match self.age(now) {
-            Some(age) if age <= config.stale_after.0 => Freshness::Fresh,
-            Some(age) if age <= config.expired_after.0 => Freshness::Stale,
-            _ => Freshness::Expired,
-        })
+        Some(self.config?.after(self.age(now)))
     }
 
     /// What the operator wants when it has expired; `None` if it has not.

@@ -222,7 +222,10 @@ impl<S: Send + Sync + 'static> Directories<S> {
     fn enforce(&mut self, snapshot: S, digest: [u8; 32], took: Duration) {
         self.enforced = Some(digest);
         retire(self.snapshots.send_replace(Some(Arc::new(snapshot))));
-        self.status.send_modify(|status| status.loaded(took));
+        self.status.send_modify(|status| {
+            status.rejection = None;
+            status.loaded(took);
+        });
         info!(took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "bundles loaded and put in force");
     }
 
@@ -240,7 +243,7 @@ impl<S: Send + Sync + 'static> Directories<S> {
             None => "nothing is in force yet",
         };
         error!(problems = one_line(problems), "bundles refused: {consequence}");
-        self.status.send_modify(|status| status.rejected(problems));
+        self.status.send_modify(|status| status.rejected(problems, SystemTime::now()));
     }
 }
 

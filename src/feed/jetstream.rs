@@ -72,7 +72,7 @@ impl Source for Jetstream {
         found.map_err(|error| SourceError(format!("blob {}: {error}", blob.digest)))
     }
 
-    async fn tell(&self, status: &Status) -> Result<(), SourceError> {
+    async fn report(&self, status: &Status) -> Result<(), SourceError> {
         let subject = self.layout.status(&status.namespace, &status.pod);
         let payload = serde_json::to_vec(status).map_err(|error| SourceError(error.to_string()))?;
         self.connection.store(&subject, payload.into(), None).await.map(|_| ()).map_err(failed)

@@ -39,7 +39,6 @@ pub(super) const BEACON_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(super) struct LastGood {
     directory: PathBuf,
-    max_age: Duration,
     /// To the one task that writes, in the order in which it is told.
     writes: mpsc::Sender<Files>,
 }
@@ -68,11 +67,7 @@ impl LastGood {
         let directory = PathBuf::from(config.directory);
         let (writes, written) = mpsc::channel(WRITES);
         task::spawn(write(directory.clone(), written));
-        Self { directory, max_age: config.max_age.0, writes }
-    }
-
-    pub(super) fn max_age(&self) -> Duration {
-        self.max_age
+        Self { directory, writes }
     }
 
     /// Reads the copy; `None` if there is none, or not all of it.

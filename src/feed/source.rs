@@ -33,11 +33,11 @@ pub trait Source: Send + Sync + 'static {
     /// If it cannot be had.
     fn blob(&self, blob: &Blob) -> impl Future<Output = Result<Bytes, SourceError>> + Send;
 
-    /// Tells the store what this sidecar enforces.
+    /// Reports to the store what this sidecar enforces.
     ///
     /// # Errors
-    /// If the store cannot be told.
-    fn tell(&self, status: &Status) -> impl Future<Output = Result<(), SourceError>> + Send;
+    /// If the store does not take the report.
+    fn report(&self, status: &Status) -> impl Future<Output = Result<(), SourceError>> + Send;
 }
 
 /// Events of a source, in the order in which they came. Whatever does not fit is dropped, and a [`Event::Gap`] takes its place.

@@ -36,6 +36,8 @@ impl fmt::Display for Malformed {
     }
 }
 
+impl std::error::Error for Malformed {}
+
 // === reading ===
 
 /// As many messages may lie in each other as prost allows.

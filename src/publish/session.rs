@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::history::{self, Entry};
 use super::{Error, Store};
 use crate::policy::Files;
-use crate::store::ledger::Believed;
 use crate::store::statement::{Head, Kind, Manifest, Overlays, StoreName};
-use crate::store::{Keyring, Ledger, Refusal, pack};
+use crate::store::trusted::Believed;
+use crate::store::{Keyring, Refusal, TrustedStatements, pack};
 
 /// A store, and whose statements are believed.
 #[derive(Debug, Clone)]
@@ -114,7 +114,7 @@ impl Session {
 /// # Errors
 /// Why it is not believed, and what to do about it.
 pub(super) fn read_manifest(store: &StoreName, keyring: &Keyring, bytes: &[u8]) -> Result<Believed<Manifest>, Error> {
-    let mut ledger = Ledger::new(store.clone(), keyring.clone(), Duration::ZERO);
+    let mut ledger = TrustedStatements::new(store.clone(), keyring.clone(), Duration::ZERO);
     ledger.manifest(bytes).map_err(|refusal| unbelieved(Kind::Manifest, refusal))?;
     ledger.manifest.ok_or(Error::Unreadable(Kind::Manifest))
 }
@@ -124,7 +124,7 @@ pub(super) fn read_manifest(store: &StoreName, keyring: &Keyring, bytes: &[u8]) 
 /// # Errors
 /// Why they are not believed, and what to do about it.
 pub(super) fn read_overlays(store: &StoreName, keyring: &Keyring, bytes: &[u8]) -> Result<Believed<Overlays>, Error> {
-    let mut ledger = Ledger::new(store.clone(), keyring.clone(), Duration::ZERO);
+    let mut ledger = TrustedStatements::new(store.clone(), keyring.clone(), Duration::ZERO);
     ledger.overlays(bytes).map_err(|refusal| unbelieved(Kind::Overlays, refusal))?;
     ledger.overlays.ok_or(Error::Unreadable(Kind::Overlays))
 }

@@ -11,7 +11,7 @@ use stockade::feed::source::{Event, Source};
 use stockade::policy::Files;
 use stockade::store::keys::Trusted;
 use stockade::store::statement::{Kind, Status, Timestamp, Version};
-use stockade::store::{Keyring, Ledger, PublicKey, Role, SecretKey, pack};
+use stockade::store::{Keyring, PublicKey, Role, SecretKey, TrustedStatements, pack};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -89,14 +89,14 @@ impl Desk {
     async fn sidecar(&self, pod: &str, refuses: Option<&str>) -> JoinHandle<()> {
         let (source, mut events) = follow(&self.server).await;
         let keyring = Keyring::new([Trusted { key: self.public, roles: vec![Role::Publish, Role::Overlay] }]);
-        let mut ledger = Ledger::new(prod(), keyring, std::time::Duration::ZERO);
+        let mut trusted = TrustedStatements::new(prod(), keyring, std::time::Duration::ZERO);
         let (pod, refuses) = (pod.to_owned(), refuses.map(ToOwned::to_owned));
-        let tell = move |ledger: &Ledger, kind: Option<Kind>| Status {
+        let tell = move |trusted: &TrustedStatements, kind: Option<Kind>| Status {
             pod: pod.clone(),
             namespace: "shop".to_owned(),
             sidecar: "0.1.0".to_owned(),
-            manifest: ledger.manifest.as_ref().filter(|_| refuses.is_none()).map(|own| own.head),
-            overlays: ledger.overlays.as_ref().map(|own| own.head),
+            manifest: trusted.manifest.as_ref().filter(|_| refuses.is_none()).map(|own| own.head),
+            overlays: trusted.overlays.as_ref().map(|own| own.head),
             revision: None,
             enforced_at: Some(Timestamp::now()),
             lead_time_ms: Some(7),
@@ -106,17 +106,17 @@ impl Desk {
             leaving: false,
             at: Timestamp::now(),
         };
-        source.tell(&tell(&ledger, None)).await.unwrap();
+        source.report(&tell(&trusted, None)).await.unwrap();
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 let Event::Statement(kind, bytes) = event else { continue };
                 let news = match kind {
-                    Kind::Manifest => ledger.manifest(&bytes),
-                    Kind::Overlays => ledger.overlays(&bytes),
+                    Kind::Manifest => trusted.manifest(&bytes),
+                    Kind::Overlays => trusted.overlays(&bytes),
                     Kind::Beacon => continue,
                 };
                 assert_eq!(news, Ok(true));
-                source.tell(&tell(&ledger, Some(kind))).await.unwrap();
+                source.report(&tell(&trusted, Some(kind))).await.unwrap();
             }
         })
     }
@@ -443,13 +443,13 @@ async fn beacons_name_the_newest_and_go_on_after_a_crash() {
         seen.join("\n")
     });
     let keyring = Keyring::new([Trusted { key: desk.public, roles: vec![Role::Publish, Role::Beacon] }]);
-    let mut ledger = Ledger::new(prod(), keyring, PATIENCE);
+    let mut trusted = TrustedStatements::new(prod(), keyring, PATIENCE);
     let newest = store(&desk.server).await.newest(Kind::Manifest).await.unwrap().unwrap();
-    assert_eq!(ledger.manifest(&newest.payload), Ok(true));
+    assert_eq!(trusted.manifest(&newest.payload), Ok(true));
     let is_beacon = |event: &Event| matches!(event, Event::Statement(Kind::Beacon, _));
     let Event::Statement(_, bytes) = until(&mut events, is_beacon).await else { unreachable!() };
-    let beacon = ledger.beacon(&bytes, SystemTime::now()).unwrap();
-    assert_eq!(ledger.holds(&beacon), Ok(true));
+    let beacon = trusted.beacon(&bytes, SystemTime::now()).unwrap();
+    assert_eq!(trusted.holds(&beacon), Ok(true));
 
     desk.server.kill().await;
     until(&mut events, |event| matches!(event, Event::Down(_))).await;

@@ -129,7 +129,7 @@ async fn a_refusal_shows() {
     let Event::Refused(what) = refusal else { unreachable!() };
     assert!(what.contains("stockade.prod.event.>"), "{what}");
     let asked = Instant::now();
-    let error = source.tell(&status()).await.expect_err("it may not");
+    let error = source.report(&status()).await.expect_err("it may not");
     assert!(error.0.contains("does not allow") && asked.elapsed() < Duration::from_secs(9), "{error}");
 
     std::fs::write(&password, "wrong").unwrap();
@@ -221,7 +221,7 @@ async fn what_sidecars_tell_is_kept_once_for_each() {
     let store = store(&server).await;
     let (source, _events) = follow(&server).await;
     for pod in ["a", "b.c", "a"] {
-        source.tell(&Status { pod: pod.to_owned(), ..status() }).await.unwrap();
+        source.report(&Status { pod: pod.to_owned(), ..status() }).await.unwrap();
     }
     let pods: Vec<String> = store.sidecars().await.unwrap().into_iter().map(|own| own.status.pod).collect();
     assert_eq!(pods, ["b.c", "a"]);

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use stockade::feed::source::Event;
 use stockade::nats::{self, ConnectRetry, Connection};
 use stockade::policy::Files;
 use stockade::publish::overlays::Edit;
@@ -15,6 +16,7 @@ use stockade::store::statement::{Manifest, OverlayEntry, Timestamp, Version};
 use stockade::store::{Keyring, Kind, Role, SecretKey, envelope};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -54,6 +56,8 @@ pub struct Answer {
 pub struct Pod {
     pub sidecar: Stockade,
     answers: Arc<Mutex<Vec<Answer>>>,
+    /// Changes with each answer.
+    answered: watch::Sender<()>,
     traffic: JoinHandle<()>,
 }
 
@@ -96,12 +100,15 @@ impl Lab {
 
     /// Waits until the publisher has found the server again.
     pub async fn server_is_back(&self) {
-        let found = async {
-            while self.store.newest(Kind::Manifest).await.is_err() {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(PATIENCE, found).await.expect("the server is back");
+        eventually("the server is back", async || self.store.newest(Kind::Manifest).await.is_ok()).await;
+    }
+
+    /// Waits for the first beacon that is stored so long from now or later.
+    pub async fn beacon_after(&self, time: Duration) {
+        let begun = Instant::now();
+        let (_source, mut events) = super::follow(&self.server).await;
+        let is_beacon = |event: &Event| matches!(event, Event::Statement(Kind::Beacon, _));
+        super::until(&mut events, |event| is_beacon(event) && begun.elapsed() >= time).await;
     }
 
     /// All that a key of this lab may say.
@@ -186,8 +193,9 @@ impl Lab {
         let mut sidecar = Stockade::start(&text, dir).await;
         sidecar.log_line(|line| line["message"] == "ready").await;
         let answers = Arc::<Mutex<Vec<Answer>>>::default();
-        let traffic = tokio::spawn(ask(sidecar.tcp().to_owned(), Arc::clone(&answers)));
-        Pod { sidecar, answers, traffic }
+        let answered = watch::Sender::new(());
+        let traffic = tokio::spawn(ask(sidecar.tcp().to_owned(), Arc::clone(&answers), answered.clone()));
+        Pod { sidecar, answers, answered, traffic }
     }
 
     /// What a sidecar is told; `more` stands under `store`.
@@ -246,6 +254,7 @@ impl Pod {
     /// Waits for an answer to a check that is sent from now on.
     pub async fn answers_with(&self, what: &str, wanted: impl Fn(&Answer) -> bool) -> Answer {
         let begun = Instant::now();
+        let mut answered = self.answered.subscribe();
         let find = async {
             loop {
                 let found =
@@ -253,7 +262,7 @@ impl Pod {
                 if let Some(found) = found {
                     return found;
                 }
-                sleep(Duration::from_millis(5)).await;
+                answered.changed().await.expect("the traffic goes on");
             }
         };
         match timeout(PATIENCE, find).await {
@@ -277,12 +286,7 @@ impl Pod {
     /// Waits until a statement was refused for this reason.
     pub async fn refuses(&self, kind: Kind, reason: &str) {
         let series = format!("stockade_store_refusals_total{{statement=\"{}\",reason=\"{reason}\"}}", kind.as_str());
-        let refused = async {
-            while self.metric(&series).await == 0.0 {
-                sleep(Duration::from_millis(50)).await;
-            }
-        };
-        timeout(PATIENCE, refused).await.unwrap_or_else(|_| panic!("never refused for {reason}"));
+        eventually(&format!("a refusal for {reason}"), async || self.metric(&series).await > 0.0).await;
     }
 }
 
@@ -294,13 +298,23 @@ fn bundle(number: u64) -> PackedBundle {
     PackedBundle::of(&[Files { root: String::new(), files, changed: None }]).unwrap()
 }
 
+/// Waits for what another process shows only to those who ask.
+pub async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
+    let asks = async {
+        while !is_so().await {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, asks).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
 pub fn keyring(key: &SecretKey) -> Keyring {
     let roles = vec![Role::Publish, Role::Overlay, Role::Beacon];
     Keyring::new([Trusted { key: key.public(), roles }])
 }
 
 /// Asks a sidecar one check after the other.
-async fn ask(address: String, answers: Arc<Mutex<Vec<Answer>>>) {
+async fn ask(address: String, answers: Arc<Mutex<Vec<Answer>>>, answered: watch::Sender<()>) {
     use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
     let address: SocketAddr = address.parse().unwrap();
     let mut client = AuthorizationClient::connect(format!("http://{address}")).await.unwrap();
@@ -322,6 +336,7 @@ async fn ask(address: String, answers: Arc<Mutex<Vec<Answer>>>) {
             freshness: text("freshness").unwrap_or_default(),
             code: answer.status.as_ref().map_or(-1, |status| status.code),
         });
+        answered.send_replace(());
         sleep(Duration::from_millis(4)).await;
     }
 }

@@ -96,14 +96,14 @@ async fn a_sidecar_reads_hears_and_says_what_it_enforces_and_nothing_else() {
         leaving: false,
         at: Timestamp::now(),
     };
-    source.tell(&status("shop")).await.unwrap();
+    source.report(&status("shop")).await.unwrap();
     assert_eq!(cli(&server, "viewer").await.sidecars().await.unwrap().len(), 1);
     let overlays = cli(&server, "overlays").await;
     advance(&overlays, Kind::Overlays).await;
     let heard = until(&mut events, |event| matches!(event, Event::Statement(..) | Event::Refused(_))).await;
     assert!(matches!(heard, Event::Statement(Kind::Overlays, _)), "{heard:?}");
 
-    let error = source.tell(&status("bank")).await.expect_err("another namespace");
+    let error = source.report(&status("bank")).await.expect_err("another namespace");
     assert!(error.0.contains("does not allow"), "{error}");
     until(&mut events, |event| matches!(event, Event::Refused(_))).await;
     let (connection, _events) = raw(&server, "sidecar-shop", "sidecar").await;

@@ -95,7 +95,7 @@ async fn without_any_overlays_to_believe_a_start_is_not_ready() {
         .await;
     assert_eq!(line["level"], "ERROR", "{line}");
     starting
-        .log_line(|line| line["message"].as_str().is_some_and(|text| text.contains("none before it is believed")))
+        .log_line(|line| line["message"].as_str().is_some_and(|text| text.contains("none before it is trusted")))
         .await;
     let store = snapshot(&starting, |store| !store["withheld"].is_null()).await;
     assert!(store["withheld"].as_str().unwrap().contains("overlays: it cannot be read"), "{store}");

@@ -132,7 +132,7 @@ pub struct Believed<T> {
 
 /// The newest statements that were accepted, and the keys by which.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct TrustedStatements {
     store: StoreName,
     keyring: Keyring,
     max_clock_skew: Duration,
@@ -144,7 +144,7 @@ pub struct Ledger {
     read: Vec<Overlay>,
 }
 
-impl Ledger {
+impl TrustedStatements {
     /// Has accepted nothing yet.
     pub fn new(store: StoreName, keyring: Keyring, max_clock_skew: Duration) -> Self {
         Self { store, keyring, max_clock_skew, manifest: None, overlays: None, read: Vec::new() }
@@ -188,7 +188,7 @@ impl Ledger {
         self.read.iter().filter(move |overlay| now < overlay.from)
     }
 
-    /// Reads a beacon. Whether it proves anything depends on what it names ([`Ledger::holds`]) and when it was sent.
+    /// Reads a beacon. Whether it proves anything depends on what it names ([`TrustedStatements::holds`]) and when it was sent.
     ///
     /// # Errors
     /// Why it is not believed.
@@ -204,7 +204,7 @@ impl Ledger {
     /// Whether what a beacon names is what was accepted.
     ///
     /// # Errors
-    /// [`Refusal::Older`] or [`Refusal::Forked`] if it names what this ledger is past.
+    /// [`Refusal::Older`] or [`Refusal::Forked`] if it names what is older than what was accepted.
     pub fn holds(&self, beacon: &Beacon) -> Result<bool, Refusal> {
         let held = |own: Option<Head>, named: Option<Head>| match (own, named) {
             (_, Some(named)) => is_news(own, named).map(|news| !news),
@@ -263,12 +263,12 @@ mod tests {
         StoreName::try_from_text("prod".to_owned()).expect("a name")
     }
 
-    /// A key that may sign everything, and a ledger that trusts it.
-    fn setting() -> (SecretKey, Ledger) {
+    /// A key that may sign everything, and statements that are checked against it.
+    fn setting() -> (SecretKey, TrustedStatements) {
         let key = SecretKey::parse(&SecretKey::generate().expect("a key")).expect("a key");
         let roles = vec![Role::Publish, Role::Overlay, Role::Beacon];
         let keyring = Keyring::new([Trusted { key: key.public(), roles }]);
-        (key, Ledger::new(store(), keyring, Duration::from_secs(1)))
+        (key, TrustedStatements::new(store(), keyring, Duration::from_secs(1)))
     }
 
     fn manifest(key: &SecretKey, epoch: u64, generation: u64, content: &str) -> Vec<u8> {
@@ -310,9 +310,9 @@ mod tests {
         sealed(key, Kind::Overlays, &overlays)
     }
 
-    fn beacon(key: &SecretKey, ledger: &Ledger, ahead: Duration) -> Vec<u8> {
-        let manifest = ledger.manifest.as_ref().map(|own| own.head);
-        let overlays = ledger.overlays.as_ref().map(|own| own.head);
+    fn beacon(key: &SecretKey, trusted: &TrustedStatements, ahead: Duration) -> Vec<u8> {
+        let manifest = trusted.manifest.as_ref().map(|own| own.head);
+        let overlays = trusted.overlays.as_ref().map(|own| own.head);
         sealed(key, Kind::Beacon, &Beacon { store: store(), manifest, overlays, sent_at: Timestamp(NOW + ahead) })
     }
 
@@ -322,9 +322,9 @@ mod tests {
 
     #[test]
     fn only_what_is_newer_is_news() {
-        let (key, mut ledger) = setting();
+        let (key, mut trusted) = setting();
         let mut offer = |epoch, generation, content| {
-            ledger.manifest(&manifest(&key, epoch, generation, content)).map_err(|refusal| refusal.as_str())
+            trusted.manifest(&manifest(&key, epoch, generation, content)).map_err(|refusal| refusal.as_str())
         };
         assert_eq!(offer(5, 3, "a"), Ok(true));
         assert_eq!(offer(5, 3, "a"), Ok(false));
@@ -334,42 +334,43 @@ mod tests {
         assert_eq!(offer(5, 9, "a"), Ok(true));
         assert_eq!(offer(6, 1, "a"), Ok(true));
         assert_eq!(offer(5, 10, "a"), Err("older"));
-        assert_eq!(ledger.manifest.expect("one").head.version, Version { epoch: 6, generation: 1 });
+        assert_eq!(trusted.manifest.expect("one").head.version, Version { epoch: 6, generation: 1 });
     }
 
     #[test]
     fn another_stores_statements_are_not_believed() {
-        let (key, ledger) = setting();
-        let mut other = Ledger { store: StoreName::try_from_text("test".to_owned()).expect("a name"), ..ledger };
+        let (key, trusted) = setting();
+        let mut other =
+            TrustedStatements { store: StoreName::try_from_text("test".to_owned()).expect("a name"), ..trusted };
         assert_eq!(other.manifest(&manifest(&key, 1, 1, "a")).expect_err("refused").as_str(), "other_store");
         assert!(other.manifest.is_none());
     }
 
     #[test]
     fn overlays_count_for_themselves_and_one_that_cannot_be_read_condemns_all() {
-        let (key, mut ledger) = setting();
-        assert_eq!(ledger.manifest(&manifest(&key, 1, 7, "a")), Ok(true));
-        assert_eq!(ledger.overlays(&overlays(&key, 1, "User::\"mallory\"")), Ok(true));
-        assert_eq!(ledger.overlays(&overlays(&key, 2, "mallory")).expect_err("refused").as_str(), "malformed");
-        assert_eq!(ledger.overlays.expect("the first").head.version.generation, 1);
+        let (key, mut trusted) = setting();
+        assert_eq!(trusted.manifest(&manifest(&key, 1, 7, "a")), Ok(true));
+        assert_eq!(trusted.overlays(&overlays(&key, 1, "User::\"mallory\"")), Ok(true));
+        assert_eq!(trusted.overlays(&overlays(&key, 2, "mallory")).expect_err("refused").as_str(), "malformed");
+        assert_eq!(trusted.overlays.expect("the first").head.version.generation, 1);
     }
 
     #[test]
     fn a_beacon_proves_something_if_it_names_what_is_held() {
-        let (key, mut ledger) = setting();
-        let at = |ledger: &Ledger, bytes: &[u8]| {
-            let beacon = ledger.beacon(bytes, NOW).map_err(|refusal| refusal.as_str())?;
-            ledger.holds(&beacon).map_err(|refusal| refusal.as_str())
+        let (key, mut trusted) = setting();
+        let at = |trusted: &TrustedStatements, bytes: &[u8]| {
+            let beacon = trusted.beacon(bytes, NOW).map_err(|refusal| refusal.as_str())?;
+            trusted.holds(&beacon).map_err(|refusal| refusal.as_str())
         };
-        let first = beacon(&key, &ledger, Duration::ZERO);
-        assert_eq!(at(&ledger, &first), Ok(true), "nothing is there, and nothing is held");
-        ledger.manifest(&manifest(&key, 1, 1, "a")).expect("accepted");
-        let second = beacon(&key, &ledger, Duration::from_millis(900));
-        assert_eq!(at(&ledger, &second), Ok(true));
-        assert_eq!(at(&ledger, &first), Err("older"), "the store has lost what was accepted");
-        assert_eq!(at(&ledger, &beacon(&key, &ledger, Duration::from_secs(2))), Err("future"));
+        let first = beacon(&key, &trusted, Duration::ZERO);
+        assert_eq!(at(&trusted, &first), Ok(true), "nothing is there, and nothing is held");
+        trusted.manifest(&manifest(&key, 1, 1, "a")).expect("accepted");
+        let second = beacon(&key, &trusted, Duration::from_millis(900));
+        assert_eq!(at(&trusted, &second), Ok(true));
+        assert_eq!(at(&trusted, &first), Err("older"), "the store has lost what was accepted");
+        assert_eq!(at(&trusted, &beacon(&key, &trusted, Duration::from_secs(2))), Err("future"));
         let (_, mut behind) = setting();
-        behind.keyring = ledger.keyring.clone();
+        behind.keyring = trusted.keyring.clone();
         assert_eq!(at(&behind, &second), Ok(false), "there is something newer");
         behind.manifest(&manifest(&key, 1, 1, "b")).expect("accepted");
         assert_eq!(at(&behind, &second), Err("forked"));
