@@ -5,6 +5,7 @@
 mod fixture;
 
 mod accepted;
+mod architecture;
 mod bundles;
 mod cli;
 mod corpus;

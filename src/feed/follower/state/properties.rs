@@ -124,7 +124,11 @@ fn issue(sim: &mut Simulation, seconds: u8, heard: bool) {
     }
 }
 
-/// The store answers again and one beacon is heard, and nothing more. What was asked before may be answered by a server that is behind.
+/// A second, in ticks.
+const BEAT: usize = 10;
+
+/// The store answers again, and a beacon is heard each second, as in any healthy store. What was asked before may be answered by a
+/// server that is behind.
 fn calm(sim: &mut Simulation) {
     sim.on(Input::Event(Event::Up));
     beat(sim);
@@ -133,11 +137,14 @@ fn calm(sim: &mut Simulation) {
     }
     sim.settle(|_| true, End::Well);
     // Pauses after what has failed.
-    for _ in 0..300 {
+    for tick in 0..300 {
         if what_is_wrong(sim).is_empty() {
             break;
         }
         sim.pass(TICK);
+        if tick % BEAT == 0 {
+            beat(sim);
+        }
         sim.settle(|_: &Work| true, End::Well);
     }
 }
