@@ -1,7 +1,7 @@
 //! Follows a store: everything between what a [`Source`] says and what is in force. Whatever the source does, a sidecar enforces only
 //! what trusted keys signed, never goes back, keeps the last good version, and knows how current it is.
 //!
-//! What is decided, and when, is a pure state machine ([`state`]). [`Follower`] carries its actions out beside the loop, and feeds
+//! What is decided, and when, is a pure state machine (`state`). [`Follower`] carries its actions out beside the loop, and feeds
 //! what came of them back.
 
 mod config;
