@@ -11,6 +11,7 @@ mod line_writer;
 pub mod log_throttle;
 pub mod metrics;
 mod record;
+pub mod reference;
 pub mod store;
 pub mod tracing;
 pub mod transport;

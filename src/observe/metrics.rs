@@ -282,8 +282,9 @@ mod tests {
     use std::collections::BTreeSet;
     use std::fs;
 
-    use super::super::catalogue::{DECISIONS, DETERMINING, reference};
+    use super::super::catalogue::{DECISIONS, DETERMINING};
     use super::super::decisions::labels;
+    use super::super::reference::reference;
     use super::*;
     use crate::model::{Effect, PolicyError, PolicyId, Ruling, Shadow, Undecided, Unmapped, UnmappedKind};
     use crate::observe::words;
