@@ -107,7 +107,7 @@ impl App {
         let (log, log_writer) =
             DecisionLog::start(&config.decision_log, engine.metrics.decision_log()).map_err(StartError::DecisionLog)?;
         let checker = Arc::new(Checker::new(Arc::clone(&engine.pipeline), log, engine.metrics.clone()));
-        let (others, health) = server::others(&config.http2).map_err(StartError::Reflection)?;
+        let (others, health) = server::health_and_reflection(&config.http2).map_err(StartError::Reflection)?;
         let service = Authorization::new(checker, &config.limits, others, engine.metrics.clone());
         // A health service says that all is well until it is told otherwise, and the sockets are bound already.
         server::report(&health, false).await;

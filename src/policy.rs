@@ -21,6 +21,7 @@ mod literals;
 mod memory;
 mod mentions;
 mod open;
+mod origin;
 mod overlays;
 mod pattern;
 mod policy_diff;
@@ -35,6 +36,7 @@ mod slips;
 mod snapshot;
 mod strays;
 mod summary;
+mod unreachable;
 mod value;
 mod vocabulary;
 

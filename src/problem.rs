@@ -46,6 +46,9 @@ pub struct Place {
     pub span: Option<(usize, usize)>,
 }
 
+/// Where something was found: its file, and byte offset and length within it.
+pub type Found<'a> = (&'a Arc<SourceFile>, Option<(usize, usize)>);
+
 /// A file that was read, kept for the snippets.
 #[derive(Debug)]
 pub struct SourceFile {
@@ -120,6 +123,14 @@ impl Problem {
     pub fn at(mut self, source: &Arc<SourceFile>, span: Option<(usize, usize)>) -> Self {
         self.place = Some(Place { source: Arc::clone(source), span });
         self
+    }
+
+    /// With a place, if it is known.
+    pub fn at_known(self, place: Option<Found<'_>>) -> Self {
+        match place {
+            Some((source, span)) => self.at(source, span),
+            None => self,
+        }
     }
 
     /// Takes over message, help and first label of a diagnostic of another crate (Cedar's), placed in `source`.

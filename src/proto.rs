@@ -1,6 +1,7 @@
 //! The messages of `ext_authz` on the wire: read where they lie, written without building them first, and as owned messages
 //! and JSON for people and tests.
 
+pub mod decode;
 pub mod encode;
 pub mod json;
 pub mod varint;

@@ -1,6 +1,6 @@
 //! How the process ends: in order at the first signal, at once at the second.
 //!
-//! A sidecar must not simply stop: Envoy would answer what it cannot ask about. So first it goes on answering and says
+//! A sidecar must not simply stop: Envoy would apply its failure mode to every request. So first it goes on answering and says
 //! that it is not ready (`grace`), then it takes nothing new and finishes what is in flight (`drain`), then it exits.
 
 use std::convert::Infallible;

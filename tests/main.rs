@@ -16,6 +16,7 @@ mod examples;
 mod footprint;
 mod full_disk;
 mod identity;
+mod library;
 mod mapping;
 mod memory;
 mod names;

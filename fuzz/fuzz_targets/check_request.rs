@@ -1,5 +1,5 @@
 //! Whatever comes in, an answer goes out that Envoy cannot misread: any bytes, taken for a CheckRequest, under a bundle
-//! that looks at everything; and what is remembered is what would be decided anew. The first is a property over generated
+//! that looks at everything; and what is remembered is what would be decided again. The first is a property over generated
 //! requests in tests/wire.rs, too.
 
 #![no_main]
@@ -34,7 +34,8 @@ static PIPELINES: LazyLock<[Pipeline; 3]> = LazyLock::new(|| {
         let config: Config = yaml::parse(&SourceFile::new("stockade.yaml", text)).expect("a good configuration");
         let (_, snapshots) = watch::channel(Some(Arc::clone(&snapshot)));
         let (metrics, _) = Metrics::new(&config.metrics).expect("metrics");
-        Pipeline::new(config.pipeline(), snapshots, Arc::new(Cache::new(config.cache.clone())), metrics)
+        let cache = Arc::new(Cache::new(config.cache.clone()));
+        Pipeline::new(config.pipeline(), snapshots, Arc::new(config.proof()), cache, metrics)
     })
 });
 
@@ -42,11 +43,11 @@ fuzz_target!(|frame: &[u8]| {
     let all = PIPELINES.each_ref().map(|pipeline| pipeline.frame(Bytes::copy_from_slice(frame), "d-1"));
     all.iter().for_each(sound);
     let [remembered, fresh, _] = &all;
-    assert_eq!(told(remembered), told(fresh));
+    assert_eq!(summary(remembered), summary(fresh));
 });
 
-/// What a checked comes to, for whoever compares two.
-fn told(checked: &Checked) -> String {
+/// What a check comes to, to compare two.
+fn summary(checked: &Checked) -> String {
     match &checked.outcome {
         Outcome::Decided(decision) => format!("{:?} {:?}", words(&checked.outcome), decision.determining),
         other => format!("{other:?}"),

@@ -7,6 +7,8 @@ pub(super) mod keys;
 #[cfg(feature = "nats")]
 pub(super) mod overlay;
 #[cfg(feature = "nats")]
+pub(super) mod session;
+#[cfg(feature = "nats")]
 pub(super) mod store;
 #[cfg(feature = "nats")]
 pub(super) mod wait;

@@ -77,7 +77,7 @@ const SERVICES: [&str; 2] = ["", "envoy.service.auth.v3.Authorization"];
 ///
 /// # Errors
 /// If the built-in descriptors cannot be read.
-pub fn others(config: &Config) -> Result<(Routes, HealthReporter), String> {
+pub fn health_and_reflection(config: &Config) -> Result<(Routes, HealthReporter), String> {
     let (reporter, health) = tonic_health::server::health_reporter();
     // What a caller declares is allocated before it is there.
     let mut routes = Routes::new(health.max_decoding_message_size(SMALL_MESSAGE));

@@ -3,32 +3,29 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use cedar_policy::{
-    ActionConstraint, Effect, Entities as CedarEntities, Entity, Policy, PolicySet, Schema, SlotId, ValidationError,
-    ValidationMode, Validator,
-};
-use cedar_policy_core::validator::ValidatorSchema;
-
 use super::Files;
 use super::base::{Base, Silent};
 use super::bundle::{self, Bundle};
-use super::compiled::{self, Compiled, Side};
+use super::compiled::{Compiled, Side};
 use super::core::{core, with_causes};
 use super::entities::{Entities, Reach};
 use super::entity_file;
 use super::footprint::Footprint;
 use super::index::Index;
-use super::layout::Form;
 use super::memory::{FileKey, GoodFile, Linked, Memory};
-use super::mentions;
 use super::open;
+use super::origin::{declaration, origin};
 use super::policy_file::{Body, Parsed};
 use super::routes::Routes;
 use super::schema::Types;
+use super::unreachable;
 use super::vocabulary::{self, Unrouted, Vocabulary, Wanted};
 use crate::model::{Denial, EntityTypeName, EntityUid, PolicyId};
 use crate::problem::{Problem, Severity, SourceFile};
-use crate::strict_json;
+use cedar_policy::{
+    Effect, Entities as CedarEntities, Entity, Policy, PolicySet, Schema, SlotId, ValidationError, ValidationMode,
+    Validator,
+};
 
 /// Compiles the files of one or several bundles; gives their warnings, too. What is in memory is not compiled again, and what comes of
 /// it is there the next time.
@@ -40,7 +37,7 @@ pub(super) fn compile(files: &[Files], memory: &mut Memory) -> Result<(Base, Vec
     if compiled.is_ok() || memory.is_empty() {
         return compiled;
     }
-    // What is wrong is told as if nothing were known: which of two is the one too many depends on the order in which they are met.
+    // What is wrong is reported as if nothing were known: which of two is the one too many depends on the order in which they are met.
     Compiler::default().run(files, &mut Memory::default())
 }
 
@@ -74,7 +71,9 @@ impl Compiler {
         let Some(linked) = linked else { return Err(self.problems) };
         let mut types = linked.types.clone();
         let mut sets = self.policies(&bundles);
-        for id in self.unreached(&bundles, &types) {
+        let (unreached, problems) = unreachable::policies(&bundles, &types);
+        self.problems.extend(problems);
+        for id in unreached {
             // Cedar finds it impossible, which is known, and said better where it is a fault. Templates are left to it.
             let _ = sets.all.remove_static(id);
         }
@@ -88,7 +87,7 @@ impl Compiler {
                 routes.add(&bundle.header.name.0, source, &types, &mut self.problems);
             }
         }
-        self.parameters(&bundles, &routes, &types, linked.validator.schema());
+        self.problems.extend(unreachable::parameters(&bundles, &routes, &types, linked.validator.schema()));
         self.stop_at_errors()?;
         let entities = Entities::new(&entities, reach);
         let mut policies = sets.compiled;
@@ -110,7 +109,7 @@ impl Compiler {
                 silent: Silent::default(),
                 bundles: bundles.iter().map(|bundle| bundle.header.summary()).collect(),
             };
-        self.taken_by_routes(&bundles, &base.types, &base.routes, &base.policies);
+        self.problems.extend(unreachable::taken_by_routes(&bundles, &base));
         self.problems.extend(base.warn_of_keys(|id| origin(&bundles, id)));
         self.problems.extend(base.warn_of_routes(|uid| declaration(&bundles, linked.validator.schema(), uid)));
         self.problems.extend(base.warn_of_literals(|id| origin(&bundles, id)));
@@ -204,88 +203,6 @@ impl Compiler {
                 }));
                 None
             }
-        }
-    }
-
-    /// The policies that no request can meet, because their actions are those of requests that no route names, or groups
-    /// without actions. A permit among them is a fault: whoever wrote it expects it to allow something. Of a forbid there is a warning; if
-    /// it is about requests that no route names, they are denied already, and [`Self::taken_by_routes`] says where that is not enough.
-    ///
-    /// All of this follows from the schema, so that it holds for files that are known as well.
-    fn unreached(&mut self, bundles: &[Bundle], types: &Types) -> Vec<PolicyId> {
-        let mut unreached = Vec::new();
-        for own in bundles.iter().flat_map(|bundle| &bundle.policies) {
-            let (effect, constraint) = own.scope_of_actions();
-            let actions = compiled::named(&constraint);
-            let unrouted = actions.iter().find(|action| types.vocabulary().is_unreachable(action));
-            // What no schema declares is for the validator to report.
-            let idle = |action: &EntityUid| !types.is_reached(action) && types.action(action).is_some();
-            let all_idle = !actions.is_empty() && actions.iter().all(idle);
-            if all_idle {
-                unreached.push(own.id().clone());
-            }
-            let problem = match (effect, unrouted, actions.first().filter(|_| all_idle)) {
-                (Effect::Permit, Some(action), _) => Problem::error(format!(
-                    "`{}` permits {action}, which no request has: there are routes, and what no route names is denied",
-                    own.id()
-                ))
-                .hint("give the requests that it is for a route, or write `unrouted: base` into bundle.yaml"),
-                (Effect::Forbid, None, Some(action)) => {
-                    let message =
-                        format!("`{}` forbids {action}, a group without any action that a request can have", own.id());
-                    Problem::warning(message).hint("put actions into the group in the schema, or name them")
-                }
-                (Effect::Permit, None, Some(action)) => {
-                    let message =
-                        format!("`{}` permits {action}, a group without any action that a request can have", own.id());
-                    Problem::error(message).hint(
-                        "put actions into the group in the schema; `unrouted: base` in bundle.yaml makes methods actions",
-                    )
-                }
-                _ => continue,
-            };
-            self.problems.push(problem.at(&own.source, own.span));
-        }
-        unreached
-    }
-
-    /// Reports parameters that a schema declares, and that no route has.
-    fn parameters(&mut self, bundles: &[Bundle], routes: &Routes, types: &Types, schema: &Schema) {
-        for (action, name, known) in routes.missing_parameters(types) {
-            let message =
-                format!("no route that leads to {action} has `{{{name}}}`, so `context.params.{name}` is never there");
-            let hint = match known.is_empty() {
-                true => "put it into the path of a route, or remove it from the schema".to_owned(),
-                false => crate::yaml::suggest(name, &known),
-            };
-            let problem = Problem::error(message).hint(hint);
-            self.problems.push(match declaration(bundles, schema, action) {
-                Some((source, span)) => problem.at(source, span),
-                None => problem,
-            });
-        }
-    }
-
-    /// Warns of forbids about a method whose requests routes give other actions. Routes change without the files of policies, so this
-    /// looks at those that are known as well.
-    fn taken_by_routes(&mut self, bundles: &[Bundle], types: &Types, routes: &Routes, policies: &[Arc<Compiled>]) {
-        let mut seen = BTreeSet::new();
-        for own in policies.iter().filter(|own| own.effect == Effect::Forbid) {
-            let mut actions =
-                compiled::named(own.actions()).iter().filter(|action| types.vocabulary().is_unreachable(action));
-            let Some(action) = actions.find(|action| routes.has_method(action.id().unescaped())) else { continue };
-            let id = own.template.as_ref().unwrap_or(&own.id);
-            if !seen.insert(id) {
-                continue;
-            }
-            let message =
-                format!("`{id}` forbids {action}, and requests of that method have the action of their route");
-            let problem = Problem::warning(message)
-                .hint("name the actions, or a group that they are in: `action in Action::\"write\"`");
-            self.problems.push(match origin(bundles, id) {
-                Some((source, span)) => problem.at(source, span),
-                None => problem,
-            });
         }
     }
 
@@ -522,42 +439,6 @@ impl Compiler {
     }
 }
 
-/// Where a policy stands.
-fn origin<'a>(bundles: &'a [Bundle], id: &PolicyId) -> Option<(&'a Arc<SourceFile>, Option<(usize, usize)>)> {
-    let mut fresh = bundles.iter().flat_map(|bundle| &bundle.policies);
-    let mut known = bundles
-        .iter()
-        .flat_map(|bundle| &bundle.known)
-        .flat_map(|(_, good, source)| good.policies.iter().map(move |(policy, span)| (&policy.id, source, *span)));
-    let found = fresh.find(|own| own.id() == id).map(|own| (&own.source, own.span));
-    found.or_else(|| known.find(|(own, ..)| *own == id).map(|(_, source, span)| (source, span)))
-}
-
-/// Where the schema declares an action.
-fn declaration<'a>(
-    bundles: &'a [Bundle],
-    schema: &Schema,
-    action: &EntityUid,
-) -> Option<(&'a Arc<SourceFile>, Option<(usize, usize)>)> {
-    let schema: &ValidatorSchema = schema.as_ref();
-    let declared = schema.get_action_id(action.as_ref())?;
-    let mut sources = bundles.iter().flat_map(|bundle| &bundle.schemas);
-    if let Some(loc) = declared.loc() {
-        let (_, source) = sources.find(|(_, source)| *source.text == *loc.src)?;
-        let declaration = source.text.get(loc.start()..loc.end())?;
-        let found = mentions::declared_at(declaration, action.id().unescaped());
-        return Some((source, Some(found.map_or((loc.start(), 1), |(at, length)| (loc.start() + at, length)))));
-    }
-    // Cedar knows no places in JSON.
-    let namespace = action.type_name().namespace();
-    sources.find_map(|(form, source)| {
-        let json = (*form == Form::Json).then(|| strict_json::parse(source).ok()).flatten()?;
-        let id: &str = action.id().unescaped();
-        json.get(&namespace)?.get("actions")?.get(id)?;
-        Some((source, strict_json::only_member(source, id)))
-    })
-}
-
 /// Cedar says the same of a place once for each action and type of principal that a policy is about. Whoever mends it
 /// needs to hear it once.
 fn one_for_each_place(sorted: Vec<Problem>) -> Vec<Problem> {
@@ -580,14 +461,6 @@ fn one_for_each_place(sorted: Vec<Problem>) -> Vec<Problem> {
 }
 
 impl Parsed {
-    /// Its effect, and what its scope says of actions.
-    fn scope_of_actions(&self) -> (Effect, ActionConstraint) {
-        match &self.body {
-            Body::Static(policy) => (policy.effect(), policy.action_constraint()),
-            Body::Template(template) => (template.effect(), template.action_constraint()),
-        }
-    }
-
     /// A policy that this stands for: itself, or linked from it.
     fn compiled(&self, policy: &Policy, problems: &mut Vec<Problem>) -> Compiled {
         let footprint = Footprint::of(policy).unwrap_or_else(|error| {

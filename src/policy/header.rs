@@ -106,7 +106,7 @@ pub struct DenialEntry {
     pub location: Option<String>,
 }
 
-/// `ttl` of `bundle.yaml`: how long the decision cache may remember, once there is one.
+/// `ttl` of `bundle.yaml`: how long decisions may be remembered.
 #[derive(Debug, Clone, Copy, Deserr, Serialize)]
 #[deserr(error = Faults, deny_unknown_fields)]
 pub struct Ttl {

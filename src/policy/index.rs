@@ -15,7 +15,7 @@ use super::HashMap;
 use super::compiled::{Bound, Compiled, Side};
 use super::footprint::Footprint;
 
-/// Policies by scope. The numbers are places in the list that it was made from.
+/// Policies by scope. The numbers are indices of the list that it was made from.
 #[derive(Debug, Default)]
 pub(super) struct Index(HashMap<EntityUID, About>);
 

@@ -4,7 +4,6 @@
 //! function like [`leans_on_optional`], and a line in [`Base::lint`].
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, UnaryOp, Var};
 use cedar_policy::{Effect, Policy};
@@ -13,7 +12,7 @@ use super::base::Base;
 use super::compiled::Side;
 use super::schema::ActionType;
 use crate::model::{PolicyId, Root, Type};
-use crate::problem::{Problem, SourceFile};
+use crate::problem::{Found, Problem};
 
 /// What is wrong with a policy, in words for its author.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +24,7 @@ struct Lint {
 impl Base {
     /// Warnings about policies, one for each lint and policy. `origin` gives the file of a policy or template, and its place
     /// in that.
-    pub(super) fn lint<'p>(
-        &self,
-        origin: impl Fn(&PolicyId) -> Option<(&'p Arc<SourceFile>, Option<(usize, usize)>)>,
-    ) -> Vec<Problem> {
+    pub(super) fn lint<'p>(&self, origin: impl Fn(&PolicyId) -> Option<Found<'p>>) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut templates = BTreeSet::new();
         for policy in &self.policies {
@@ -44,10 +40,7 @@ impl Base {
             let named = policy.template.as_ref().unwrap_or(&policy.id);
             problems.extend(leans_on_optional(&tree, &actions).map(|lint| {
                 let problem = Problem::warning(format!("`{named}` {}", lint.message)).hint(lint.hint);
-                match origin(named) {
-                    Some((source, span)) => problem.at(source, span),
-                    None => problem,
-                }
+                problem.at_known(origin(named))
             }));
         }
         problems

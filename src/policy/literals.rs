@@ -2,7 +2,6 @@
 //! form never holds, and a `forbid` with one never forbids.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use cedar_policy_core::ast::{BinaryOp, Expr, ExprKind, Literal, Var};
 use ipnet::IpNet;
@@ -10,14 +9,11 @@ use ipnet::IpNet;
 use super::base::Base;
 use super::pattern::METHODS;
 use crate::model::{PolicyId, Proof, Root};
-use crate::problem::{Problem, SourceFile};
+use crate::problem::{Found, Problem};
 
 impl Base {
     /// A warning for each literal that no request has. `origin` gives the file of a policy or template, and its place in that.
-    pub(super) fn warn_of_literals<'p>(
-        &self,
-        origin: impl Fn(&PolicyId) -> Option<(&'p Arc<SourceFile>, Option<(usize, usize)>)>,
-    ) -> Vec<Problem> {
+    pub(super) fn warn_of_literals<'p>(&self, origin: impl Fn(&PolicyId) -> Option<Found<'p>>) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut seen = BTreeSet::new();
         for policy in &self.policies {
@@ -27,10 +23,7 @@ impl Base {
             for (message, hint) in never(condition) {
                 if seen.insert((named, message.clone())) {
                     let problem = Problem::warning(format!("`{named}` {message}")).hint(hint);
-                    problems.push(match origin(named) {
-                        Some((source, span)) => problem.at(source, span),
-                        None => problem,
-                    });
+                    problems.push(problem.at_known(origin(named)));
                 }
             }
         }

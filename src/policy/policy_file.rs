@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cedar_policy::{Policy, PolicySet, Template};
+use cedar_policy::{ActionConstraint, Effect, Policy, PolicySet, Template};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
@@ -46,6 +46,14 @@ pub enum Body {
 }
 
 impl Parsed {
+    /// Its effect, and what its scope says of actions.
+    pub(super) fn scope_of_actions(&self) -> (Effect, ActionConstraint) {
+        match &self.body {
+            Body::Static(policy) => (policy.effect(), policy.action_constraint()),
+            Body::Template(template) => (template.effect(), template.action_constraint()),
+        }
+    }
+
     /// Its full id: `bundle/id`.
     pub fn id(&self) -> &PolicyId {
         match &self.body {

@@ -2,7 +2,6 @@
 //! the cache's hits. Made when somebody asks; a snapshot keeps nothing for it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -11,7 +10,7 @@ use super::compiled::{Compiled, Side};
 use super::footprint::Access;
 use super::schema::ActionType;
 use crate::model::{EntityUid, PolicyId, Type};
-use crate::problem::{Problem, SourceFile};
+use crate::problem::{Found, Problem};
 
 /// What every key holds, whatever policies read: `decision::key` encodes it.
 pub const ALWAYS: [&str; 5] = ["principal", "how it was proved", "its groups", "action", "resource"];
@@ -319,10 +318,7 @@ impl Base {
 
     /// Warnings of places that keep the cache from being of use: one for each place, at the first policy that reads it.
     /// `origin` gives the file of a policy or template, and its place in that.
-    pub(super) fn warn_of_keys<'p>(
-        &self,
-        origin: impl Fn(&PolicyId) -> Option<(&'p Arc<SourceFile>, Option<(usize, usize)>)>,
-    ) -> Vec<Problem> {
+    pub(super) fn warn_of_keys<'p>(&self, origin: impl Fn(&PolicyId) -> Option<Found<'p>>) -> Vec<Problem> {
         let mut found: BTreeMap<KeyAttribute<'_>, (Vec<&EntityUid>, BTreeSet<usize>)> = BTreeMap::new();
         for (uid, side, action) in self.reported() {
             let mut places = KeyAttribute::all(action, self.routes.pin_path(uid, self.types.vocabulary()));
@@ -347,20 +343,14 @@ impl Base {
             );
             let problem =
                 Problem::warning(message).hint(format!("{}; `stockade footprint` shows all keys", rule.advice));
-            Some(match origin(first.template.as_ref().unwrap_or(&first.id)) {
-                Some((source, span)) => problem.at(source, span),
-                None => problem,
-            })
+            Some(problem.at_known(origin(first.template.as_ref().unwrap_or(&first.id))))
         });
         problems.collect()
     }
 
     /// Actions that no route leads to, and routes that lead to actions that no policy is about, if there are routes.
     /// Methods are the actions of requests that no route matches.
-    pub(super) fn warn_of_routes<'p>(
-        &self,
-        declared: impl Fn(&EntityUid) -> Option<(&'p Arc<SourceFile>, Option<(usize, usize)>)>,
-    ) -> Vec<Problem> {
+    pub(super) fn warn_of_routes<'p>(&self, declared: impl Fn(&EntityUid) -> Option<Found<'p>>) -> Vec<Problem> {
         if self.routes.is_empty() {
             return Vec::new();
         }
@@ -370,10 +360,7 @@ impl Base {
             None => {
                 let problem = Problem::warning(format!("no route leads to {uid}, so no request has it"))
                     .hint("add a route to routes.yaml, or remove the action from the schema");
-                Some(match declared(uid) {
-                    Some((source, span)) => problem.at(source, span),
-                    None => problem,
-                })
+                Some(problem.at_known(declared(uid)))
             }
             Some(_) if self.policies.iter().any(|policy| policy.is_about(side)) => None,
             Some(first) => Some(Problem::info(format!(

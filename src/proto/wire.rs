@@ -1,12 +1,9 @@
-//! The parts of a CheckRequest that mapping reads, as prost messages of our own.
+//! A CheckRequest as owned messages, for tests and for what makes requests; the hot path reads [`super::view`].
 //!
-//! envoy-types decodes everything into owned Strings, which costs as much as the rest of a request; these messages
-//! share the bytes of the received frame. Fields that protobuf calls `string` are bytes here, so that what is not
+//! Fields that protobuf calls `string` are bytes here, so that what is not
 //! UTF-8 is refused by mapping with a named reason and not by the transport with a gRPC error, which fails open under
 //! `failure_mode_allow` (CVE-2023-27488 had that shape). Field numbers are those of Envoy 1.40's descriptors; that both
 //! decode alike is a test.
-//!
-//! The same types read protobuf JSON, for `stockade decide`.
 
 use std::collections::HashMap;
 

@@ -3,9 +3,8 @@
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use super::keys::{SignArgs, TrustArgs};
-use super::store::StoreArgs;
-use super::wait::{StatusWatch, WaitArgs};
+use super::session::WriterArgs;
+use super::wait::StatusWatch;
 use crate::cli::output::Error;
 use crate::model::EntityUid;
 use crate::publish::overlays::{Edit, describe, new_id};
@@ -46,13 +45,7 @@ pub(crate) struct IssueArgs {
     #[arg(long)]
     new_epoch: bool,
     #[command(flatten)]
-    sign: SignArgs,
-    #[command(flatten)]
-    wait: WaitArgs,
-    #[command(flatten)]
-    trust: TrustArgs,
-    #[command(flatten)]
-    store: StoreArgs,
+    writer: WriterArgs,
 }
 
 fn entity(text: &str) -> Result<String, String> {
@@ -88,10 +81,9 @@ impl ScopeArgs {
 impl IssueArgs {
     /// Edits the list of overlays, prints `done`, and waits for sidecars if asked to.
     pub(crate) async fn edit(&self, edit: &Edit, done: &str) -> Result<ExitCode, Error> {
-        let key = self.sign.key()?;
-        let session = self.store.connect(self.trust.keyring(Some(&key))).await?;
-        let watch = self.wait.watch(&session).await?;
-        let publisher = self.sign.publisher();
+        let (key, session) = self.writer.connect().await?;
+        let watch = self.writer.watch(&session).await?;
+        let publisher = self.writer.publisher();
         let (overlays, doubt) = session.edit_overlays(&key, &publisher, edit, self.new_epoch).await?;
         if let Some(doubt) = doubt {
             errln!("warning: {doubt}");
@@ -109,7 +101,7 @@ pub(crate) async fn issue(
     approved_by: Option<String>,
     args: &IssueArgs,
 ) -> Result<ExitCode, Error> {
-    let entry = scope.entry(effect, args.sign.publisher(), approved_by)?;
+    let entry = scope.entry(effect, args.writer.publisher(), approved_by)?;
     let shown = describe(&entry, SystemTime::now());
     args.edit(&Edit::Add(entry), &shown).await
 }

@@ -2,8 +2,7 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::cli::args::keys::ReaderTrustArgs;
-use crate::cli::args::store::StoreArgs;
+use crate::cli::args::session::ReaderArgs;
 use crate::cli::output::{columns, run as run_command};
 use crate::publish::history::Entry;
 use crate::terminal::{clean_excerpt, out, outln};
@@ -19,17 +18,15 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    trust: ReaderTrustArgs,
-    #[command(flatten)]
-    store: StoreArgs,
+    reader: ReaderArgs,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
     run_command(async {
-        let session = args.store.connect(args.trust.keyring()?).await?;
+        let session = args.reader.connect().await?;
         let mut entries = session.entries().await?;
         entries.reverse();
-        let checked = !args.trust.is_empty();
+        let checked = args.reader.has_keys();
         match args.json {
             true => {
                 outln!("{:#}", json!(entries.iter().map(|entry| self::json(entry, checked)).collect::<Vec<_>>()))

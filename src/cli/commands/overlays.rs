@@ -3,9 +3,8 @@ use std::time::SystemTime;
 
 use serde_json::json;
 
-use crate::cli::args::keys::ReaderTrustArgs;
 use crate::cli::args::overlay::IssueArgs;
-use crate::cli::args::store::StoreArgs;
+use crate::cli::args::session::ReaderArgs;
 use crate::cli::output::{Error, run as run_command};
 use crate::publish::overlays::{Edit, describe};
 use crate::terminal::{clean_excerpt, errln, outln};
@@ -25,9 +24,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    trust: ReaderTrustArgs,
-    #[command(flatten)]
-    store: StoreArgs,
+    reader: ReaderArgs,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -52,7 +49,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 async fn list(args: &Args) -> Result<ExitCode, Error> {
-    let session = args.store.connect(args.trust.keyring()?).await?;
+    let session = args.reader.connect().await?;
     let now = SystemTime::now();
     let current = session.newest_overlays().await?;
     if let Some(doubt) = current.as_ref().and_then(|current| current.doubt.as_ref()) {

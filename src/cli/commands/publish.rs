@@ -6,9 +6,8 @@ use std::time::SystemTime;
 use super::test;
 use crate::cli::args::bundle::BundleArgs;
 use crate::cli::args::config::ConfigArgs;
-use crate::cli::args::keys::{SignArgs, TrustArgs};
-use crate::cli::args::store::StoreArgs;
-use crate::cli::args::wait::{StatusWatch, WaitArgs};
+use crate::cli::args::session::WriterArgs;
+use crate::cli::args::wait::StatusWatch;
 use crate::cli::output::{Error, changes, count, ended, run as run_command, show};
 use crate::policy::{Files, Snapshot};
 use crate::publish::streams::Settings;
@@ -57,13 +56,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
-    sign: SignArgs,
-    #[command(flatten)]
-    wait: WaitArgs,
-    #[command(flatten)]
-    trust: TrustArgs,
-    #[command(flatten)]
-    store: StoreArgs,
+    writer: WriterArgs,
 }
 
 fn bytes(text: &str) -> Result<Bytes, String> {
@@ -119,9 +112,8 @@ fn refused(args: &Args, snapshot: &Snapshot, closed: bool) -> Option<String> {
 }
 
 async fn publish(args: &Args, files: &[Files], snapshot: &Snapshot) -> Result<ExitCode, Error> {
-    let key = args.sign.key()?;
     let packed = PackedBundle::of(files)?;
-    let session = args.store.connect(args.trust.keyring(Some(&key))).await?;
+    let (key, session) = args.writer.connect().await?;
     let position = session.position(args.new_epoch).await?;
     let unchanged = |current: &&Manifest| current.bundle == packed.blob && !args.new_epoch;
     if let Some(current) = position.current.as_ref().filter(unchanged) {
@@ -137,13 +129,13 @@ async fn publish(args: &Args, files: &[Files], snapshot: &Snapshot) -> Result<Ex
         return Ok(ExitCode::SUCCESS);
     }
     session.store.ensure(&Settings { replicas: args.replicas, max_bytes: args.max_bytes }).await?;
-    let watch = args.wait.watch(&session).await?;
+    let watch = args.writer.watch(&session).await?;
     upload(&session, &packed).await?;
     let draft = Draft {
         not_before: args.not_before,
         message: args.message.clone(),
         commit: args.bundle.directories.first().and_then(|dir| commit(dir)),
-        ..Draft::new(packed.blob, args.sign.publisher())
+        ..Draft::new(packed.blob, args.writer.publisher())
     };
     let manifest = session.publish_manifest(&key, &position, draft).await?;
     outln!("published {} with {}", manifest.version, manifest.bundle.digest);

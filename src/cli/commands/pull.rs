@@ -3,8 +3,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::cli::args::keys::ReaderTrustArgs;
-use crate::cli::args::store::StoreArgs;
+use crate::cli::args::session::ReaderArgs;
 use crate::cli::output::{Error, count, run as run_command};
 use crate::policy::Files;
 use crate::publish::history::find;
@@ -25,9 +24,7 @@ pub(crate) struct Args {
     #[arg(value_name = "DIR")]
     directory: PathBuf,
     #[command(flatten)]
-    trust: ReaderTrustArgs,
-    #[command(flatten)]
-    store: StoreArgs,
+    reader: ReaderArgs,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
@@ -35,14 +32,14 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 async fn pull(args: &Args) -> Result<ExitCode, Error> {
-    if args.trust.is_empty() {
+    if !args.reader.has_keys() {
         return Err(Error::Arguments {
             message: "`--trust` is required: name the publisher's public key".to_owned(),
             hint: "or your own private key with `--key`",
         });
     }
     is_free(&args.directory)?;
-    let session = args.store.connect(args.trust.keyring()?).await?;
+    let session = args.reader.connect().await?;
     let entries = session.entries().await?;
     let entry = find(&entries, &args.revision)?;
     let version = entry.head.version;

@@ -1,8 +1,7 @@
 use std::process::ExitCode;
 
-use crate::cli::args::keys::{SignArgs, TrustArgs};
-use crate::cli::args::store::StoreArgs;
-use crate::cli::args::wait::{StatusWatch, WaitArgs};
+use crate::cli::args::session::WriterArgs;
+use crate::cli::args::wait::StatusWatch;
 use crate::cli::output::{Error, run as run_command};
 use crate::policy::Snapshot;
 use crate::problem;
@@ -26,13 +25,7 @@ pub(crate) struct Args {
     #[arg(long, short, value_name = "TEXT")]
     message: Option<String>,
     #[command(flatten)]
-    sign: SignArgs,
-    #[command(flatten)]
-    wait: WaitArgs,
-    #[command(flatten)]
-    trust: TrustArgs,
-    #[command(flatten)]
-    store: StoreArgs,
+    writer: WriterArgs,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
@@ -40,8 +33,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 async fn rollback(args: &Args) -> Result<ExitCode, Error> {
-    let key = args.sign.key()?;
-    let session = args.store.connect(args.trust.keyring(Some(&key))).await?;
+    let (key, session) = args.writer.connect().await?;
     let position = session.position(false).await?;
     let entries = session.entries().await?;
     let target = match &args.to {
@@ -57,13 +49,13 @@ async fn rollback(args: &Args) -> Result<ExitCode, Error> {
     // A sidecar would refuse what is not valid, and keep what it has.
     Snapshot::compile(&session.files(target).await?, None, &mut Default::default())
         .map_err(|found| Error::NotValid { version: target.version, problems: problem::one_line(&found) })?;
-    let watch = args.wait.watch(&session).await?;
+    let watch = args.writer.watch(&session).await?;
     let draft = Draft {
         message: args.message.clone(),
         commit: target.commit.clone(),
         min_sidecar: target.min_sidecar.clone(),
         rolls_back_to: Some(target.version),
-        ..Draft::new(target.bundle, args.sign.publisher())
+        ..Draft::new(target.bundle, args.writer.publisher())
     };
     let manifest = session.publish_manifest(&key, &position, draft).await?;
     outln!("published {} with {}", manifest.version, manifest.bundle.digest);

@@ -3,8 +3,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::history;
-use crate::cli::args::keys::ReaderTrustArgs;
-use crate::cli::args::store::StoreArgs;
+use crate::cli::args::session::ReaderArgs;
 use crate::cli::output::{Error, run as run_command};
 use crate::policy::Snapshot;
 use crate::problem;
@@ -23,9 +22,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    trust: ReaderTrustArgs,
-    #[command(flatten)]
-    store: StoreArgs,
+    reader: ReaderArgs,
 }
 
 pub(super) fn run(args: &Args) -> ExitCode {
@@ -33,10 +30,10 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 async fn show(args: &Args) -> Result<ExitCode, Error> {
-    let session = args.store.connect(args.trust.keyring()?).await?;
+    let session = args.reader.connect().await?;
     let entries = session.entries().await?;
     let entry = find(&entries, &args.revision)?;
-    let checked = !args.trust.is_empty();
+    let checked = args.reader.has_keys();
     let files = session.files(&entry.manifest).await?;
     let snapshot = Snapshot::compile(&files, None, &mut Default::default())
         .map_err(|found| Error::NotValid { version: entry.head.version, problems: problem::one_line(&found) })?;

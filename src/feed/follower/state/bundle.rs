@@ -175,6 +175,10 @@ impl<B, S> State<B, S> {
                     self.store().trouble = None;
                 }
                 self.bundle.forget_failures();
+                if is_newest {
+                    // Whether it comes into force or waits, it is not refused.
+                    self.status.rejection = None;
+                }
                 let is_news = self.enforced.head().is_none_or(|enforced| enforced.version < head.version);
                 if is_news && (is_newest || is_due(&manifest, now)) {
                     self.ready = Some(Ready { head, manifest, compiled: Some(compiled), took, copy });

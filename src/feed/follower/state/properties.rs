@@ -124,27 +124,24 @@ fn issue(sim: &mut Simulation, seconds: u8, heard: bool) {
     }
 }
 
-/// A second, in ticks.
-const BEAT: usize = 10;
-
-/// The store answers again, and a beacon is heard each second, as in any healthy store. What was asked before may be answered by a
-/// server that is behind.
+/// The store answers again and one beacon is heard, and nothing more. What was asked before may be answered by a server that is behind,
+/// what is asked from then on is not.
 fn calm(sim: &mut Simulation) {
     sim.on(Input::Event(Event::Up));
     beat(sim);
-    for _ in 0..sim.work.len() {
-        sim.end(0, End::Behind(3));
+    let is_look = |work: &Work| matches!(work, Work::Look);
+    for _ in 0..sim.work.iter().filter(|work| is_look(work)).count() {
+        // The first was asked first.
+        let at = sim.work.iter().position(is_look).expect("one of those that were counted");
+        sim.end(at, End::Behind(3));
     }
     sim.settle(|_| true, End::Well);
     // Pauses after what has failed.
-    for tick in 0..300 {
+    for _ in 0..300 {
         if what_is_wrong(sim).is_empty() {
             break;
         }
         sim.pass(TICK);
-        if tick % BEAT == 0 {
-            beat(sim);
-        }
         sim.settle(|_: &Work| true, End::Well);
     }
 }
